@@ -1,0 +1,1 @@
+"""enginecache: a cache of TensorRT engines, keyed by everything that decides them."""

@@ -1,0 +1,96 @@
+"""What a builder is given, what it gives back, and what it says meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from enginecache.devices import Device
+from enginecache.model import ModelIdentity, ModelSource
+from enginecache.options import BuildOptions
+from enginecache.profiles import Profile
+from enginecache.targets import ComputeCapability, Target
+from enginecache.toolchain import Toolchain
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything that decides a plan, and the folder to work in.
+
+    Attributes:
+        source: The model's path or bytes.
+        identity: What the key says the model is; its files are fingerprinted again after parsing.
+        profiles: In order; empty for a static model.
+        options: Builder options.
+        toolchain: What the key says builds; compared with what is really loaded.
+        target: What the plan must run on.
+        device: The device to build on; None where no GPU takes part.
+        work_dir: A private, empty folder of this build; the plan is written there.
+        log_path: Where the log goes; created by the builder.
+    """
+
+    source: ModelSource
+    identity: ModelIdentity
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+    toolchain: Toolchain
+    target: Target
+    device: Device | None
+    work_dir: Path
+    log_path: Path
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """One step of a build.
+
+    Attributes:
+        phase: TensorRT's name of the outermost phase that is running, such as ``Building engine``.
+        fraction: From 0 to 1 over the whole build, or None where TensorRT does not say.
+        elapsed_seconds: Since the builder started.
+    """
+
+    phase: str
+    fraction: float | None
+    elapsed_seconds: float
+
+
+ProgressCallback = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A finished plan in the builder's own folder.
+
+    Attributes:
+        plan_path: The plan; the builder has closed it.
+        build_seconds: From the start of the builder to the written plan.
+        compute_capabilities: What the plan really reaches.
+        loaded_version: Version that the loaded library reported.
+        warnings: Lines that the user should see.
+    """
+
+    plan_path: Path
+    build_seconds: float
+    compute_capabilities: tuple[ComputeCapability, ...]
+    loaded_version: str
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Builder(Protocol):
+    """Makes one plan. Safe to call from several threads at once."""
+
+    def build(self, request: BuildRequest, progress: ProgressCallback | None = None) -> BuiltPlan:
+        """Build the plan, blocking until it is there.
+
+        Raises:
+            BuildError: TensorRT refused or failed; the reason is in the message and the log.
+            BuilderCrashError: The builder process died.
+            ModelChangedError: The model's files changed since ``request.identity`` was taken.
+            ProfileError: TensorRT wants something of the profiles that the ONNX graph alone does not show.
+            ToolchainError: Another TensorRT than ``request.toolchain`` was loaded, or none could be.
+            TargetError: The loaded TensorRT cannot build for ``request.target``.
+        """
+        ...

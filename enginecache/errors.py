@@ -1,0 +1,171 @@
+"""Every error that enginecache raises on purpose.
+
+::
+
+    EngineCacheError                      exit 1   (Exception)
+    ├── InvalidInputError                 exit 2   (ValueError)
+    │   ├── ModelError                             not an ONNX model, or one that must not be read
+    │   ├── ModelChangedError                      the files changed while the engine was being built
+    │   ├── ProfileError                           shapes that do not fit the model
+    │   ├── OptionError                            a builder option or target that cannot be read
+    │   ├── ConfigError                            configuration file or environment
+    │   ├── AmbiguousKeyError                      a prefix that several keys share
+    │   └── ConfirmationError                      a destructive command without --yes
+    ├── NotCachedError                    exit 3   (LookupError)
+    ├── IntegrityError                    exit 4   (RuntimeError)
+    │   └── LoadError                              TensorRT refused to deserialize the plan
+    ├── LockTimeoutError                  exit 5   (TimeoutError)
+    ├── RegistryError                     exit 6   (RuntimeError)
+    │   └── SchemaError                            registry written by another release
+    ├── BuildError                        exit 7   (RuntimeError)
+    │   └── BuilderCrashError                      the builder process died
+    ├── BackendError                      exit 8   (RuntimeError)
+    │   ├── NoDeviceError                          no GPU, and none was named
+    │   ├── ToolchainError                         no TensorRT, or not the one that was expected
+    │   └── TargetError                            this TensorRT cannot build for that GPU
+    └── StoreError                        exit 1   (OSError)
+
+Each takes ``what`` (what happened and why, one line) and ``fix`` (the command or flag that mends it). The fields are
+positional, so that an error survives pickling between processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EngineCacheError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        what: What happened and why.
+        fix: What to do about it; may be several lines, may be empty.
+        exit_code: The exit status of the command line for this error.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        # All fields go to args: BaseException.__reduce__ calls the class with them.
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n{self.fix}" if self.fix else self.what
+
+
+class InvalidInputError(EngineCacheError, ValueError):
+    """Usage, or bad input."""
+
+    exit_code = 2
+
+
+class ModelError(InvalidInputError):
+    """The model is missing, is not ONNX, or must not be read."""
+
+
+class ModelChangedError(InvalidInputError):
+    """The model's files changed while its engine was being built; nothing was published."""
+
+
+class ProfileError(InvalidInputError):
+    """The optimization profiles do not fit the model's inputs."""
+
+
+class OptionError(InvalidInputError):
+    """A builder option or a target that cannot be read or is out of range."""
+
+
+class ConfigError(InvalidInputError):
+    """The configuration file or an environment variable cannot be read."""
+
+
+class AmbiguousKeyError(InvalidInputError):
+    """A key prefix that several entries share."""
+
+
+class ConfirmationError(InvalidInputError):
+    """A destructive command was not confirmed."""
+
+
+class NotCachedError(EngineCacheError, LookupError):
+    """No stored engine serves the request, and building was not allowed."""
+
+    exit_code = 3
+
+
+class IntegrityError(EngineCacheError, RuntimeError):
+    """Stored bytes or rows are not what they should be."""
+
+    exit_code = 4
+
+
+class LoadError(IntegrityError):
+    """TensorRT did not deserialize a plan whose bytes are intact."""
+
+
+class LockTimeoutError(EngineCacheError, TimeoutError):
+    """Another process was still building when the time to wait ran out."""
+
+    exit_code = 5
+
+
+class RegistryError(EngineCacheError, RuntimeError):
+    """The registry cannot be opened, read or written."""
+
+    exit_code = 6
+
+
+class SchemaError(RegistryError):
+    """The registry's schema is not one that this release can use."""
+
+
+class BuildError(EngineCacheError, RuntimeError):
+    """TensorRT refused the model or failed to build it.
+
+    Attributes:
+        log_path: The builder's log, or an empty string where there is none.
+    """
+
+    exit_code = 7
+
+    def __init__(self, what: str, fix: str = "", log_path: str = "") -> None:
+        super().__init__(what, fix)
+        self.args = (what, fix, log_path)
+        self.log_path = log_path
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\nThe builder's log: {self.log_path}" if self.log_path else text
+
+
+class BuilderCrashError(BuildError):
+    """The builder process died, was killed or ran out of memory."""
+
+
+class BackendError(EngineCacheError, RuntimeError):
+    """No usable TensorRT or GPU for what was asked."""
+
+    exit_code = 8
+
+
+class NoDeviceError(BackendError):
+    """No GPU was found, and no target was named."""
+
+
+class ToolchainError(BackendError):
+    """No TensorRT is installed, or another than the key names was loaded."""
+
+
+class TargetError(BackendError):
+    """The chosen TensorRT cannot build for the asked compute capability."""
+
+
+class StoreError(EngineCacheError, OSError):
+    """The cache's folder cannot be used: unsafe, full, read-only or failing."""
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        # OSError takes over __str__ and args for two arguments; ours come back here.
+        super().__init__(what, fix)
+        self.args = (what, fix)

@@ -1,0 +1,164 @@
+"""What identifies a model: two digests, its inputs, and the files it was read from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from enginecache.errors import ModelError
+from enginecache.fingerprint import Fingerprint
+
+Dimension = int | str | None
+"""A static size, the name of a dynamic dimension, or None for a dynamic dimension without a name."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the model comes from: a path, or bytes with the folder of their external data.
+
+    Attributes:
+        path: Path of the ONNX file; None for bytes.
+        data: A serialized ``ModelProto``; None for a path.
+        base_dir: Folder of the external data of ``data``; None where there is none.
+    """
+
+    path: Path | None = None
+    data: bytes | None = None
+    base_dir: Path | None = None
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str] | bytes, base_dir: str | os.PathLike[str] | None = None) -> ModelSource:
+        """From what a caller has.
+
+        Raises:
+            ModelError: ``base_dir`` is given for a path: a model's external data lies beside it.
+        """
+        if isinstance(model, bytes | bytearray | memoryview):
+            folder = None if base_dir is None else Path(base_dir).absolute()
+            return cls(data=bytes(model), base_dir=folder)
+        if base_dir is not None:
+            message = "base_dir is for model bytes; external data of a model file lies beside it"
+            raise ModelError(message, "Leave base_dir out, or pass the model's bytes.")
+        return cls(path=Path(model).absolute())
+
+    @property
+    def name(self) -> str:
+        """The file's name, or ``<bytes>``; for people, never part of the key."""
+        return self.path.name if self.path is not None else "<bytes>"
+
+    @property
+    def external_dir(self) -> Path | None:
+        """The folder that external data locations are relative to."""
+        return self.path.parent if self.path is not None else self.base_dir
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One input of the graph that is not an initializer.
+
+    Attributes:
+        name: Name in the graph.
+        dtype: ONNX name of the element type: ``FLOAT``, ``INT64``, ...
+        dims: One entry a dimension.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[Dimension, ...]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every dimension has a size."""
+        return all(isinstance(dim, int) for dim in self.dims)
+
+    @property
+    def can_be_shape_tensor(self) -> bool:
+        """Whether TensorRT may read its *values* while building: integers, rank 0 or 1, of a static size.
+
+        Source: NVIDIA, "Working with Dynamic Shapes", execution tensors and shape tensors.
+        """
+        return self.dtype in {"INT32", "INT64"} and len(self.dims) <= 1 and self.is_static
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + "x".join("?" if dim is None else str(dim) for dim in self.dims)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file that the model's bytes came from.
+
+    Attributes:
+        location: Empty for the ONNX file itself, else the external data location as the model writes it.
+        fingerprint: What the file system said of it while it was read.
+    """
+
+    location: str
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What the key needs to know of a model.
+
+    Attributes:
+        structure: Digest (64 hex characters, BLAKE3) of the graph with every tensor as name, type and dimensions.
+        weights: Digest (64 hex characters, BLAKE3) of the content of every tensor, in the graph's order.
+        inputs: In the graph's order, without initializers.
+        files: The ONNX file first (not for bytes), then each external data file once, in order of first use.
+        is_settled: Whether every file was old enough, and unchanged before and after, for its fingerprint to stand
+            for its bytes.
+    """
+
+    structure: str
+    weights: str
+    inputs: tuple[ModelInput, ...]
+    files: tuple[ModelFile, ...]
+    is_settled: bool = False
+
+    @property
+    def digest(self) -> str:
+        """One digest (64 hex characters, BLAKE3) for structure and weights together."""
+        text = f"enginecache/model/v1\n{self.structure}\n{self.weights}\n"
+        return blake3.blake3(text.encode()).hexdigest()
+
+    def to_record(self) -> dict[str, Any]:
+        """As plain JSON values, for the file memo."""
+        return {
+            "structure": self.structure,
+            "weights": self.weights,
+            "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in self.inputs],
+            "files": [{"location": f.location, "fingerprint": list(f.fingerprint)} for f in self.files],
+            "is_settled": self.is_settled,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ModelIdentity:
+        """The inverse of :meth:`to_record`."""
+        return cls(
+            structure=record["structure"],
+            weights=record["weights"],
+            inputs=tuple(ModelInput(i["name"], i["dtype"], tuple(i["dims"])) for i in record["inputs"]),
+            files=tuple(ModelFile(f["location"], Fingerprint(*f["fingerprint"])) for f in record["files"]),
+            is_settled=record["is_settled"],
+        )
+
+
+def has_changed(source: ModelSource, identity: ModelIdentity) -> bool:
+    """Whether any file of the model has another fingerprint than when ``identity`` was taken, or is gone.
+
+    Cheap: one ``stat`` a file. Model bytes themselves cannot change; their external data can.
+    """
+    folder = source.external_dir
+    for file in identity.files:
+        path = source.path if not file.location else None if folder is None else folder / file.location
+        try:
+            if path is None or Fingerprint.of_path(path) != file.fingerprint:
+                return True
+        except OSError:
+            return True
+    return False
