@@ -1,0 +1,148 @@
+"""Settings of one cache: defaults, then the configuration file, then the environment, then arguments."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import platformdirs
+
+from enginecache.errors import ConfigError, EngineCacheError
+from enginecache.options import parse_size
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
+DAY_S = 86400.0
+
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.IGNORECASE)
+_DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one cache.
+
+    Attributes:
+        dir: Root folder of the cache.
+        shared: ``group`` lets the folder's group read and write (2770, 0440); empty keeps it private (0700, 0400).
+        backend: Which TensorRT flavour builds; ``auto`` chooses.
+        timeout_s: Longest wait for another builder, in seconds; None waits as long as it lives.
+        max_size_bytes: What ``prune`` shrinks the cache to by default; None is no limit.
+        grace_s: Age in seconds under which files that no row names are left alone.
+        cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
+    """
+
+    dir: Path
+    shared: Literal["", "group"] = ""
+    backend: Backend = "auto"
+    timeout_s: float | None = None
+    max_size_bytes: int | None = None
+    grace_s: float = DAY_S
+    cuda_major: int | None = None
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Config:
+        """Read the configuration file and the environment, and let ``arguments`` that are not None win.
+
+        The file is ``ENGINECACHE_CONFIG``, else ``enginecache/config.toml`` in the user's configuration folder. The
+        variables are ``ENGINECACHE_`` and a field's name in capitals, without its unit: ``ENGINECACHE_TIMEOUT=30m``.
+
+        Raises:
+            ConfigError: The file or a variable cannot be read.
+        """
+        environ = os.environ if environ is None else environ
+        config = cls(dir=Path(platformdirs.user_cache_dir("enginecache", appauthor=False)))
+        config = replace(config, **_read_file(environ))
+        config = replace(config, **_read_environ(environ))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        if "dir" in given:
+            given["dir"] = _parse_dir(os.fspath(given["dir"]))
+        return replace(config, **given)
+
+
+def _parse_dir(text: str) -> Path:
+    if not text:
+        raise ValueError("an empty path")
+    return Path(text).expanduser().absolute()
+
+
+def _parse_choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"not one of {', '.join(repr(choice) for choice in choices)}")
+        return text
+
+    return parse
+
+
+def parse_duration_s(text: str) -> float:
+    """Read ``30m``, ``45s``, ``2h``, ``30d`` or a number of seconds.
+
+    Raises:
+        ValueError: The text is not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write 30m, 45s, 2h, 30d or a number of seconds")
+    return float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
+
+
+_SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "dir": ("dir", _parse_dir),
+    "shared": ("shared", _parse_choice("", "group")),
+    "backend": ("backend", _parse_choice(*get_args(Backend))),
+    "timeout": ("timeout_s", parse_duration_s),
+    "max_size": ("max_size_bytes", parse_size),
+    "grace": ("grace_s", parse_duration_s),
+    "cuda_major": ("cuda_major", int),
+}
+"""From the name in the file and the environment to the field and the reader of its text."""
+
+
+def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    named = environ.get("ENGINECACHE_CONFIG")
+    path = Path(named) if named else Path(platformdirs.user_config_dir("enginecache", appauthor=False)) / "config.toml"
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        if named:
+            message = f"the configuration file {path} does not exist"
+            raise ConfigError(message, "Mend or unset ENGINECACHE_CONFIG.") from None
+        return {}
+    except (OSError, ValueError) as error:
+        message = f"the configuration file {path} cannot be read: {error}"
+        raise ConfigError(message, "Mend the file, or name another with ENGINECACHE_CONFIG.") from error
+    return dict(_parse(name, str(value), f"{name} in {path}") for name, value in table.items())
+
+
+def _read_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    found = {}
+    for name in _SETTINGS:
+        variable = f"ENGINECACHE_{name.upper()}"
+        if environ.get(variable):
+            field, value = _parse(name, environ[variable], variable)
+            found[field] = value
+    return found
+
+
+def _parse(name: str, text: str, where: str) -> tuple[str, Any]:
+    if name not in _SETTINGS:
+        message = f"{where}: there is no such setting"
+        raise ConfigError(message, f"The settings are {', '.join(_SETTINGS)}.")
+    field, parse = _SETTINGS[name]
+    try:
+        return field, parse(text)
+    except EngineCacheError as error:
+        raise ConfigError(f"{where}: {error.what}", error.fix) from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {text!r}: {error}", "Mend the value, or take it out.") from error

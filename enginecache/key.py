@@ -1,0 +1,112 @@
+"""The key: everything that decides a plan, in one canonical text.
+
+A field belongs in the key when another value of it could make another plan, or make the plan wrong for the caller. Not
+in the key: paths, names, times, working folder, host, user, device ordinal, UUID, memory size, driver version, cache
+settings, Python version, order of mappings, None against omitted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import blake3
+
+from enginecache.model import ModelIdentity
+from enginecache.options import BuildOptions
+from enginecache.profiles import Profile
+from enginecache.targets import Target
+from enginecache.toolchain import Toolchain
+
+KEY_VERSION = 1
+"""Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
+
+KEY_LENGTH = 64
+"""Hex characters of a key's digest."""
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What was asked.
+
+    Attributes:
+        model_structure: Digest of the graph without the tensors' contents.
+        model_weights: Digest of the tensors' contents.
+        profiles: In the order of their index in TensorRT's runtime API.
+        options: Builder options; only their keyed fields count.
+        toolchain: TensorRT flavour, version, CUDA major and platform.
+        target: What the plan must run on.
+    """
+
+    model_structure: str
+    model_weights: str
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+    toolchain: Toolchain
+    target: Target
+
+    @classmethod
+    def of(
+        cls,
+        identity: ModelIdentity,
+        profiles: tuple[Profile, ...],
+        options: BuildOptions,
+        toolchain: Toolchain,
+        target: Target,
+    ) -> EngineKey:
+        """The key of a request whose parts are known."""
+        return cls(identity.structure, identity.weights, profiles, options, toolchain, target)
+
+    def fields(self) -> Fields:
+        """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
+        return {
+            "model": {"structure": self.model_structure, "weights": self.model_weights},
+            "profiles": [_profile_fields(profile) for profile in self.profiles],
+            "options": self.options.keyed(),
+            "toolchain": {
+                "flavour": self.toolchain.flavour,
+                "version": self.toolchain.version,
+                "cuda_major": self.toolchain.cuda_major,
+                "os": self.toolchain.os,
+                "cpu": self.toolchain.cpu,
+            },
+            "target": _target_fields(self.target),
+        }
+
+    def canonical_json(self) -> str:
+        """The canonical text: sorted keys, no spaces, ASCII, defaults written out."""
+        return canonical_json(self.fields())
+
+    @property
+    def digest(self) -> str:
+        """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
+        text = f"enginecache/key/v{KEY_VERSION}\n{self.canonical_json()}"
+        return blake3.blake3(text.encode("ascii")).hexdigest()
+
+
+def canonical_json(fields: Fields) -> str:
+    """One text for one value: sorted keys, no spaces, ASCII only."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _profile_fields(profile: Profile) -> Fields:
+    return {
+        name: {
+            "kind": "values" if shapes.is_values else "shape",
+            "min": list(shapes.minimum),
+            "opt": list(shapes.optimum),
+            "max": list(shapes.maximum),
+        }
+        for name, shapes in profile.ranges
+    }
+
+
+def _target_fields(target: Target) -> Fields:
+    device = target.device_model
+    return {
+        "compute_capabilities": "portable" if target.is_portable else [list(c) for c in target.compute_capabilities],
+        "device": None if device is None else {"name": device.name, "sm_count": device.sm_count},
+    }

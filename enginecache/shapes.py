@@ -1,0 +1,86 @@
+"""The syntax of shapes on the command line: trtexec's, and ``NAME=MIN:OPT:MAX`` for named dimensions."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+
+from enginecache.errors import ProfileError
+
+Bounds = tuple[int, int, int]
+
+_SHAPE = re.compile(r"-?\d+(?:x-?\d+)*|")
+
+
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """Read ``x:1x3x32x32,y:1x10`` in trtexec's syntax.
+
+    The name ends at the last colon, and may be quoted with ``'`` or ``"`` where it holds a comma. An empty shape
+    (``x:``) is that of a scalar.
+
+    Raises:
+        ProfileError: The text has another form, or names an input twice.
+    """
+    result: dict[str, tuple[int, ...]] = {}
+    for item in _split_outside_quotes(text):
+        name, colon, shape = item.rpartition(":")
+        name, shape = _unquote(name.strip()), shape.strip()
+        if not colon or not name or _SHAPE.fullmatch(shape) is None:
+            message = f"{item.strip()!r} is not NAME:SHAPE"
+            raise ProfileError(message, "Write shapes as in trtexec: input:1x3x224x224,mask:1x128.")
+        if name in result:
+            raise ProfileError(f"input {name!r} stands twice in {text!r}", "Name each input once in a flag.")
+        result[name] = tuple(int(size) for size in shape.split("x")) if shape else ()
+    return result
+
+
+def _split_outside_quotes(text: str) -> list[str]:
+    items, current, quote = [], "", ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter == ",":
+            items.append(current)
+            current = ""
+            continue
+        current += letter
+    if quote:
+        raise ProfileError(f"a quote in {text!r} is not closed", f"Close it with {quote}.")
+    return [*items, current]
+
+
+def _unquote(name: str) -> str:
+    return name[1:-1] if len(name) >= 2 and name[0] == name[-1] and name[0] in "'\"" else name
+
+
+def parse_dim(text: str) -> tuple[str, Bounds]:
+    """Read ``batch=1:32:64``, or ``batch=8`` for a fixed size.
+
+    Raises:
+        ProfileError: The text has another form.
+    """
+    name, equals, sizes = text.rpartition("=")
+    parts = sizes.split(":")
+    if not equals or not name or len(parts) not in {1, 3} or not all(part.strip().isdecimal() for part in parts):
+        message = f"--dim {text!r} is not NAME=MIN:OPT:MAX"
+        raise ProfileError(message, "Write, for instance, --dim batch=1:32:64.")
+    numbers = [int(part) for part in parts]
+    return name, (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+def quote_shape(name: str, shape: tuple[int, ...]) -> str:
+    """One item of a shape flag: ``x:1x3x32x32``, the name quoted where it must be."""
+    quoted = f'"{name}"' if "," in name or "'" in name else f"'{name}'" if '"' in name else name
+    return f"{quoted}:{'x'.join(str(size) for size in shape)}"
+
+
+def shape_flags(shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> str:
+    """The three flags for a mapping from input name to (minimum, optimum, maximum), quoted for a shell."""
+    flags = []
+    for index, flag in enumerate(("--min-shapes", "--opt-shapes", "--max-shapes")):
+        items = ",".join(quote_shape(name, corners[index]) for name, corners in shapes.items())
+        flags.append(f"{flag} {shlex.quote(items)}")
+    return " ".join(flags)
