@@ -1,0 +1,1 @@
+"""The registry: rows about models, entries, blobs, builds, pins and misses."""

@@ -1,0 +1,207 @@
+"""The registry: rows about stored engines. Records, and what every implementation does."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from enginecache.fingerprint import Fingerprint
+from enginecache.key import Fields
+from enginecache.toolchain import Flavour
+
+BuildState = Literal["running", "succeeded", "failed", "abandoned"]
+MemoKind = Literal["model", "blob"]
+
+
+def utc_now() -> dt.datetime:
+    """The time, aware, UTC."""
+    return dt.datetime.now(dt.timezone.utc)
+
+
+@dataclass(frozen=True)
+class EntryRecord:
+    """One stored engine: a key and the blob that answers it.
+
+    Attributes:
+        key: 64 hex characters.
+        key_json: The key's canonical text.
+        key_version: Version of that text.
+        model_digest: Digest of structure and weights together.
+        model_name: File name that it was first seen under; for people.
+        digest: Digest of the blob, 64 hex characters of BLAKE3.
+        size_bytes: Size of the blob.
+        backend: TensorRT flavour that built it.
+        tensorrt_version: Version that the builder reported.
+        compute_capabilities: What the plan reaches, such as ``("8.9",)``.
+        device_name: The device model that it was built on, or None.
+        driver_version: Driver of that device, or None; provenance.
+        build_id: The attempt that made it.
+        build_seconds: How long that took.
+        created_at: When it was published.
+        is_pinned: Whether it must stay.
+    """
+
+    key: str
+    key_json: str
+    key_version: int
+    model_digest: str
+    model_name: str
+    digest: str
+    size_bytes: int
+    backend: Flavour
+    tensorrt_version: str
+    compute_capabilities: tuple[str, ...]
+    device_name: str | None
+    driver_version: str | None
+    build_id: str
+    build_seconds: float
+    created_at: dt.datetime
+    is_pinned: bool = False
+
+    @property
+    def fields(self) -> Fields:
+        """The key as plain JSON values."""
+        fields: Fields = json.loads(self.key_json)
+        return fields
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """One attempt to build.
+
+    Attributes:
+        id: 32 hex characters; also the name of its log.
+        key: What was asked.
+        state: ``running`` until its outcome is known; ``abandoned`` when its process died first.
+        started_at: When.
+        host: Name of the host.
+        pid: Process that waits for the builder.
+        build_seconds: How long it took, or None.
+        reason: Why it failed, or an empty text.
+    """
+
+    id: str
+    key: str
+    state: BuildState
+    started_at: dt.datetime
+    host: str
+    pid: int
+    build_seconds: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class MissRecord:
+    """What was asked and not found.
+
+    Attributes:
+        key: What was asked.
+        reason: Code of why: ``absent``, ``corrupt``, ``rebuild``.
+        nearest_key: The nearest entry then, or None.
+        differing: Names of the fields in which it differed.
+        count: How often.
+        last_at: When last.
+    """
+
+    key: str
+    reason: str
+    nearest_key: str | None
+    differing: tuple[str, ...]
+    count: int
+    last_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class RegistryTotals:
+    """Counts for ``stats``."""
+
+    entries: int
+    blobs: int
+    size_bytes: int
+    pinned: int
+    builds_succeeded: int
+    builds_failed: int
+    build_seconds: float
+    misses: int
+
+
+class Registry(Protocol):
+    """Rows, transactional. Safe across threads, forks and processes; every method may raise ``RegistryError``."""
+
+    def find(self, key: str) -> EntryRecord | None:
+        """The entry of exactly this key."""
+        ...
+
+    def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
+        """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
+        ...
+
+    def entries(self, limit: int | None = None) -> list[EntryRecord]:
+        """Entries, newest first: all, or the newest ``limit``."""
+        ...
+
+    def relatives(self, structure: str, weights: str) -> Iterator[EntryRecord]:
+        """Entries of models that share the structure or the weights, newest first."""
+        ...
+
+    def publish(self, entry: EntryRecord, fields: Fields) -> None:
+        """Commit the entry, its model and blob, and its build's success: all or nothing.
+
+        Replaces an entry of the same key. The blob must be durable already.
+        """
+        ...
+
+    def remove(self, key: str, *, digest: str | None = None, even_pinned: bool = False) -> bool:
+        """Delete the entry; False if it was gone, pinned, or no longer has ``digest``."""
+        ...
+
+    def forget_blob(self, digest: str, reason: str) -> list[str]:
+        """Delete every entry of a blob that is no longer good; the keys that lost their engine."""
+        ...
+
+    def is_referenced(self, digest: str) -> bool:
+        """Whether any entry names the blob."""
+        ...
+
+    def pin(self, key: str) -> None:
+        """Keep the entry whatever ``prune`` wants. Idempotent."""
+        ...
+
+    def unpin(self, key: str) -> None:
+        """Let the entry go when ``prune`` wants. Idempotent."""
+        ...
+
+    def start_build(self, build: BuildRecord) -> None:
+        """Record an attempt. The caller holds the key's lock, so other running attempts of it are abandoned."""
+        ...
+
+    def fail_build(self, build_id: str, seconds: float, reason: str) -> None:
+        """Record that the attempt failed, and why."""
+        ...
+
+    def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
+        """Attempts, newest first."""
+        ...
+
+    def record_miss(self, key: str, reason: str, nearest_key: str | None, differing: Sequence[str]) -> None:
+        """Count a miss of this key."""
+        ...
+
+    def misses(self, limit: int = 100) -> list[MissRecord]:
+        """Misses, latest first."""
+        ...
+
+    def recall(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
+        """What this host found in a file of this fingerprint, or None."""
+        ...
+
+    def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
+        """Keep what was found in a file. Never blocks and never fails: a busy registry just forgets."""
+        ...
+
+    def totals(self) -> RegistryTotals:
+        """Counts and sums."""
+        ...

@@ -1,0 +1,123 @@
+"""The registry's tables. ``migrations/`` makes them; ``alembic check`` in the tests holds the two together."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+HEX = sa.String(64)
+
+
+class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
+    """An aware time in UTC; SQLite has no time zones, so it is stored without and read back with one."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:  # noqa: ARG002
+        """To UTC, and naive for SQLite."""
+        return None if value is None else value.astimezone(dt.timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:  # noqa: ARG002
+        """Aware again."""
+        return None if value is None else value.replace(tzinfo=dt.timezone.utc)
+
+
+schema_info = sa.Table(
+    "schema_info",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("oldest_reader", sa.Integer, nullable=False),
+)
+
+models = sa.Table(
+    "models",
+    METADATA,
+    sa.Column("digest", HEX, primary_key=True),
+    sa.Column("structure", HEX, nullable=False, index=True),
+    sa.Column("weights", HEX, nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("first_seen_at", UtcDateTime, nullable=False),
+)
+
+blobs = sa.Table(
+    "blobs",
+    METADATA,
+    sa.Column("digest", HEX, primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("stored_at", UtcDateTime, nullable=False),
+    sa.Column("quarantine_reason", sa.Text),
+)
+
+builds = sa.Table(
+    "builds",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("key", HEX, nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("started_at", UtcDateTime, nullable=False, index=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("build_seconds", sa.Float),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+entries = sa.Table(
+    "entries",
+    METADATA,
+    sa.Column("key", HEX, primary_key=True),
+    sa.Column("key_json", sa.Text, nullable=False),
+    sa.Column("key_version", sa.Integer, nullable=False),
+    sa.Column("model_digest", HEX, sa.ForeignKey("models.digest"), nullable=False, index=True),
+    sa.Column("digest", HEX, sa.ForeignKey("blobs.digest"), nullable=False, index=True),
+    sa.Column("backend", sa.String(32), nullable=False),
+    sa.Column("tensorrt_version", sa.Text, nullable=False),
+    sa.Column("compute_capabilities", sa.Text, nullable=False),
+    sa.Column("device_name", sa.Text),
+    sa.Column("driver_version", sa.Text),
+    sa.Column("build_id", sa.String(32), sa.ForeignKey("builds.id"), nullable=False),
+    sa.Column("build_seconds", sa.Float, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False, index=True),
+)
+
+pins = sa.Table(
+    "pins",
+    METADATA,
+    # No foreign key to entries: a pin outlives an engine that turned out corrupt, and holds for the one rebuilt.
+    sa.Column("key", HEX, primary_key=True),
+    sa.Column("pinned_at", UtcDateTime, nullable=False),
+)
+
+misses = sa.Table(
+    "misses",
+    METADATA,
+    sa.Column("key", HEX, primary_key=True),
+    sa.Column("reason", sa.String(16), nullable=False),
+    sa.Column("nearest_key", HEX),
+    sa.Column("differing", sa.Text, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("last_at", UtcDateTime, nullable=False),
+)
+
+file_memo = sa.Table(
+    "file_memo",
+    METADATA,
+    sa.Column("host", sa.Text, primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("inode", sa.Text, primary_key=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("ctime_ns", sa.BigInteger, nullable=False),
+    sa.Column("found", sa.Text, nullable=False),
+)
