@@ -1,0 +1,1 @@
+"""Locks: one build per key."""

@@ -1,0 +1,53 @@
+"""One build per key. What every lock does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has a lock, as far as is known.
+
+    Attributes:
+        host: Name of the host.
+        pid: Process.
+        since: Seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Said about once a second while a lock is held by another.
+
+    Attributes:
+        holder: Who has it; None where that is not known.
+        waited_seconds: How long we have waited.
+    """
+
+    holder: Holder | None
+    waited_seconds: float
+
+
+WaitingCallback = Callable[[Waiting], None]
+
+
+class KeyLocks(Protocol):
+    """Locks by name. Exclusive over threads and processes; free at once when the holder's process dies."""
+
+    def hold(
+        self, name: str, timeout_s: float | None, waiting: WaitingCallback | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock ``name``, waiting at most ``timeout_s`` seconds (None: as long as it takes).
+
+        Raises:
+            LockTimeoutError: Another still held it when the time was up.
+        """
+        ...

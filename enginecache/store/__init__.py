@@ -1,0 +1,1 @@
+"""The store: immutable blobs named by their digest, in a checked folder."""

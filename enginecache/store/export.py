@@ -1,0 +1,45 @@
+"""A copy of a plan outside the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from enginecache.errors import StoreError
+
+_FICLONE = 0x40049409
+"""Share the blocks of another file, copy on write. Source: Linux, ioctl_ficlone(2)."""
+
+
+def export_plan(plan: Path, target: Path) -> None:
+    """Put a copy of ``plan`` at ``target``, atomically: readers see the old file or the whole new one.
+
+    Shares the blocks where the file system can. Never a hard link: that would let a change of the copy reach the cache,
+    and would move the blob's ctime.
+
+    Raises:
+        StoreError: The copy cannot be written.
+    """
+    try:
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as copy, plan.open("rb") as source:
+                try:
+                    fcntl.ioctl(copy, _FICLONE, source.fileno())
+                except OSError:
+                    shutil.copyfileobj(source, copy, 4 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        message = f"the engine cannot be copied to {target}: {error.strerror or error}"
+        raise StoreError(message, "The engine is in the cache; name a writable file with -o.") from error

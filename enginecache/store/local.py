@@ -1,0 +1,163 @@
+"""Blobs in a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import blake3
+
+from enginecache.errors import StoreError
+from enginecache.fingerprint import Fingerprint
+from enginecache.store.base import ReadBlob, StagedBlob
+from enginecache.store.root import Root, sync_folder
+
+CHUNK_BYTES = 4 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SUFFIX = ".engine"
+
+
+class LocalBlobStore:
+    """Implements :class:`~enginecache.store.base.BlobStore` below a root's ``engines/``.
+
+    Not safe on NFS: whether a rename survives a crash there is the server's choice.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is. Only a digest becomes a path: nothing else from a row or file does.
+
+        Raises:
+            StoreError: ``digest`` is not one.
+        """
+        if _DIGEST.fullmatch(digest) is None:
+            raise StoreError(f"{digest!r} is not a digest", "The registry is damaged: run `enginecache verify`.")
+        return self._root.engines / digest[:2] / f"{digest}{_SUFFIX}"
+
+    def stage(self, source: Path) -> StagedBlob:
+        """Copy ``source`` to a durable temporary file while hashing it.
+
+        The builder's own file is never adopted by a rename: its process may still hold a writable descriptor.
+        """
+        with _translated("an engine cannot be stored"):
+            descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
+            try:
+                with os.fdopen(descriptor, "wb") as target, source.open("rb") as plan:
+                    digest, size = _copy(plan, target)
+                    target.flush()
+                    os.fchmod(target.fileno(), self._root.blob_mode)
+                    os.fsync(target.fileno())
+            except BaseException:
+                Path(name).unlink()
+                raise
+        return StagedBlob(digest, size, Path(name))
+
+    def publish(self, staged: StagedBlob) -> Path:
+        """Give staged bytes their name.
+
+        A blob that is there already is replaced by its equal: readers keep the old inode, and damage is healed.
+        """
+        target = self.path(staged.digest)
+        with _translated("an engine cannot be stored"):
+            if not target.parent.is_dir():
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                target.parent.chmod(self._root.folder_mode)
+                sync_folder(self._root.engines)
+            staged.path.rename(target)
+            sync_folder(target.parent)
+        return target
+
+    def discard(self, staged: StagedBlob) -> None:
+        """Drop staged bytes; no error if they are gone."""
+        staged.path.unlink(missing_ok=True)
+
+    def fingerprint(self, digest: str) -> Fingerprint | None:
+        """What the file system says of the blob; None where there is no regular file."""
+        try:
+            status = self.path(digest).lstat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _store_error("an engine cannot be read", error) from error
+        return Fingerprint.of_stat(status)
+
+    def read(self, digest: str) -> ReadBlob | None:
+        """Hash the whole blob, in pieces."""
+        now_ns = time.time_ns()
+        with _translated("an engine cannot be read"):
+            try:
+                descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                before = Fingerprint.of_stat(os.fstat(file.fileno()))
+                found, _ = _copy(file, None)
+                after = Fingerprint.of_stat(os.fstat(file.fileno()))
+        return ReadBlob(found, after, before == after and after.is_settled(now_ns))
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Move the blob to ``quarantine/``, with the time in its name: the same digest may fail twice."""
+        target = self._root.quarantine / f"{digest}.{time.time_ns()}{_SUFFIX}"
+        with _translated("a damaged engine cannot be set aside"):
+            try:
+                self.path(digest).rename(target)
+            except FileNotFoundError:
+                return None
+            sync_folder(self.path(digest).parent)
+            sync_folder(self._root.quarantine)
+        return target
+
+    def delete(self, digest: str) -> int:
+        """Delete the blob; readers that have it mapped keep their bytes."""
+        path = self.path(digest)
+        with _translated("an engine cannot be deleted"):
+            try:
+                size = path.lstat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                return 0
+            sync_folder(path.parent)
+        return size
+
+    def digests(self) -> Iterator[str]:
+        """Digests of all blobs; files of other names are not blobs."""
+        with _translated("the engines cannot be listed"):
+            for path in sorted(self._root.engines.glob(f"*/*{_SUFFIX}")):
+                digest = path.name.removesuffix(_SUFFIX)
+                if _DIGEST.fullmatch(digest) and path.parent.name == digest[:2]:
+                    yield digest
+
+
+def _copy(source: object, target: object | None) -> tuple[str, int]:
+    """Read ``source`` to its end; its digest and size in bytes. Writes to ``target`` where there is one."""
+    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    size = 0
+    while count := source.readinto(buffer):  # type: ignore[attr-defined]
+        hasher.update(buffer[:count])
+        size += count
+        if target is not None:
+            target.write(buffer[:count])  # type: ignore[attr-defined]
+    return hasher.hexdigest(), size
+
+
+def _store_error(what: str, error: OSError) -> StoreError:
+    message = f"{what}: {error.strerror or error} ({error.filename or 'no path'})"
+    return StoreError(message, "See `enginecache doctor` for space and modes; `enginecache prune` frees space.")
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise _store_error(what, error) from error

@@ -1,0 +1,43 @@
+"""When each entry was last used.
+
+Kept in the modification times of empty files, outside the blobs: touching a blob changes its ctime, and so the
+fingerprint that says it was verified. A touch takes no lock, so a hit waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+from pathlib import Path
+
+from enginecache.store.root import Root
+
+
+class UseLog:
+    """Last use by key. Best effort: a root that cannot be written keeps serving."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def touch(self, key: str) -> None:
+        """Note a use now. Never blocks, never fails."""
+        with contextlib.suppress(OSError):
+            self._path(key).touch(mode=self._root.file_mode)
+            if self._root.is_shared and self._path(key).stat().st_uid == os.geteuid():
+                self._path(key).chmod(self._root.file_mode)  # touch's mode is cut by the umask
+
+    def last_used(self, key: str) -> dt.datetime | None:
+        """When the entry was last used; None where no use was noted."""
+        try:
+            return dt.datetime.fromtimestamp(self._path(key).stat().st_mtime, dt.timezone.utc)
+        except OSError:
+            return None
+
+    def forget(self, key: str) -> None:
+        """Drop the note of an entry that is gone."""
+        with contextlib.suppress(OSError):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._root.uses / key
