@@ -1,0 +1,79 @@
+"""What the user sees while a build runs: a bar on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from enginecache.builders.base import BuildProgress
+from enginecache.cli.output import say
+from enginecache.locks.base import Waiting
+from enginecache.locks.local import describe_holder
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from typing_extensions import Self
+
+LINE_EVERY_S = 10.0
+
+
+class BuildDisplay:
+    """Shows waiting and building on standard error. Use as a context manager.
+
+    Args:
+        name: The model's name.
+        is_quiet: Show nothing.
+    """
+
+    def __init__(self, name: str, *, is_quiet: bool = False) -> None:
+        self._name = name
+        self._is_quiet = is_quiet
+        self._said_at = float("-inf")
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def progress(self, step: BuildProgress) -> None:
+        """Show a step of the build."""
+        if self._is_quiet:
+            return
+        if sys.stderr.isatty():
+            self._move_bar(step)
+        elif self._is_time():
+            done = "" if step.fraction is None else f" {step.fraction:.0%}"
+            say(f"building {self._name}:{done} {step.phase}, {step.elapsed_seconds:.0f} s")
+
+    def waiting(self, wait: Waiting) -> None:
+        """Show that another process builds."""
+        if not self._is_quiet and self._is_time():
+            say(f"waiting for {describe_holder(wait.holder)} to build {self._name}")
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._said_at < LINE_EVERY_S:
+            return False
+        self._said_at = now
+        return True
+
+    def _move_bar(self, step: BuildProgress) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(f"building {self._name}", total=None)
+            self._bar.start()
+        if self._task is not None:
+            total = None if step.fraction is None else 1.0
+            self._bar.update(self._task, total=total, completed=step.fraction or 0.0, description=step.phase)

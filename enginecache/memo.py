@@ -1,0 +1,89 @@
+"""What need not be hashed again, because its file has not changed since it was."""
+
+from __future__ import annotations
+
+import enum
+
+from enginecache.fingerprint import Fingerprint
+from enginecache.key import KEY_VERSION
+from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.registry.base import Registry
+from enginecache.store.base import BlobStore
+
+
+class BlobState(enum.Enum):
+    """What checking a blob found."""
+
+    INTACT = "intact"
+    MISSING = "missing"
+    WRONG_SIZE = "its size is not the one that was stored"
+    WRONG_DIGEST = "its bytes do not have the digest in its name"
+
+
+class FileMemo:
+    """Identities of models and verdicts on blobs, by the stat fingerprints of their files."""
+
+    def __init__(self, registry: Registry, store: BlobStore) -> None:
+        self._registry = registry
+        self._store = store
+
+    def identify(self, source: ModelSource) -> ModelIdentity:
+        """The model's identity, from the memo where none of its files has changed.
+
+        Raises:
+            ModelError: The model cannot be read, or must not be.
+        """
+        return self._recalled_identity(source) or self._fresh_identity(source)
+
+    def _recalled_identity(self, source: ModelSource) -> ModelIdentity | None:
+        if source.path is None:
+            return None
+        try:
+            fingerprint = Fingerprint.of_path(source.path)
+        except OSError:
+            return None  # identify says why
+        found = self._registry.recall("model", fingerprint)
+        if found is None or found.get("key_version") != KEY_VERSION:
+            return None
+        identity = ModelIdentity.from_record(found["identity"])
+        return None if has_changed(source, identity) else identity
+
+    def _fresh_identity(self, source: ModelSource) -> ModelIdentity:
+        identity = identify(source)
+        if identity.is_settled and source.path is not None:
+            found = {"key_version": KEY_VERSION, "identity": identity.to_record()}
+            self._registry.remember("model", identity.files[0].fingerprint, found)
+        return identity
+
+    def check_blob(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
+        """Whether the blob is there and whole.
+
+        Reads the bytes only where this host has not verified this fingerprint before.
+
+        Args:
+            digest: The blob's name.
+            size_bytes: What its row says.
+            force: Read the bytes in any case.
+
+        Raises:
+            StoreError: The file is there and cannot be read.
+        """
+        fingerprint = self._store.fingerprint(digest)
+        if fingerprint is None:
+            return BlobState.MISSING
+        if fingerprint.size_bytes != size_bytes:
+            return BlobState.WRONG_SIZE
+        found = None if force else self._registry.recall("blob", fingerprint)
+        if found is not None and found.get("digest") == digest:
+            return BlobState.INTACT
+        return self._read_blob(digest)
+
+    def _read_blob(self, digest: str) -> BlobState:
+        read = self._store.read(digest)
+        if read is None:
+            return BlobState.MISSING
+        if read.digest != digest:
+            return BlobState.WRONG_DIGEST
+        if read.is_settled:
+            self._registry.remember("blob", read.fingerprint, {"digest": digest})
+        return BlobState.INTACT
