@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from enginecache.errors import OptionError
 
-_PATTERNS = (
-    re.compile(r"(?:sm|compute)_?(?P<both>\d{2,3})[af]?", re.IGNORECASE),
-    re.compile(r"(?P<major>\d{1,2})\.(?P<minor>\d)"),
-    re.compile(r"(?P<both>\d{2,3})"),
-)
+_FLAGS = re.ASCII | re.IGNORECASE
+_JOINED = re.compile(r"(?:(?:sm|compute)_?)?(?P<major>[1-9]\d?)(?P<minor>\d)(?P<suffix>[af]?)", _FLAGS)
+_DOTTED = re.compile(r"(?P<major>[1-9]\d?)\.(?P<minor>\d)(?P<suffix>[af]?)", _FLAGS)
 
 
 class ComputeCapability(NamedTuple):
@@ -24,23 +22,33 @@ class ComputeCapability(NamedTuple):
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
 
+    @property
+    def sm(self) -> str:
+        """The spelling of compilers and of ``--target``: ``sm_89``."""
+        return f"sm_{self.major}{self.minor}"
+
     @classmethod
     def parse(cls, text: str) -> ComputeCapability:
         """Read ``sm_89``, ``8.9`` or ``89``.
 
+        ``sm_90a`` and ``sm_100f`` are refused: they name code that runs on one architecture or family only. TensorRT
+        has no such targets, and reading them as ``sm_90`` would promise what the caller did not ask for.
+
         Raises:
             OptionError: The text is none of these.
         """
-        for pattern in _PATTERNS:
-            match = pattern.fullmatch(text.strip())
-            if match is None:
-                continue
-            groups = match.groupdict()
-            if groups.get("both"):
-                return cls(int(groups["both"][:-1]), int(groups["both"][-1]))
-            return cls(int(groups["major"]), int(groups["minor"]))
-        message = f"{text!r} is not a compute capability"
-        raise OptionError(message, "Write it as sm_89, 8.9 or 89, or use --target portable.")
+        match = _JOINED.fullmatch(text.strip()) or _DOTTED.fullmatch(text.strip())
+        if match is None:
+            raise OptionError(
+                f"{text!r} is not a compute capability", "Write it as sm_89, 8.9 or 89, or use --target portable."
+            )
+        found = cls(int(match["major"]), int(match["minor"]))
+        if match["suffix"]:
+            raise OptionError(
+                f"{text!r} names architecture-specific code, and TensorRT has no such targets",
+                f"Write it without the letter: {found.sm}.",
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -80,19 +88,25 @@ class Target:
     def __str__(self) -> str:
         if self.is_portable:
             return "portable"
-        names = ", ".join(f"sm_{c.major}{c.minor}" for c in self.compute_capabilities)
+        names = ", ".join(capability.sm for capability in self.compute_capabilities)
         return f"{names} ({self.device_model.name})" if self.device_model else names
 
     @classmethod
     def parse(cls, texts: tuple[str, ...]) -> Target:
-        """Read the values of ``--target``.
+        """Read the values of ``--target``, at least one.
 
         Raises:
-            OptionError: A value is not a compute capability, or ``portable`` stands beside others.
+            OptionError: There is none, one is not a compute capability, or ``portable`` stands beside others.
         """
-        if "portable" in texts:
-            if set(texts) != {"portable"}:
-                message = "--target portable cannot be combined with other targets"
-                raise OptionError(message, "Name the compute capabilities, or portable alone.")
+        names = {text.strip().lower() for text in texts}
+        if not names:
+            # No --target means the device here; as an empty Target it would silently mean portable.
+            raise OptionError("no target was named", "Name a compute capability such as sm_89, or portable.")
+        if "portable" in names:
+            if names != {"portable"}:
+                raise OptionError(
+                    "--target portable cannot be combined with other targets",
+                    "Name the compute capabilities, or portable alone.",
+                )
             return cls(())
         return cls(tuple(ComputeCapability.parse(text) for text in texts))
