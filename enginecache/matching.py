@@ -61,6 +61,8 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             for index, profile in enumerate(value):
                 # One field an input: its three shapes are one thing to the reader.
                 flat.update({f"profiles[{index}].{entry}": shapes for entry, shapes in profile.items()})
+                if not profile:
+                    flat[f"profiles[{index}]"] = profile
         else:
             flat[f"{prefix}{name}"] = value
     return flat

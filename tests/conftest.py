@@ -1,0 +1,45 @@
+"""Fixtures that every test may use. Every cache that a test opens must verify clean when the test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import fake_cache
+from models import linear, save
+
+from enginecache.cache import EngineCache
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or writes the user's cache or settings."""
+    for name in ("DIR", "SHARED", "BACKEND", "TIMEOUT", "MAX_SIZE", "GRACE", "CUDA_MAJOR", "CONFIG"):
+        monkeypatch.delenv(f"ENGINECACHE_{name}", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg-config"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small model with a dynamic dimension ``batch``."""
+    return save(linear(), tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def open_cache(tmp_path: Path) -> Iterator[Callable[..., EngineCache]]:
+    """Opens caches with a fake builder, by default all in one folder, and verifies each when the test ends."""
+    opened: list[EngineCache] = []
+
+    def open_one(*args: Any, folder: Path | None = None, **settings: Any) -> EngineCache:
+        cache = fake_cache(folder or tmp_path / "cache", *args, **settings)
+        opened.append(cache)
+        return cache
+
+    yield open_one
+    for cache in opened:
+        found = cache.verify(deep=True)
+        assert found.is_clean, found
+        assert not found.young_garbage, found
