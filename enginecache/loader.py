@@ -8,13 +8,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import blake3
-
+from enginecache.digests import digest_of
 from enginecache.errors import IntegrityError, LoadError, ToolchainError
 from enginecache.toolchain import Flavour, module_name
 
 _RUNTIMES: dict[str, tuple[Any, Any]] = {}
 _GUARD = threading.Lock()
+_REPAIR = "Run `enginecache verify --repair --yes`, then ask again."
 
 
 def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:
@@ -36,11 +36,13 @@ def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:
         LoadError: TensorRT refused the plan; its own reason is in the message.
         ToolchainError: The flavour's module cannot be imported.
     """
+    if not path.stat().st_size:  # nothing to map
+        raise IntegrityError(f"the engine {path} is empty", _REPAIR)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        found = blake3.blake3(plan, max_threads=blake3.blake3.AUTO).hexdigest()
+        found = digest_of(plan)
         if found != digest:
             message = f"the engine {path} has the digest {found[:12]}, not {digest[:12]}"
-            raise IntegrityError(message, "Run `enginecache verify --repair --yes`, then ask again.")
+            raise IntegrityError(message, _REPAIR)
         runtime, log = _runtime(flavour)
         log.lines.clear()
         engine = runtime.deserialize_cuda_engine(plan)

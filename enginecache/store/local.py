@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import blake3
-
+from enginecache.digests import StreamDigest
 from enginecache.errors import StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.store.base import ReadBlob, StagedBlob
 from enginecache.store.root import Root, sync_folder
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".engine"
 
@@ -49,7 +50,7 @@ class LocalBlobStore:
         with _translated("an engine cannot be stored"):
             descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
             try:
-                with os.fdopen(descriptor, "wb") as target, source.open("rb") as plan:
+                with os.fdopen(descriptor, "wb") as target, source.open("rb", buffering=0) as plan:
                     digest, size = _copy(plan, target)
                     target.flush()
                     os.fchmod(target.fileno(), self._root.blob_mode)
@@ -80,17 +81,18 @@ class LocalBlobStore:
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
         """What the file system says of the blob; None where there is no regular file."""
-        try:
-            status = self.path(digest).lstat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _store_error("an engine cannot be read", error) from error
-        return Fingerprint.of_stat(status)
+        with _translated("an engine cannot be read"):
+            try:
+                status = self.path(digest).lstat()
+            except FileNotFoundError:
+                return None
+        return Fingerprint.of_stat(status) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, digest: str) -> ReadBlob | None:
-        """Hash the whole blob, in pieces."""
+        """Hash the whole blob, in pieces; None where there is no regular file."""
         now_ns = time.time_ns()
+        if self.fingerprint(digest) is None:
+            return None
         with _translated("an engine cannot be read"):
             try:
                 descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -98,7 +100,9 @@ class LocalBlobStore:
                 return None
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 before = Fingerprint.of_stat(os.fstat(file.fileno()))
-                found, _ = _copy(file, None)
+                with contextlib.closing(StreamDigest()) as digest:
+                    digest.read_from(file, before.size_bytes)
+                    found = digest.hexdigest()
                 after = Fingerprint.of_stat(os.fstat(file.fileno()))
         return ReadBlob(found, after, before == after and after.is_settled(now_ns))
 
@@ -135,17 +139,15 @@ class LocalBlobStore:
                     yield digest
 
 
-def _copy(source: object, target: object | None) -> tuple[str, int]:
-    """Read ``source`` to its end; its digest and size in bytes. Writes to ``target`` where there is one."""
-    hasher = blake3.blake3(max_threads=blake3.blake3.AUTO)
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
+    """Copy ``source`` to ``target``; the digest and size in bytes of what was copied."""
     size = 0
-    while count := source.readinto(buffer):  # type: ignore[attr-defined]
-        hasher.update(buffer[:count])
-        size += count
-        if target is not None:
-            target.write(buffer[:count])  # type: ignore[attr-defined]
-    return hasher.hexdigest(), size
+    with contextlib.closing(StreamDigest()) as digest:
+        while piece := source.read(CHUNK_BYTES):
+            digest.write(piece)
+            target.write(piece)
+            size += len(piece)
+        return digest.hexdigest(), size
 
 
 def _store_error(what: str, error: OSError) -> StoreError:

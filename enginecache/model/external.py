@@ -1,0 +1,144 @@
+"""External data: bytes of tensors that lie in files beside the model.
+
+Source: ONNX, docs/ExternalData.md; onnx-tensorrt 10.1, WeightsContext.cpp, for what TensorRT accepts.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enginecache.errors import ModelError
+from enginecache.digests import StreamDigest
+from enginecache.model.files import LFS_POINTER, ModelFiles, advice_for, changed, unreadable
+
+KNOWN_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
+"""``checksum`` and ``basepath`` say nothing of the content: no reader looks for the file by them.
+
+Any other key is refused, as TensorRT does: it could say where the bytes really are, or how they are compressed.
+"""
+
+MAX_BYTES = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A range of bytes in an external data file.
+
+    Attributes:
+        location: Path of the file, relative to the model's folder.
+        offset_bytes: Where the range begins.
+        length_bytes: How long it is; None where the model does not say.
+    """
+
+    location: str
+    offset_bytes: int
+    length_bytes: int | None
+
+    @classmethod
+    def of_entries(cls, entries: Iterable[Any], label: str) -> Extent:
+        """From ``TensorProto.external_data``.
+
+        Args:
+            entries: Messages with ``key`` and ``value``.
+            label: Names the tensor in errors.
+
+        Raises:
+            ModelError: A key is unknown or there twice, a number cannot be read, or the location must not be followed.
+        """
+        values: dict[str, str] = {}
+        for entry in entries:
+            # Protobuf hands out bytes where a string is not UTF-8.
+            if entry.key not in KNOWN_KEYS or entry.key in values or not isinstance(entry.value, str):
+                message = f"{label} has an external data entry that cannot be read: key {entry.key!r}"
+                raise ModelError(message, "Save the model again with a current onnx package.")
+            values[entry.key] = entry.value
+        length = values.get("length")
+        return cls(
+            location=_safe_location(values.get("location", ""), label),
+            offset_bytes=_number(values.get("offset", "0"), "offset", label),
+            length_bytes=None if length is None else _number(length, "length", label),
+        )
+
+
+class ExternalData:
+    """Reads extents in bounded memory; keeps one file open at a time."""
+
+    def __init__(self, folder: Path | None, files: ModelFiles) -> None:
+        self._folder = folder
+        self._files = files
+        self._path: Path | None = None
+        self._file: io.FileIO | None = None
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._file is not None:
+            self._file.close()
+
+    def write_to(self, digest: StreamDigest, extent: Extent, size_bytes: int, label: str) -> None:
+        """Hash ``size_bytes`` from where the extent begins.
+
+        Args:
+            digest: Takes the bytes.
+            extent: Where they are.
+            size_bytes: How many the tensor's shape and type ask for.
+            label: Names the tensor in errors.
+
+        Raises:
+            ModelError: There is no folder to look in, or the file is missing, not regular or too short, or the
+                extent has another length than the tensor.
+        """
+        if extent.length_bytes not in {None, size_bytes}:
+            # Readers differ: onnx takes the extent, TensorRT takes 0 for the whole file and refuses what does not fit.
+            message = f"{label} takes {size_bytes} bytes, but its external data has {extent.length_bytes}"
+            raise ModelError(message, "Save the model and its external data again.")
+        path, file = self._open(extent.location, label)
+        try:
+            self._require_range(path, file, extent.offset_bytes + size_bytes, label)
+            file.seek(extent.offset_bytes)
+            count = digest.read_from(file, size_bytes)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if count < size_bytes:
+            raise changed(path)  # its size was enough a moment ago
+
+    def _open(self, location: str, label: str) -> tuple[Path, io.FileIO]:
+        if self._folder is None:
+            message = f"{label} is in the external data file {location!r}, and bytes have no folder to look in"
+            raise ModelError(message, "Pass base_dir, the folder that the external data lies in.")
+        path = self._folder / location
+        if self._file is None or path != self._path:
+            if self._file is not None:
+                self._file.close()
+            self._file, self._path = self._files.open(path, location), path
+        return path, self._file
+
+    @staticmethod
+    def _require_range(path: Path, file: io.FileIO, end: int, label: str) -> None:
+        size_bytes = file.seek(0, io.SEEK_END)
+        if end > size_bytes:
+            file.seek(0)
+            head = file.read(len(LFS_POINTER)) or b""
+            message = f"{path} is too short: {label} ends at byte {end}, the file at {size_bytes}"
+            raise ModelError(message, advice_for(head, "Fetch the file again, or save the model and its data again."))
+
+
+def _safe_location(location: str, label: str) -> str:
+    """``location``, if it cannot leave the model's folder by what it says; symbolic links are the user's own doing."""
+    parts = re.split(r"[/\\]", location)
+    if not location or not parts[0] or ".." in parts or "\0" in location or re.match("[A-Za-z]:", location):
+        message = f"{label} names the external data file {location!r}, which is not a path inside the model's folder"
+        raise ModelError(message, "Put the data beside the model, and save the model with relative locations.")
+    return location
+
+
+def _number(text: str, what: str, label: str) -> int:
+    number = int(text) if re.fullmatch("[0-9]{1,19}", text) else -1
+    if not 0 <= number <= MAX_BYTES:
+        message = f"{label} has an external data {what} that is no number of bytes: {text[:40]!r}"
+        raise ModelError(message, "Save the model and its external data again.")
+    return number

@@ -1,0 +1,101 @@
+"""The files that a model is read from: opened without blocking, and watched for changes."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+from enginecache.errors import ModelError
+from enginecache.fingerprint import Fingerprint
+from enginecache.model.identity import ModelFile
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a Git LFS pointer begins. Source: the Git LFS specification, "The Pointer"."""
+
+
+class ModelFiles:
+    """The files of one reading of a model, each with its fingerprint when it was first opened."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, ModelFile] = {}
+
+    def open(self, path: Path, location: str = "") -> io.FileIO:
+        """Open a file for reading and note its fingerprint.
+
+        Never blocks: a FIFO, a device or a folder is refused before and after opening.
+
+        Args:
+            path: The file; symbolic links are followed.
+            location: As the model writes it; empty for the ONNX file itself.
+
+        Raises:
+            ModelError: The file is missing, may not be read, is no regular file, or is not the one opened before.
+        """
+        try:
+            _require_regular(path, os.stat(path))
+            # O_NONBLOCK: a FIFO that took the file's place since.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+            file = io.FileIO(descriptor)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from error
+        try:
+            self._note(path, location, os.fstat(descriptor))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _note(self, path: Path, location: str, status: os.stat_result) -> None:
+        _require_regular(path, status)
+        found = ModelFile(location, Fingerprint.of_stat(status))
+        if self._files.setdefault(path, found).fingerprint != found.fingerprint:
+            raise changed(path)
+
+    def have_changed(self) -> bool:
+        """Whether any path now leads to other content than when it was first opened."""
+        return any(_fingerprint(path) != file.fingerprint for path, file in self._files.items())
+
+    def are_settled(self, now_ns: int) -> bool:
+        """Whether every file was old enough at ``now_ns`` for its fingerprint to stand for its bytes."""
+        return all(file.fingerprint.is_settled(now_ns) for file in self._files.values())
+
+    def as_tuple(self) -> tuple[ModelFile, ...]:
+        """In the order of first use."""
+        return tuple(self._files.values())
+
+
+def changed(path: Path) -> ModelError:
+    """The error for a file that is not what it was when it was opened."""
+    return ModelError(f"{path} changed while it was being read", "Wait until it is written, then try again.")
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> ModelError:
+    """The error for a file that the operating system does not give; ``ValueError`` is for a path that is none."""
+    if isinstance(error, FileNotFoundError):
+        return ModelError(f"there is no file {path}", "Check the path; external data lies beside its ONNX file.")
+    if isinstance(error, PermissionError):
+        return ModelError(f"{path} may not be read: {error.strerror}", "Give this user read permission on it.")
+    return ModelError(f"{path} cannot be read: {error}", "Check the path and the file system.")
+
+
+def advice_for(head: bytes, otherwise: str) -> str:
+    """What to do about a file that begins with ``head`` and is not what it should be."""
+    if head.startswith(LFS_POINTER):
+        return "It is a Git LFS pointer, not the file itself: run `git lfs pull`."
+    return otherwise
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelError(f"{path} is a folder", "Name the file inside it.")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} is not a regular file", "Copy its content into a file, and name that.")
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    try:
+        return Fingerprint.of_path(path)
+    except OSError:
+        return None

@@ -1,0 +1,190 @@
+"""Reading a model: is it one, may it be read, and what identifies it."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from enginecache.errors import ModelError
+from enginecache.digests import StreamDigest
+from enginecache.model.external import ExternalData
+from enginecache.model.files import ModelFiles, advice_for, unreadable
+from enginecache.model.graph import StructureWriter
+from enginecache.model.identity import Dimension, ModelIdentity, ModelInput, ModelSource
+from enginecache.model.tensors import ELEMENT_TYPES, WEIGHTS_DOMAIN, WeightsWriter
+
+MAX_PROTOBUF_BYTES = (1 << 31) - 1
+"""Source: protobuf, "Encoding", Message size: a serialized message is below 2 GiB."""
+
+ATTEMPTS = 3
+"""Readings of a model whose files change meanwhile."""
+
+EXPORT_AGAIN = "Export or download the model again."
+
+
+def identify(source: ModelSource) -> ModelIdentity:
+    """Read a model and all its external data, and say what identifies it.
+
+    Writes nothing. Needs memory for twice the ONNX file at most; external data goes through a few MiB. Safe from
+    threads and processes. The files may change meanwhile: then they are read again, a few times.
+
+    Args:
+        source: The model.
+
+    Returns:
+        Its identity, with the fingerprints of the files that were read.
+
+    Raises:
+        ModelError: There is no such file, it is not an ONNX model, it must not be read, or its files keep changing.
+    """
+    for _ in range(ATTEMPTS):
+        files = ModelFiles()
+        try:
+            identity = _identify_once(source, files)
+        except ModelError:
+            if not files.have_changed():
+                raise
+        else:
+            if not files.have_changed():
+                return identity
+    message = f"{source.name} is being written: its files changed during each of {ATTEMPTS} readings"
+    raise ModelError(message, "Wait until it is written, then try again.")
+
+
+def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
+    started_ns = time.time_ns()
+    try:
+        model = _parse(source, files)
+        _check(model, source.name)
+        inputs = tuple(_inputs(model.graph, source.name))
+        structure, weights = _digests(model, source, files)
+    except RecursionError as error:
+        raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{source.name} has text that is not UTF-8", EXPORT_AGAIN) from error
+    return ModelIdentity(structure, weights, inputs, files.as_tuple(), is_settled=files.are_settled(started_ns))
+
+
+def _parse(source: ModelSource, files: ModelFiles) -> Any:
+    """The ``ModelProto``; the file's bytes are given up as soon as they are parsed."""
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+
+    data = source.data if source.path is None else _file_bytes(source.path, files)
+    if not data:
+        raise ModelError(f"{source.name} is empty", EXPORT_AGAIN)
+    _require_size(source.name, len(data))
+    try:
+        return ModelProto.FromString(data)
+    except DecodeError as error:
+        kind = "it is text" if _is_text(data[:512]) else "it is cut off, or something else"
+        message = f"{source.name} is not an ONNX model: protobuf cannot parse its {len(data)} bytes ({kind})"
+        raise ModelError(message, advice_for(data[:64], EXPORT_AGAIN)) from error
+
+
+def _is_text(head: bytes) -> bool:
+    return head.isascii() and head.translate(None, b"\t\r\n").decode("ascii").isprintable()
+
+
+def _file_bytes(path: Path, files: ModelFiles) -> bytes:
+    with files.open(path) as file:
+        try:
+            _require_size(path.name, file.seek(0, io.SEEK_END))
+            file.seek(0)
+            return file.readall() or b""
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def _require_size(name: str, size_bytes: int) -> None:
+    if size_bytes > MAX_PROTOBUF_BYTES:
+        message = f"{name} has {size_bytes} bytes, and a protobuf message has less than 2 GiB"
+        raise ModelError(message, "Save the model with its weights as external data.")
+
+
+def _check(model: Any, name: str) -> None:
+    """Refuse what parses but is no model, and what a newer onnx package wrote."""
+    import onnx
+
+    if model.ir_version > onnx.IR_VERSION:
+        message = (
+            f"{name} has ONNX IR version {model.ir_version}; onnx {onnx.__version__} reads up to {onnx.IR_VERSION}"
+        )
+        raise ModelError(message, "Upgrade the onnx package: pip install --upgrade onnx")
+    missing = [
+        part
+        for part, is_there in {
+            "IR version": model.ir_version > 0,
+            "graph": model.HasField("graph"),
+            "opset import": bool(model.opset_import),
+            "graph output": bool(model.graph.output),
+        }.items()
+        if not is_there
+    ]
+    if missing:
+        message = f"{name} is not an ONNX model, or was cut off: it has no {', no '.join(missing)}"
+        raise ModelError(message, EXPORT_AGAIN)
+
+
+def _digests(model: Any, source: ModelSource, files: ModelFiles) -> tuple[str, str]:
+    """Structure and weights; the model has no tensor content afterwards."""
+    with (
+        closing(StreamDigest(WEIGHTS_DOMAIN)) as weights,
+        closing(ExternalData(source.external_dir, files)) as external,
+    ):
+        structure = StructureWriter(WeightsWriter(weights, external).write)
+        structure.write(model)
+    _refuse_unknown_fields(model, source.name)
+    return structure.hexdigest(), weights.hexdigest()
+
+
+def _refuse_unknown_fields(model: Any, name: str) -> None:
+    """Refuse what this onnx package has no name for; it is not in the digests, and could hide external data.
+
+    Changes the model. Cheap only when tensor content is gone: the size is taken by serializing.
+    """
+    import onnx
+
+    size_bytes = model.ByteSize()
+    model.DiscardUnknownFields()
+    if model.ByteSize() != size_bytes:
+        message = f"{name} has fields or enum values that onnx {onnx.__version__} does not know"
+        raise ModelError(message, "Upgrade the onnx package, or export the model with a release that it knows.")
+
+
+def _inputs(graph: Any, name: str) -> Iterator[ModelInput]:
+    # IR version 3 lists initializers among the inputs; TensorRT takes them for weights in every version.
+    weights = {tensor.name for tensor in graph.initializer}
+    weights.update(tensor.values.name for tensor in graph.sparse_initializer)
+    for value in graph.input:
+        if value.name not in weights:
+            yield _input(value, name)
+
+
+def _input(value: Any, name: str) -> ModelInput:
+    label = f"input {value.name!r} of {name}"
+    kind = value.type.WhichOneof("value")
+    tensor = value.type.tensor_type
+    if kind != "tensor_type" or not tensor.HasField("shape"):
+        found = "a tensor without a shape" if kind == "tensor_type" else f"not a tensor ({kind})"
+        message = f"{label} is {found}; TensorRT takes tensors of a known rank"
+        raise ModelError(message, "Export the model with tensor inputs whose shapes are declared.")
+    if tensor.elem_type not in ELEMENT_TYPES:
+        message = f"{label} has the element type {tensor.elem_type}, which is not known here"
+        raise ModelError(message, "Export the model again, or upgrade enginecache.")
+    dims = tuple(_dimension(dim) for dim in tensor.shape.dim)
+    if not all(isinstance(text, str | int | None) for text in (value.name, *dims)):
+        # Protobuf hands out bytes where a string is not UTF-8.
+        raise ModelError(f"{label} has a name, or a dimension's name, that is not UTF-8", EXPORT_AGAIN)
+    return ModelInput(value.name, ELEMENT_TYPES[tensor.elem_type].name, dims)
+
+
+def _dimension(dim: Any) -> Dimension:
+    if dim.dim_value > 0:
+        return int(dim.dim_value)
+    # Zero and negative sizes mean "dynamic" in some exports.
+    return dim.dim_param or None
