@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginecache.errors import ModelError
 from enginecache.digests import StreamDigest
+from enginecache.errors import ModelError
 from enginecache.model.external import Extent, ExternalData
 
 WEIGHTS_DOMAIN = b"enginecache/weights/v1\n"

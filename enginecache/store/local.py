@@ -100,9 +100,9 @@ class LocalBlobStore:
                 return None
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 before = Fingerprint.of_stat(os.fstat(file.fileno()))
-                with contextlib.closing(StreamDigest()) as digest:
-                    digest.read_from(file, before.size_bytes)
-                    found = digest.hexdigest()
+                with contextlib.closing(StreamDigest()) as stream:
+                    stream.read_from(file, before.size_bytes)
+                    found = stream.hexdigest()
                 after = Fingerprint.of_stat(os.fstat(file.fileno()))
         return ReadBlob(found, after, before == after and after.is_settled(now_ns))
 
@@ -142,12 +142,12 @@ class LocalBlobStore:
 def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
     """Copy ``source`` to ``target``; the digest and size in bytes of what was copied."""
     size = 0
-    with contextlib.closing(StreamDigest()) as digest:
+    with contextlib.closing(StreamDigest()) as stream:
         while piece := source.read(CHUNK_BYTES):
-            digest.write(piece)
+            stream.write(piece)
             target.write(piece)
             size += len(piece)
-        return digest.hexdigest(), size
+        return stream.hexdigest(), size
 
 
 def _store_error(what: str, error: OSError) -> StoreError:
