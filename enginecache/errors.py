@@ -19,6 +19,7 @@
     │   └── SchemaError                            registry written by another release
     ├── BuildError                        exit 7   (RuntimeError)
     │   └── BuilderCrashError                      the builder process died
+    │       └── BuilderKilledError                 ... from outside, or out of memory: says nothing of the model
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
     │   ├── ToolchainError                         no TensorRT, or not the one that was expected
@@ -142,6 +143,10 @@ class BuildError(EngineCacheError, RuntimeError):
 
 class BuilderCrashError(BuildError):
     """The builder process died, was killed or ran out of memory."""
+
+
+class BuilderKilledError(BuilderCrashError):
+    """The builder was killed from outside, or ran out of memory: the next try may succeed."""
 
 
 class BackendError(EngineCacheError, RuntimeError):

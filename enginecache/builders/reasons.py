@@ -1,0 +1,268 @@
+"""TensorRT's error lines turned into what happened, why, and what to do.
+
+Texts as TensorRT-RTX 1.7.1 (which shares TensorRT 11's parser and builder) writes them, read off real builds in
+2026-11. A text that is not known here is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from enginecache.builders.base import BuildRequest
+from enginecache.builders.loaded import PRODUCTS
+from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError, NoDeviceError, ProfileError
+from enginecache.profiles import describe_inputs
+from enginecache.shapes import quote_shape
+
+MAX_REASON_LETTERS = 600
+
+_WRAPPING = re.compile(r"^\S+: Error Code \d+: [\w ]+ \((?P<inner>.*)\)$", re.DOTALL)
+_PLACES = (
+    re.compile(r"\s*\bIn \w+ at \S+:\d+"),
+    re.compile(r"\[\S+:\d+: \w+\]\s*"),
+    re.compile(r"^\S+\.(?:cpp|h):\d+: "),
+)
+_CONDITION = re.compile(r'^\w+ && "(?P<text>.*)"$')
+_NO_DRIVER = re.compile(r"cudaError (?:35|100)\b|driver version is insufficient|no CUDA-capable device")
+_UNSUPPORTED = re.compile(r"Plugin not found|No importer registered|UNSUPPORTED_NODE\b|is not supported")
+_OPERATOR = re.compile(r'While parsing node number (?P<index>\d+) \[(?P<operator>\S+) -> "')
+
+
+@dataclass(frozen=True)
+class ParserProblem:
+    """One error of the ONNX parser.
+
+    Attributes:
+        index: The node's place in the graph; negative where the parser does not say.
+        node: The node's name; empty where the release does not tell or the node has none.
+        operator: Its operator; empty where the release does not tell.
+        text: The description.
+    """
+
+    index: int
+    node: str
+    operator: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        """The node, for a message: ``node 'conv1' (Conv)``."""
+        if not self.node and self.index < 0:
+            return f"operator {self.operator}" if self.operator else ""
+        name = f"node {self.node!r}" if self.node else f"node number {self.index}"
+        return f"{name} ({self.operator})" if self.operator else name
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a reason may draw on: the request, the line that matched, and the match in it."""
+
+    request: BuildRequest
+    line: str
+    match: re.Match[str]
+
+    @property
+    def refusal(self) -> str:
+        return _refusal(self.request)
+
+
+def product(request: BuildRequest) -> str:
+    """``TensorRT-RTX 1.7.1.116``."""
+    return f"{PRODUCTS[request.toolchain.flavour]} {request.toolchain.version}"
+
+
+def clean_lines(lines: Sequence[str]) -> list[str]:
+    """Error lines without source places, repetitions and the noise of a machine without a driver.
+
+    Each error on a machine without a driver is followed by a ``cudaError 35`` of its own, which explains nothing; it
+    stays where it is all there is.
+    """
+    cleaned = list(dict.fromkeys(filter(None, (clean_line(line) for text in lines for line in _split(text)))))
+    telling = [line for line in cleaned if not _NO_DRIVER.search(line)]
+    return telling or cleaned
+
+
+def _split(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(("---", "Node name:"))]
+
+
+def clean_line(line: str) -> str:
+    """One line without source places, TensorRT's wrapping and the condition of a C++ check."""
+    match = _WRAPPING.match(line)
+    line = match["inner"] if match else line
+    for place in _PLACES:
+        line = place.sub("", line)
+    condition = _CONDITION.match(line.strip())
+    line = condition["text"] if condition else line
+    return line.strip(" .")[:MAX_REASON_LETTERS]
+
+
+def explain_parsing(request: BuildRequest, problems: Sequence[ParserProblem], lines: Sequence[str]) -> EngineCacheError:
+    """Why the parser did not take the model.
+
+    Args:
+        request: The build.
+        problems: What the parser reported; may be empty after an internal assertion.
+        lines: Error lines of the log.
+    """
+    cleaned = clean_lines([*(line for problem in problems for line in problem.text.splitlines()), *lines])
+    known = _find_known(request, cleaned)
+    if known is not None:
+        return known
+    if not problems:
+        reason = cleaned[0] if cleaned else "it gave no reason"
+        return BuildError(f"{_refusal(request)} while parsing it, without naming a node: {reason}", _SIMPLIFY)
+    problem = _with_operator(problems[0], lines)
+    others = f" (and {len(problems) - 1} more, in the log)" if len(problems) > 1 else ""
+    if _UNSUPPORTED.search(problem.text):
+        what = (
+            f"{_refusal(request)}: it has no operator {problem.operator or 'of this kind'} as {problem.place} uses it"
+        )
+        unsupported = clean_lines([problem.text])[:1]
+        return BuildError(f"{what}: {unsupported[0] if unsupported else problem.text}{others}", _REPLACE)
+    reason_lines = clean_lines([problem.text])
+    reason = "; ".join(reason_lines[:2]) or "no reason given"
+    place = f" at {problem.place}" if problem.place else ""
+    return BuildError(f"{_refusal(request)}{place}: {reason}{others}", _LOOK_AT_NODE)
+
+
+def _with_operator(problem: ParserProblem, lines: Sequence[str]) -> ParserProblem:
+    """Fill in the operator from the log: before 10.0 the parser's error does not have it. Source: API lists, 8.6.1."""
+    for line in lines:
+        match = _OPERATOR.search(line)
+        if match and not problem.operator and int(match["index"]) == problem.index:
+            return ParserProblem(problem.index, problem.node, match["operator"], problem.text)
+    return problem
+
+
+def explain_build(request: BuildRequest, lines: Sequence[str]) -> EngineCacheError:
+    """Why there is no plan, after a model that was parsed.
+
+    Args:
+        request: The build.
+        lines: Error lines of the log.
+    """
+    cleaned = clean_lines(lines)
+    known = _find_known(request, cleaned)
+    if known is not None:
+        return known
+    reason = cleaned[0] if cleaned else "it gave no reason"
+    return BuildError(f"{_refusal(request)}: {reason}", _SIMPLIFY)
+
+
+def _refusal(request: BuildRequest) -> str:
+    return f"{product(request)} refused {request.source.name}"
+
+
+def _find_known(request: BuildRequest, lines: Sequence[str]) -> EngineCacheError | None:
+    for pattern, explain in _KNOWN:
+        for line in lines:
+            match = pattern.search(line)
+            if match:
+                return explain(_Context(request, line, match))
+    return None
+
+
+def _out_of_memory(context: _Context) -> EngineCacheError:
+    fix = "Free memory on this host and its GPU, or lower --workspace, and try again."
+    return BuilderKilledError(f"{product(context.request)} ran out of memory: {context.line}", fix)
+
+
+def _no_driver(context: _Context) -> EngineCacheError:
+    fix = "Build on a host with an NVIDIA GPU and driver, or for a named --target with --backend tensorrt-rtx."
+    return NoDeviceError(f"{product(context.request)} found no usable GPU: {context.line}", fix)
+
+
+def _no_profile(context: _Context) -> EngineCacheError:
+    what = f"{context.refusal}: it has dynamic inputs or shape tensors, and no shapes were given"
+    return ProfileError(what, describe_inputs(context.request.identity.inputs))
+
+
+def _shared_dimension_name(context: _Context) -> EngineCacheError:
+    name = context.match["name"]
+    inputs = [str(entry) for entry in context.request.identity.inputs if name in entry.dims]
+    where = f" in {', '.join(inputs)}" if inputs else ""
+    what = (
+        f"{context.refusal}: several dimensions have the one name {name!r}{where}, and the profile gives them "
+        "different sizes; TensorRT takes dimensions of one name for equal"
+    )
+    fix = (
+        f"Give every dimension {name!r} the same minimum, optimum and maximum. If they are not the same size, rename "
+        "them apart: export the model with a name of its own for each dynamic dimension (dynamic_axes or "
+        "dynamic_shapes), or set dim_param in the ONNX file."
+    )
+    return ProfileError(what, fix)
+
+
+def _bad_corner(context: _Context) -> EngineCacheError:
+    index, corner = int(context.match["index"]), context.match["corner"]
+    names = {
+        "kMIN": ("minimum", "--min-shapes"),
+        "kOPT": ("optimum", "--opt-shapes"),
+        "kMAX": ("maximum", "--max-shapes"),
+    }
+    word, flag = names[corner]
+    what = f"{context.refusal}: the {word} shapes of profile {index} do not fit the graph: {context.match['reason']}"
+    shapes = _corner(context.request, index, corner)
+    fix = f"Change {flag} (or --dim) so that the node above can work; profile {index} had {flag} {shapes}."
+    return BuildError(what, fix)
+
+
+def _corner(request: BuildRequest, index: int, corner: str) -> str:
+    if index >= len(request.profiles):
+        return "none"
+    field = {"kMIN": "minimum", "kOPT": "optimum", "kMAX": "maximum"}[corner]
+    return ",".join(quote_shape(name, getattr(shapes, field)) for name, shapes in request.profiles[index].ranges)
+
+
+def _too_small(context: _Context) -> EngineCacheError:
+    fix = "Give larger --min-shapes and --opt-shapes (or --dim), or export the model with a larger input."
+    return BuildError(f"{context.refusal}: the input is too small for a layer: {context.line}", fix)
+
+
+def _no_tactic(context: _Context) -> EngineCacheError:
+    limit = context.request.options.workspace_bytes
+    fix = (
+        "Raise --workspace, such as --workspace 1GiB, or leave it out."
+        if limit is not None
+        else "Try another --opt-level or TensorRT release; the log names the layer."
+    )
+    return BuildError(f"{context.refusal}: {context.line}", fix)
+
+
+def _assertion(context: _Context) -> EngineCacheError:
+    what = f"{context.refusal}: an internal check of TensorRT failed, which the model need not be to blame for"
+    return BuildError(f"{what}: {context.line}", _SIMPLIFY)
+
+
+_REPLACE = (
+    "Replace the operator in the graph, or fold it where its inputs are constant: "
+    "`polygraphy surgeon sanitize MODEL --fold-constants -o OUT`."
+)
+_LOOK_AT_NODE = "Look at this node: its attributes, and the shapes that reach it (`enginecache explain MODEL`)."
+_SIMPLIFY = (
+    "Check the file with `onnx.checker`, fold its constants (`polygraphy surgeon sanitize MODEL --fold-constants -o "
+    "OUT`), or try another TensorRT release."
+)
+
+_KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError]], ...] = (
+    (
+        re.compile(r"out of memory|OutOfMemory|bad_alloc|cudaError 2:|cudaErrorMemoryAllocation", re.IGNORECASE),
+        _out_of_memory,
+    ),
+    (re.compile(r"^(?P<name>.*): Input dimensions with this name have different"), _shared_dimension_name),
+    (
+        re.compile(
+            r"(?P<corner>kMIN|kOPT|kMAX) values for profile (?P<index>\d+) violate shape constraints:? ?(?P<reason>.*)"
+        ),
+        _bad_corner,
+    ),
+    (re.compile(r"no optimization profile has been defined"), _no_profile),
+    (re.compile(r"image size is smaller than filter size|is smaller than the (?:kernel|window)"), _too_small),
+    (re.compile(r"no tactics to implement|Could not find any implementation for node"), _no_tactic),
+    (re.compile(r"Assertion .* failed|Internal Error:? .*assert", re.IGNORECASE), _assertion),
+    (_NO_DRIVER, _no_driver),
+)
+"""In order: the first pattern that any line has wins, so a cause stands before its consequences."""

@@ -1,0 +1,140 @@
+"""What crosses the pipes between a builder's two processes: one JSON line down, JSON lines up.
+
+JSON and not pickle: the worker must not run what a line says, and neither must the parent. Paths that are not UTF-8
+pass as lone surrogates, which JSON keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from enginecache import errors
+from enginecache.builders.base import BuildRequest
+from enginecache.devices import Device
+from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError
+from enginecache.model import ModelIdentity, ModelSource
+from enginecache.options import BuildOptions
+from enginecache.profiles import Profile, ShapeRange
+from enginecache.targets import ComputeCapability, DeviceModel, Target
+from enginecache.toolchain import Toolchain
+
+MODEL_NAME = "model.onnx"
+PLAN_NAME = "plan.engine"
+"""Names in the build's own folder."""
+
+_ERRORS: dict[str, type[EngineCacheError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.BuildError,
+        errors.BuilderCrashError,
+        BuilderKilledError,
+        errors.ModelChangedError,
+        errors.ModelError,
+        errors.NoDeviceError,
+        errors.ProfileError,
+        errors.StoreError,
+        errors.TargetError,
+        errors.ToolchainError,
+    )
+}
+"""The errors that a worker may name; by a table, so that a line cannot name any other class."""
+
+
+def encode_request(request: BuildRequest, event_fd: int, parent_pid: int) -> bytes:
+    """The one line that a worker reads. Model bytes are not in it: they go through :data:`MODEL_NAME`."""
+    record = {
+        "event_fd": event_fd,
+        "parent_pid": parent_pid,
+        "path": None if request.source.path is None else str(request.source.path),
+        "base_dir": None if request.source.base_dir is None else str(request.source.base_dir),
+        "identity": request.identity.to_record(),
+        "profiles": [[[name, asdict(shapes)] for name, shapes in profile.ranges] for profile in request.profiles],
+        "options": asdict(request.options),
+        "toolchain": asdict(request.toolchain),
+        "target": asdict(request.target),
+        "device": None if request.device is None else asdict(request.device),
+        "work_dir": str(request.work_dir),
+        "log_path": str(request.log_path),
+    }
+    return json.dumps(record).encode() + b"\n"
+
+
+def decode_request(record: dict[str, Any]) -> BuildRequest:
+    """The inverse of :func:`encode_request`; reads model bytes from the build's folder."""
+    work_dir = Path(record["work_dir"])
+    return BuildRequest(
+        source=_source(record, work_dir),
+        identity=ModelIdentity.from_record(record["identity"]),
+        profiles=tuple(Profile(tuple((name, _range(r)) for name, r in ranges)) for ranges in record["profiles"]),
+        options=BuildOptions(**record["options"]),
+        toolchain=Toolchain(**record["toolchain"]),
+        target=_target(record["target"]),
+        device=None if record["device"] is None else _device(record["device"]),
+        work_dir=work_dir,
+        log_path=Path(record["log_path"]),
+    )
+
+
+def _source(record: dict[str, Any], work_dir: Path) -> ModelSource:
+    if record["path"] is not None:
+        return ModelSource(path=Path(record["path"]))
+    base_dir = None if record["base_dir"] is None else Path(record["base_dir"])
+    return ModelSource(data=(work_dir / MODEL_NAME).read_bytes(), base_dir=base_dir)
+
+
+def _range(record: dict[str, Any]) -> ShapeRange:
+    low, opt, high = (tuple(record[name]) for name in ("minimum", "optimum", "maximum"))
+    return ShapeRange(low, opt, high, is_values=record["is_values"])
+
+
+def _target(record: dict[str, Any]) -> Target:
+    model = record["device_model"]
+    capabilities = tuple(ComputeCapability(*numbers) for numbers in record["compute_capabilities"])
+    return Target(capabilities, None if model is None else DeviceModel(**model))
+
+
+def _device(record: dict[str, Any]) -> Device:
+    device = Device(**record)
+    return replace(
+        device,
+        compute_capability=ComputeCapability(*record["compute_capability"]),
+        cuda_driver_version=tuple(record["cuda_driver_version"]),
+    )
+
+
+def encode_progress(phase: str, fraction: float | None) -> bytes:
+    """A step of the build."""
+    return _line({"event": "progress", "phase": phase, "fraction": fraction})
+
+
+def encode_done(
+    compute_capabilities: tuple[ComputeCapability, ...], loaded_version: str, warnings: tuple[str, ...]
+) -> bytes:
+    """The plan is written and closed."""
+    record = {
+        "event": "done",
+        "compute_capabilities": compute_capabilities,
+        "loaded_version": loaded_version,
+        "warnings": warnings,
+    }
+    return _line(record)
+
+
+def encode_error(error: EngineCacheError) -> bytes:
+    """Why there is no plan."""
+    return _line({"event": "error", "class": type(error).__name__, "what": error.what, "fix": error.fix})
+
+
+def decode_error(record: dict[str, Any], log_path: Path) -> EngineCacheError:
+    """The inverse of :func:`encode_error`; a :class:`BuildError` gets the log's path."""
+    kind = _ERRORS.get(record["class"], BuildError)
+    if issubclass(kind, BuildError):
+        return kind(record["what"], record["fix"], str(log_path))
+    return kind(record["what"], record["fix"])
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,181 @@
+"""Builders that die, and parents that die: no plan, no process left behind, and a reason."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import builder_models as models
+import pytest
+from builder_processes import ENVIRONMENT, children, is_running, seconds_until_gone
+
+from enginecache.builders.child import _Child
+from enginecache.errors import BuilderCrashError, BuilderKilledError
+
+pytestmark = pytest.mark.rtx
+
+DENSENET = models.LIGHT / "light_densenet121.onnx"
+
+
+class Worker:
+    """A progress callback that notes the worker's process, and does something to it once."""
+
+    def __init__(self, action):
+        self.action = action
+        self.before = children()
+        self.pid = None
+
+    def __call__(self, event):
+        if self.pid is None:
+            (self.pid,) = children() - self.before
+            self.action(self.pid)
+
+
+def death(tmp_path, builder, number):
+    request = models.request_for(tmp_path, DENSENET)
+    worker = Worker(lambda pid: os.kill(pid, number))
+    with pytest.raises(BuilderCrashError) as caught:
+        builder.build(request, worker)
+    assert not is_running(worker.pid)
+    assert not (request.work_dir / "plan.engine").exists()
+    assert caught.value.log_path == str(request.log_path)
+    assert "The log's last lines:" in caught.value.fix
+    assert "  [I] " in caught.value.fix
+    return caught.value
+
+
+def test_killed_worker_is_told_from_a_crash_and_is_not_to_be_remembered(tmp_path, builder):
+    error = death(tmp_path, builder, signal.SIGKILL)
+    assert isinstance(error, BuilderKilledError)
+    assert "killed (SIGKILL): out of memory?" in error.what
+    assert "memory limit" in error.fix
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (BuilderKilledError, str(error))
+
+
+def test_worker_ended_by_another_signal_from_outside_is_not_to_be_remembered(tmp_path, builder):
+    error = death(tmp_path, builder, signal.SIGTERM)
+    assert isinstance(error, BuilderKilledError)
+    assert "ended by SIGTERM" in error.what
+
+
+def test_worker_that_aborts_is_a_crash(tmp_path, builder):
+    error = death(tmp_path, builder, signal.SIGABRT)
+    assert type(error) is BuilderCrashError
+    assert "crashed with SIGABRT" in error.what
+
+
+def test_native_segmentation_fault_is_an_error_with_the_python_line(tmp_path, shim_builder_of):
+    request = models.request_for(tmp_path, toolchain=models.TRT, device=models.ADA)
+    with pytest.raises(BuilderCrashError) as caught:
+        shim_builder_of(defines=["CRASH"]).build(request)
+    assert type(caught.value) is BuilderCrashError
+    assert "crashed with SIGSEGV" in caught.value.what
+    assert "adapter.py" in caught.value.fix
+    assert "Segmentation fault" in request.log_path.read_text()
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ValueError])
+def test_exception_in_the_callback_ends_the_worker_before_it_goes_on(tmp_path, builder, raised):
+    def interrupt(_pid):
+        raise raised
+
+    worker = Worker(interrupt)
+    with pytest.raises(raised):
+        builder.build(models.request_for(tmp_path, DENSENET), worker)
+    assert worker.pid not in children()
+    assert not is_running(worker.pid)
+
+
+def test_interrupt_of_the_waiting_parent_ends_the_worker(tmp_path, builder):
+    # The signal arrives while the parent waits in poll(), not in its callback.
+    def interrupt_soon(_pid):
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    worker = Worker(interrupt_soon)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(models.request_for(tmp_path, DENSENET), worker)
+    assert not is_running(worker.pid)
+
+
+PARENT = """
+import os, pathlib, sys, time
+sys.path.insert(0, {tests!r})
+import builder_models, builder_processes
+from enginecache.builders.child import ProcessBuilder
+
+def tell(event):
+    global told
+    if not told:
+        told = True
+        {extra}
+        print(*worker(), flush=True)
+
+def worker():
+    lines = {{pid: pathlib.Path(f"/proc/{{pid}}/cmdline").read_bytes() for pid in builder_processes.children()}}
+    return [pid for pid, line in lines.items() if line.split(b"\\0")[2] == b"enginecache.builders.worker"]
+
+told = False
+request = builder_models.request_for(pathlib.Path({folder!r}), builder_models.LIGHT / "light_densenet121.onnx")
+ProcessBuilder().build(request, tell)
+"""
+
+HOLD_THE_PIPE = "sys.stdout.flush(); os.fork() or (os.close(1), time.sleep(20), os._exit(0))"
+
+
+@pytest.mark.parametrize(("extra", "limit_s"), [("pass", 2.0), (HOLD_THE_PIPE, 4.0)])
+def test_worker_ends_when_its_parent_is_killed(tmp_path, extra, limit_s):
+    # In the second case a process that the parent forked lives on with a copy of the worker's pipe.
+    script = PARENT.format(tests=str(Path(models.__file__).parent), folder=str(tmp_path), extra=extra)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True, env=ENVIRONMENT
+    )
+    try:
+        worker = int(process.stdout.readline())
+        assert is_running(worker)
+        process.kill()
+        process.wait()
+        assert seconds_until_gone(worker) < limit_s
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if extra != "pass" else process.kill()
+        process.wait()
+        process.stdout.close()
+    assert not (tmp_path / "work0" / "plan.engine").exists()
+
+
+def test_death_is_seen_although_another_process_holds_the_event_pipe(tmp_path):
+    # A process that another thread forks while the worker is being started keeps the pipe's writing end.
+    reader, writer = os.pipe()
+    process = subprocess.Popen(["true"], stdin=subprocess.PIPE, bufsize=0)
+    child = _Child(process, reader, time.monotonic())
+    try:
+        os.write(writer, b'{"event": 1}\n{"half')
+        assert list(child._lines()) == [b'{"event": 1}']
+    finally:
+        child.end()
+        os.close(writer)
+
+
+def test_worker_without_memory_says_so(tmp_path):
+    # Importing fits in from 350 MiB on, building light_squeezenet from 750 MiB on (TensorRT-RTX 1.7.1, 2026-11).
+    script = (
+        "import resource, sys, pathlib\n"
+        f"sys.path.insert(0, {str(Path(models.__file__).parent)!r})\n"
+        "import builder_models\n"
+        "from enginecache.builders.child import ProcessBuilder\n"
+        f"request = builder_models.request_for(pathlib.Path({str(tmp_path)!r}))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (500 << 20,) * 2)\n"
+        "try:\n"
+        "    ProcessBuilder().build(request)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert "BuilderKilledError" in done.stdout, done.stdout + done.stderr
+    assert "out of memory" in done.stdout

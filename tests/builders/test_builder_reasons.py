@@ -1,0 +1,110 @@
+"""Error lines into reasons. Lines as TensorRT-RTX 1.7.1 logged them in 2026-11, but where a comment says otherwise."""
+
+from __future__ import annotations
+
+import builder_models as models
+import pytest
+
+from enginecache.builders.logs import MAX_SHOWN, shown_warnings
+from enginecache.builders.reasons import ParserProblem, clean_lines, explain_build, explain_parsing
+from enginecache.errors import BuilderKilledError, BuildError, NoDeviceError, ProfileError
+
+DRIVER = (
+    "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
+    "/_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient for CUDA runtime "
+    "version))"
+)
+NO_PROFILE = (
+    "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no "
+    "optimization profile has been defined. In validate at /_src/optimizer/api/network.cpp:4023)"
+)
+BAD_OPT = (
+    "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (kOPT values for profile 0 violate shape "
+    "constraints: IShuffleLayer rs: reshaping failed for tensor: x Reshape dimension of -1 has no solution. In "
+    "executeReshape at /_src/runtime/core/shapeMachine.cpp:340 In evaluateShapeChecks at "
+    "/_src/optimizer/common/shapeCompiler.cpp:1375)"
+)
+CLEAN_BAD_OPT = (
+    "kOPT values for profile 0 violate shape constraints: IShuffleLayer rs: reshaping failed for tensor: x Reshape "
+    "dimension of -1 has no solution"
+)
+
+
+@pytest.fixture
+def request_(tmp_path):
+    return models.request_for(tmp_path, models.conv_model(), profiles=models.BATCHES)
+
+
+def test_lines_lose_source_places_wrapping_repetitions_and_driver_noise():
+    lines = [BAD_OPT, DRIVER, BAD_OPT, 'onnxOpCheckers.cpp:998: creator && "Plugin not found"', "--- End node ---"]
+    assert clean_lines(lines) == [CLEAN_BAD_OPT, "Plugin not found"]
+
+
+def test_driver_is_the_reason_where_nothing_else_was_said(request_):
+    error = explain_build(request_, [DRIVER, DRIVER])
+    assert isinstance(error, NoDeviceError)
+    assert "cudaError 35" in error.what
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "what", "fix"),
+    [
+        (NO_PROFILE, ProfileError, "no shapes were given", "--dim batch=1:8:32"),
+        (BAD_OPT, BuildError, "optimum shapes of profile 0", "--opt-shapes x:4x3x8x8"),
+        # As NVIDIA's issue threads quote TensorRT 8.6 and 10; not logged here, where there is no GPU.
+        (
+            "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+            BuilderKilledError,
+            "",
+            "Free",
+        ),
+        (
+            "Error Code 10: Internal Error (Could not find any implementation for node Conv_0.)",
+            BuildError,
+            "Conv_0",
+            "opt",
+        ),
+        ("Error Code 2: Internal Error (Assertion engine failed. )", BuildError, "internal check", "onnx.checker"),
+        ("something new", BuildError, "refused model0.onnx: something new", "onnx.checker"),
+    ],
+)
+def test_known_lines_have_a_reason_and_a_remedy(request_, line, kind, what, fix):
+    error = explain_build(request_, [line])
+    assert type(error) is kind
+    assert what in error.what
+    assert fix in error.fix
+    assert "\n" not in error.what
+    assert "/_src/" not in str(error)
+
+
+def test_cause_stands_before_its_consequences(request_):
+    assert isinstance(explain_build(request_, ["Assertion x failed", "CUDA: out of memory"]), BuilderKilledError)
+
+
+def test_no_line_at_all_is_said(request_):
+    assert "it gave no reason" in explain_build(request_, []).what
+    error = explain_parsing(request_, [], [])
+    assert "while parsing it, without naming a node: it gave no reason" in error.what
+
+
+def test_assertion_without_a_parser_error_has_a_hint(request_):
+    error = explain_parsing(request_, [], ["Error Code 2: Internal Error (Assertion graph.isValid() failed. )"])
+    assert "an internal check of TensorRT failed" in error.what
+    assert "fold its constants" in error.fix
+
+
+def test_further_parser_errors_are_counted(request_):
+    problems = [ParserProblem(i, f"node{i}", "Conv", "bad weights\nIn foo at /_src/a.cpp:3") for i in range(3)]
+    error = explain_parsing(request_, problems, [])
+    assert "at node 'node0' (Conv): bad weights (and 2 more, in the log)" in error.what
+
+
+def test_parser_error_without_a_node_has_no_place(request_):
+    error = explain_parsing(request_, [ParserProblem(-1, "", "", "cannot open the file")], [])
+    assert error.what.endswith("refused model0.onnx: cannot open the file")
+
+
+def test_many_warnings_are_cut_with_their_number():
+    shown = shown_warnings([f"warning {i}" for i in range(MAX_SHOWN + 7)])
+    assert len(shown) == MAX_SHOWN + 1
+    assert shown[-1] == "... and 7 more warnings in the builder's log"

@@ -1,0 +1,71 @@
+"""What crosses the pipes comes out as it went in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import builder_models as models
+import pytest
+
+from enginecache import errors
+from enginecache.builders.wire import MODEL_NAME, decode_error, decode_request, encode_error, encode_request
+from enginecache.model import ModelSource
+from enginecache.options import BuildOptions
+from enginecache.targets import DeviceModel, Target
+
+
+def test_request_comes_out_as_it_went_in(tmp_path):
+    request = models.request_for(tmp_path, models.conv_model(), profiles=models.BATCHES)
+    full = replace(
+        request,
+        source=ModelSource.of("/models/\udce9.onnx"),
+        options=BuildOptions(workspace_bytes=1 << 40, optimization_level=1),
+        toolchain=models.TRT,
+        target=Target(models.SM89.compute_capabilities, DeviceModel("NVIDIA L4", 58)),
+        device=models.ADA,
+    )
+    for each in (request, full):
+        line = encode_request(each, 7, 8)
+        assert line.endswith(b"\n")
+        assert line.count(b"\n") == 1
+        record = json.loads(line)
+        assert (record["event_fd"], record["parent_pid"]) == (7, 8)
+        assert decode_request(record) == each
+
+
+def test_model_bytes_go_through_the_folder_and_not_the_pipe(tmp_path):
+    data = models.conv_model(1).SerializeToString()
+    request = models.request_for(tmp_path, ModelSource.of(data, base_dir=tmp_path))
+    (request.work_dir / MODEL_NAME).write_bytes(data)
+    line = encode_request(request, 7, 8)
+    assert len(line) < 4096
+    assert decode_request(json.loads(line)) == request
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.BuildError,
+        errors.BuilderCrashError,
+        errors.BuilderKilledError,
+        errors.ModelChangedError,
+        errors.ModelError,
+        errors.NoDeviceError,
+        errors.ProfileError,
+        errors.StoreError,
+        errors.TargetError,
+        errors.ToolchainError,
+    ],
+)
+def test_error_comes_out_as_its_own_class(tmp_path, kind):
+    error = decode_error(json.loads(encode_error(kind("what", "fix"))), tmp_path / "log")
+    assert type(error) is kind
+    assert (error.what, error.fix) == ("what", "fix")
+    if isinstance(error, errors.BuildError):
+        assert error.log_path == str(tmp_path / "log")
+
+
+def test_line_cannot_name_another_class(tmp_path):
+    record = {"event": "error", "class": "SystemExit", "what": "what", "fix": ""}
+    assert type(decode_error(record, tmp_path)) is errors.BuildError
