@@ -46,8 +46,12 @@ def find_garbage(
 
 
 def _candidates(root: Root, is_named: Callable[[str], bool], grace_s: float) -> Iterator[tuple[Path, str, float]]:
+    for path in sorted(root.engines.iterdir()):
+        if not path.is_dir() or path.is_symlink():
+            yield path, "a stray file", grace_s
     for path in sorted(root.engines.glob("*/*")):
-        if path.suffix != ".engine" or not is_named(path.stem):
+        in_place = path.suffix == ".engine" and path.parent.name == path.stem[:2]
+        if not in_place or not is_named(path.stem):
             yield path, "a stored engine without a row", grace_s
     for path in sorted(root.tmp.iterdir()):
         yield path, "a temporary file", grace_s

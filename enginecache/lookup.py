@@ -57,8 +57,10 @@ class Lookup:
         if state is BlobState.INTACT:
             return record
         reason = self.set_aside(record)
-        # None: another process set it aside and published a whole one meanwhile.
-        return Miss((reason,)) if reason is not None else self.find(key)
+        # Whole after all, or replaced by a rebuild: another process was here meanwhile.
+        if reason is None or self._registry.find(key.digest) is not None:
+            return self.find(key, force_check=force_check)
+        return Miss((reason,))
 
     def set_aside(self, record: EntryRecord) -> Reason | None:
         """Quarantine a damaged blob and forget its entries; None if it is whole after all.

@@ -40,7 +40,7 @@ class FileMemo:
             return None
         try:
             fingerprint = Fingerprint.of_path(source.path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path
             return None  # identify says why
         found = self._registry.recall("model", fingerprint)
         if found is None or found.get("key_version") != KEY_VERSION:

@@ -104,7 +104,7 @@ class Publication:
             key_json=resolved.key.canonical_json(),
             key_version=KEY_VERSION,
             model_digest=resolved.identity.digest,
-            model_name=resolved.source.name,
+            model_name=_storable(resolved.source.name),
             digest=staged.digest,
             size_bytes=staged.size_bytes,
             backend=resolved.placement.toolchain.flavour,
@@ -120,13 +120,24 @@ class Publication:
             with self._locks.hold(STORE_LOCK, None):
                 previous = self._registry.find(record.key)
                 self._store.publish(staged)
-                self._registry.publish(record, resolved.key.fields())
-                if previous is not None and not self._registry.is_referenced(previous.digest):
-                    self._store.delete(previous.digest)
+                try:
+                    self._registry.publish(record, resolved.key.fields())
+                except BaseException:
+                    # Nobody else can have named it while the lock is held. On a full disk it is in the way.
+                    self._delete_unnamed(staged.digest)
+                    raise
+                # The entry is committed: an old blob that cannot go is garbage, not a failed build.
+                if previous is not None:
+                    self._delete_unnamed(previous.digest)
         except BaseException:
             self._store.discard(staged)
             raise
         return record
+
+    def _delete_unnamed(self, digest: str) -> None:
+        with contextlib.suppress(StoreError, RegistryError):
+            if not self._registry.is_referenced(digest):
+                self._store.delete(digest)
 
     @contextlib.contextmanager
     def _recorded(self, attempt: BuildRecord) -> Iterator[None]:
@@ -134,10 +145,9 @@ class Publication:
         try:
             yield
         except BaseException as error:
-            reason = error.what if isinstance(error, EngineCacheError) else f"{type(error).__name__}: {error}"
             # The first error is the one to tell; a registry that fails as well must not hide it.
             with contextlib.suppress(RegistryError):
-                self._registry.fail_build(attempt.id, time.monotonic() - started, reason)
+                self._registry.fail_build(attempt.id, time.monotonic() - started, _storable(_reason(error)))
             raise
 
     @contextlib.contextmanager
@@ -151,3 +161,14 @@ class Publication:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, EngineCacheError):
+        return error.what
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+
+
+def _storable(text: str) -> str:
+    """``text`` with escapes where a file name in it is not UTF-8, which no database takes."""
+    return text.encode(errors="backslashreplace").decode()

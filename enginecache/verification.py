@@ -110,7 +110,10 @@ def check_entries(
         state = memo.check_blob(record.digest, record.size_bytes, force=deep)
         if state is BlobState.INTACT:
             path = store.path(record.digest)
-            mode = stat.S_IMODE(path.lstat().st_mode)
+            try:
+                mode = stat.S_IMODE(path.lstat().st_mode)
+            except FileNotFoundError:
+                continue  # removed since it was checked
             if mode != root.blob_mode:
                 text = f"{path} has mode {mode:04o}, not {root.blob_mode:04o}"
                 finding = Finding("mode", record.key, text, "set the mode")

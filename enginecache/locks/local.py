@@ -42,19 +42,14 @@ class LocalKeyLocks:
             # A soft lock would outlive its process.
             fallback_to_soft=False,
         )
-        try:
-            self._acquire(lock, name, timeout_s, waiting)
-        except OSError as error:
-            if isinstance(error, LockTimeoutError):
-                raise
-            message = f"the lock {lock.lock_file} cannot be taken: {error.strerror or error}"
-            raise StoreError(message, "Make the cache folder writable, or name another with --dir.") from error
+        self._acquire(lock, name, timeout_s, waiting)
         try:
             self._write_holder(name)
             yield
         finally:
             # Before the release: after it, this file may speak of the next holder.
-            self._holder_path(name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a note that stays must not keep the lock
+                self._holder_path(name).unlink()
             lock.release()
 
     def _acquire(
@@ -72,6 +67,9 @@ class LocalKeyLocks:
                 if waiting is not None:
                     waiting(Waiting(self.holder(name), waited))
                 wait_s = SAY_EVERY_S if timeout_s is None else min(SAY_EVERY_S, timeout_s - waited)
+            except OSError as error:
+                message = f"the lock {lock.lock_file} cannot be taken: {error.strerror or error}"
+                raise StoreError(message, "Make the cache folder writable, or name another with --dir.") from error
             else:
                 return
 
@@ -94,10 +92,14 @@ class LocalKeyLocks:
         text = json.dumps({"host": platform.node(), "pid": os.getpid(), "since": time.time()})
         with contextlib.suppress(OSError):  # a full disk must not stop a build for the sake of a note
             descriptor, temporary = tempfile.mkstemp(prefix="holder-", dir=self._root.tmp)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                os.fchmod(file.fileno(), self._root.file_mode)
-            Path(temporary).rename(self._holder_path(name))
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    os.fchmod(file.fileno(), self._root.file_mode)
+                Path(temporary).rename(self._holder_path(name))
+            except BaseException:
+                Path(temporary).unlink()
+                raise
 
 
 def describe_holder(holder: Holder | None) -> str:

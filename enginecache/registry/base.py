@@ -179,7 +179,7 @@ class Registry(Protocol):
         ...
 
     def fail_build(self, build_id: str, seconds: float, reason: str) -> None:
-        """Record that the attempt failed, and why."""
+        """Record that the attempt failed, and why. Does nothing to one that is no longer running."""
         ...
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:

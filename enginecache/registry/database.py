@@ -34,9 +34,9 @@ class Database:
     def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         # check_same_thread stays on: NullPool hands every thread a connection of its own.
-        self._source = sa.create_engine(
-            f"sqlite:///{path}", poolclass=NullPool, connect_args={"timeout": busy_timeout_s}
-        )
+        # URL.create, because in the text of a URL a ``?`` in the path would begin a query.
+        url = sa.URL.create("sqlite", database=str(path))
+        self._source = sa.create_engine(url, poolclass=NullPool, connect_args={"timeout": busy_timeout_s})
         sa.event.listen(self._source, "connect", _configure)
         sa.event.listen(self._source, "begin", _begin)
 
@@ -68,6 +68,30 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
+    def migrating(self) -> Iterator[sa.Connection]:
+        """Like :meth:`writing`, with foreign keys checked once, before the commit.
+
+        Alembic alters a table by dropping and renaming it, which SQLite refuses for one that others name, and the
+        setting cannot change inside a transaction. Source: SQLite, "ALTER TABLE", section 7.
+
+        Raises:
+            RegistryError: As :meth:`writing`, or a row would name another that is gone.
+        """
+        options = {"enginecache_begin": "IMMEDIATE", "enginecache_foreign_keys": "OFF"}
+        with (
+            self._translated(),
+            self._source.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
+            yield connection
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+            if broken is not None:
+                message = (
+                    f"the registry {self.path} was not changed: a row of {broken[0]} would name none of {broken[2]}"
+                )
+                raise RegistryError(message, "Keep the file and report it.")
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
@@ -91,12 +115,12 @@ def _configure(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own transaction handling is off: it begins too late, and never IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute(f"PRAGMA journal_mode={journal_mode(sqlite3.sqlite_version_info)}")
     cursor.close()
 
 
 def _begin(connection: sa.Connection) -> None:
-    kind = connection.get_execution_options().get("enginecache_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {kind}")
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(f"PRAGMA foreign_keys={options.get('enginecache_foreign_keys', 'ON')}")
+    connection.exec_driver_sql(f"BEGIN {options.get('enginecache_begin', 'DEFERRED')}")

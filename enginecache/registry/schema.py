@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import sqlite3
+import stat
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +29,9 @@ KNOWN = (HEAD,)
 
 READER = 1
 """This release's number as a reader. A registry names the oldest reader that understands it."""
+
+_ALEMBIC = threading.Lock()
+"""Alembic's ``context`` is one per process: two threads at once would run their scripts on each other's database."""
 
 
 def ensure_schema(database: Database, mode: int) -> None:
@@ -84,14 +89,22 @@ def upgrade(database: Database) -> str:
     """Run the migrations up to :data:`HEAD`, all or nothing; the revision that it has then.
 
     Two processes at once: the second waits for the write lock, then finds nothing left to do.
+
+    Raises:
+        SchemaError: It has a revision that this release does not know.
+        RegistryError: It cannot be opened or written.
     """
     from alembic import command
+    from alembic.util.exc import CommandError
 
     try:
-        with database.writing() as connection:
+        with _ALEMBIC, database.migrating() as connection:
             command.upgrade(_alembic_config(connection), HEAD)
-    except sqlite3.Error as error:
-        raise _unavailable(database.path, error) from error
+    except CommandError as error:
+        message = f"the registry {database.path} cannot be upgraded: {error}"
+        raise SchemaError(
+            message, "Upgrade enginecache, or name another folder with --dir or ENGINECACHE_DIR."
+        ) from error
     return HEAD
 
 
@@ -105,7 +118,7 @@ def check(database: Database) -> None:
     from alembic.util.exc import CommandError
 
     try:
-        with database.reading() as connection:
+        with _ALEMBIC, database.reading() as connection:
             command.check(_alembic_config(connection))
     except CommandError as error:
         message = f"the registry {database.path} differs from what this release expects: {error}"
@@ -126,13 +139,15 @@ def _alembic_config(connection: sa.Connection) -> Config:
 
 
 def _create_file(path: Path, mode: int) -> None:
-    """An empty file of the right mode: SQLite gives its journal the database's mode."""
+    """An empty file of the right mode: SQLite gives its journal the database's mode.
+
+    Never opened here: closing any descriptor of the file would drop the locks that another thread's SQLite holds on it.
+    Source: SQLite, "How To Corrupt An SQLite Database File", section 2.2.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(descriptor, mode)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.mknod(path, stat.S_IFREG | mode)
+            path.chmod(mode)  # mknod's mode is cut by the umask
     except OSError as error:
         raise _unavailable(path, error) from error
 

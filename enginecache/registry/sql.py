@@ -27,6 +27,8 @@ _ENTRY = sa.select(
     .join(blobs, blobs.c.digest == entries.c.digest)
     .outerjoin(pins, pins.c.key == entries.c.key)
 )
+_MAX_INTEGER = 2**63 - 1
+"""SQLite's largest; a time in nanoseconds passes it in the year 2262, and a file can be given such a time."""
 _NEWEST_FIRST = (entries.c.created_at.desc(), entries.c.key)
 
 
@@ -139,10 +141,11 @@ class SqlRegistry:
             connection.execute(sa.insert(builds).values(row))
 
     def fail_build(self, build_id: str, seconds: float, reason: str) -> None:
-        """Record that the attempt failed, and why."""
+        """Record that the attempt failed, and why; an attempt whose entry is committed has succeeded."""
         failed = {"state": "failed", "build_seconds": seconds, "reason": reason}
         with self._database.writing() as connection:
-            connection.execute(sa.update(builds).where(builds.c.id == build_id).values(failed))
+            running = sa.and_(builds.c.id == build_id, builds.c.state == "running")
+            connection.execute(sa.update(builds).where(running).values(failed))
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts, newest first."""
@@ -172,6 +175,8 @@ class SqlRegistry:
 
     def recall(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """What this host found in a file of this fingerprint, or None."""
+        if max(fingerprint.mtime_ns, fingerprint.ctime_ns) > _MAX_INTEGER:
+            return None
         row = self._memo_row(kind, fingerprint)
         chosen = sa.select(file_memo.c.found).where(*(file_memo.c[name] == value for name, value in row.items()))
         with self._database.reading() as connection:
@@ -180,6 +185,8 @@ class SqlRegistry:
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
         """Keep what was found in a file; a registry that is busy or read-only just forgets."""
+        if max(fingerprint.mtime_ns, fingerprint.ctime_ns) > _MAX_INTEGER:
+            return
         row = {**self._memo_row(kind, fingerprint), "found": json.dumps(found)}
         place = ["host", "kind", "device", "inode"]
         try:

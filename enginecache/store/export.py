@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -25,6 +26,7 @@ def export_plan(plan: Path, target: Path) -> None:
         StoreError: The copy cannot be written.
     """
     try:
+        _require_replaceable(target)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -43,3 +45,9 @@ def export_plan(plan: Path, target: Path) -> None:
     except OSError as error:
         message = f"the engine cannot be copied to {target}: {error.strerror or error}"
         raise StoreError(message, "The engine is in the cache; name a writable file with -o.") from error
+
+
+def _require_replaceable(target: Path) -> None:
+    # A rename would put a file in the place of a device such as /dev/stdout.
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is there and is no regular file")

@@ -120,6 +120,10 @@ def _unusable(path: Path, error: OSError) -> StoreError:
 
 def _make_folder(path: Path, mode: int) -> None:
     if path.is_dir():
+        # Private before and shared now, or a crash between the two steps below.
+        status = path.lstat()
+        if ~status.st_mode & mode and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            path.chmod(stat.S_IMODE(status.st_mode) | mode)
         return
     try:
         path.mkdir(mode=0o700)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 from pathlib import Path
 
+from enginecache.errors import StoreError
 from enginecache.store.root import Root
+
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class UseLog:
@@ -40,4 +44,6 @@ class UseLog:
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
+        if _KEY.fullmatch(key) is None:  # an OSError, so every method takes it for a file that is not there
+            raise StoreError(f"{key!r} is not a key", "The registry is damaged: run `enginecache verify`.")
         return self._root.uses / key

@@ -1,0 +1,524 @@
+"""What every registry does. A new implementation joins by a line in ``OPENERS``; what only SQLite shows comes last."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import functools
+import multiprocessing
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import EPOCH, attempt, entry, fields_of, hex_of, publish
+
+from enginecache.errors import RegistryError
+from enginecache.fingerprint import Fingerprint
+from enginecache.key import canonical_json
+from enginecache.registry.base import Registry, RegistryTotals
+from enginecache.registry.database import Database
+from enginecache.registry.schema import ensure_schema
+from enginecache.registry.sql import SqlRegistry
+
+BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321)
+
+
+def open_sqlite(folder: Path, host: str | None = None) -> Registry:
+    database = Database(folder / "registry.sqlite")
+    ensure_schema(database, 0o600)
+    return SqlRegistry(database, host)
+
+
+OPENERS: dict[str, Callable[..., Registry]] = {"sqlite": open_sqlite}
+
+
+@pytest.fixture(params=OPENERS)
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Registry]:
+    """Opens one registry, again for each call; can be sent to another process."""
+    return functools.partial(OPENERS[request.param], tmp_path)
+
+
+@pytest.fixture
+def registry(opener: Callable[..., Registry]) -> Registry:
+    return opener()
+
+
+def snapshot(registry: Registry) -> tuple[Any, ...]:
+    return registry.entries(), registry.builds(), registry.totals()
+
+
+# Entries
+
+
+def test_an_empty_registry_has_nothing(registry):
+    assert registry.find("a" * 64) is None
+    assert registry.find_prefix("") == registry.entries() == registry.builds() == registry.misses() == []
+    assert list(registry.relatives("a" * 64, "b" * 64)) == []
+    assert registry.totals() == RegistryTotals(0, 0, 0, 0, 0, 0, 0.0, 0)
+
+
+def test_a_published_entry_is_found_as_it_was_in_another_connection_too(registry, opener):
+    record = publish(registry, "a", device_name="NVIDIA H100", driver_version="580.65.06", size_bytes=2**40)
+    assert registry.find(record.key) == opener().find(record.key) == record
+    assert record.fields == fields_of("a")
+
+
+def test_only_exactly_the_key_is_found(registry):
+    record = publish(registry, "a")
+    assert registry.find(record.key[:-1]) is None
+    assert registry.find(record.key.upper()) is None
+    assert registry.find(f"{record.key}0") is None
+
+
+def test_entries_come_newest_first_and_as_many_as_asked(registry):
+    records = [publish(registry, name, number) for number, name in enumerate("abc")]
+    assert registry.entries() == records[::-1]
+    assert registry.entries(2) == records[:0:-1]
+    assert registry.entries(0) == []
+
+
+def test_a_prefix_finds_keys_in_their_order_up_to_the_limit(registry):
+    keys = ["0" * 64, "ab" + "0" * 62, "ab" + "f" * 62, "ac" + "0" * 62, "f" * 64]
+    for number, key in enumerate(keys):
+        registry.start_build(attempt("a", number))
+        registry.publish(entry("a", number, key=key), fields_of("a"))
+    assert [record.key for record in registry.find_prefix("ab")] == keys[1:3]
+    assert [record.key for record in registry.find_prefix("f")] == keys[4:]
+    assert [record.key for record in registry.find_prefix("a", limit=2)] == keys[1:3]
+    assert [record.key for record in registry.find_prefix(keys[3])] == [keys[3]]
+    assert registry.find_prefix("ab1") == []
+
+
+@pytest.mark.parametrize("prefix", ["%", "_", "a%", "*", "'", '"', "ü", "\x00"])
+def test_no_letter_of_a_prefix_is_special(registry, prefix):
+    publish(registry, "a")
+    assert registry.find_prefix(prefix) == []
+
+
+def test_relatives_share_the_graph_or_the_weights(registry):
+    records = {}
+    for number, (name, shared) in enumerate({"same": {}, "graph": {"weights": "1" * 64}, "other": None}.items()):
+        fields = fields_of("other") if shared is None else fields_of("a", **shared)
+        registry.start_build(attempt(name, number))
+        records[name] = entry(name, number, key_json=canonical_json(fields))
+        registry.publish(records[name], fields)
+    asked = fields_of("a")["model"]
+    found = list(registry.relatives(asked["structure"], asked["weights"]))
+    assert found == [records["graph"], records["same"]]
+    assert [record.key for record in registry.relatives("0" * 64, "1" * 64)] == [records["graph"].key]
+    assert list(registry.relatives("0" * 64, "0" * 64)) == []
+
+
+def test_publishing_again_replaces_the_entry(registry):
+    publish(registry, "a", 1)
+    second = publish(registry, "a", 2, tensorrt_version="9", build_seconds=9.0)
+    assert registry.entries() == [second]
+    assert not registry.is_referenced(entry("a", 1).digest)
+    assert registry.totals().blobs == 1
+
+
+def test_publishing_equal_bytes_again_keeps_the_blob(registry):
+    digest = publish(registry, "a", 1).digest
+    second = publish(registry, "a", 2, digest=digest)
+    assert registry.entries() == [second]
+    assert registry.is_referenced(digest)
+
+
+def test_two_entries_share_a_blob_and_it_counts_once(registry):
+    first = publish(registry, "a")
+    second = publish(registry, "b", digest=first.digest)
+    assert (registry.totals().blobs, registry.totals().size_bytes) == (1, 1000)
+    registry.remove(first.key)
+    assert registry.is_referenced(first.digest)
+    assert registry.entries() == [second]
+    registry.remove(second.key)
+    assert not registry.is_referenced(first.digest)
+
+
+def test_a_models_first_name_stays(registry):
+    publish(registry, "a")
+    publish(registry, "b", model_digest=entry("a").model_digest)
+    assert registry.find(entry("b").key).model_name == "a.onnx"
+
+
+def test_publishing_without_its_attempt_writes_nothing(registry):
+    publish(registry, "old")
+    before = snapshot(registry)
+    with pytest.raises(RegistryError):
+        registry.publish(entry("a"), fields_of("a"))
+    assert snapshot(registry) == before
+    registry.start_build(attempt("a"))
+    registry.publish(entry("a"), fields_of("a"))
+
+
+def test_a_failing_replacement_keeps_the_old_entry(registry):
+    old = publish(registry, "a")
+    with pytest.raises(RegistryError):
+        registry.publish(entry("a", 2), fields_of("a"))
+    assert registry.find(old.key) == old
+    assert registry.is_referenced(old.digest)
+
+
+# Removal and pins
+
+
+def test_removing_tells_whether_the_entry_was_there(registry):
+    record = publish(registry, "a")
+    assert registry.remove(record.key)
+    assert not registry.remove(record.key)
+    assert registry.find(record.key) is None
+    assert registry.totals().blobs == 0
+
+
+def test_removing_what_was_replaced_meanwhile_removes_nothing(registry):
+    old = publish(registry, "a", 1)
+    new = publish(registry, "a", 2)
+    assert not registry.remove(old.key, digest=old.digest)
+    assert registry.find(old.key) == new
+    assert registry.remove(new.key, digest=new.digest)
+
+
+def test_a_pinned_entry_is_not_removed_unless_that_is_meant(registry):
+    record = publish(registry, "a")
+    registry.pin(record.key)
+    assert not registry.remove(record.key)
+    assert not registry.remove(record.key, digest=record.digest)
+    assert registry.find(record.key) == dataclasses.replace(record, is_pinned=True)
+    assert not registry.remove(record.key, digest="0" * 64, even_pinned=True)
+    assert registry.find(record.key).is_pinned
+    assert registry.remove(record.key, even_pinned=True)
+    publish(registry, "a", 2)
+    assert not registry.find(record.key).is_pinned
+
+
+def test_another_entrys_pin_protects_only_that_one(registry):
+    registry.pin(publish(registry, "a").key)
+    assert registry.remove(publish(registry, "b").key)
+    assert [record.is_pinned for record in registry.entries()] == [True]
+
+
+def test_pin_and_unpin_are_idempotent(registry):
+    record = publish(registry, "a")
+    for pin, expected in ((registry.pin, True), (registry.unpin, False)):
+        pin(record.key)
+        pin(record.key)
+        assert registry.find(record.key).is_pinned is expected
+        assert registry.totals().pinned == int(expected)
+
+
+def test_forgetting_a_blob_takes_every_entry_of_it_and_no_other(registry):
+    first = publish(registry, "a")
+    second = publish(registry, "b", digest=first.digest)
+    third = publish(registry, "c")
+    assert registry.forget_blob(first.digest, "bit rot") == sorted([first.key, second.key])
+    assert registry.entries() == [third]
+    assert not registry.is_referenced(first.digest)
+    assert registry.forget_blob(first.digest, "again") == []
+    assert registry.forget_blob("0" * 64, "unknown") == []
+
+
+def test_a_pin_outlives_a_forgotten_blob_and_holds_for_the_engine_rebuilt(registry):
+    record = publish(registry, "a")
+    registry.pin(record.key)
+    registry.forget_blob(record.digest, "bit rot")
+    assert registry.totals().pinned == 0
+    publish(registry, "a", 2, digest=record.digest)
+    assert registry.find(record.key).is_pinned
+
+
+# Attempts
+
+
+def test_an_attempt_runs_then_succeeds_with_its_entry(registry):
+    registry.start_build(attempt("a"))
+    assert registry.builds() == [attempt("a")]
+    registry.publish(entry("a"), fields_of("a"))
+    assert registry.builds() == [attempt("a", state="succeeded", build_seconds=2.5)]
+
+
+def test_a_new_attempt_abandons_the_running_ones_of_its_key_only(registry):
+    registry.start_build(attempt("a", 1))
+    registry.start_build(attempt("b", 1))
+    registry.start_build(attempt("a", 2))
+    assert [build.state for build in registry.builds(attempt("a").key)] == ["running", "abandoned"]
+    assert [build.state for build in registry.builds(attempt("b").key)] == ["running"]
+    assert "its process ended" in registry.builds(attempt("a").key)[1].reason
+
+
+def test_a_new_attempt_leaves_finished_ones_as_they_are(registry):
+    publish(registry, "a", 1)
+    registry.start_build(attempt("a", 2))
+    registry.fail_build(attempt("a", 2).id, 1.5, "refused")
+    before = registry.builds()
+    registry.start_build(attempt("a", 3))
+    assert registry.builds()[1:] == before
+
+
+def test_a_failed_attempt_keeps_its_reason(registry):
+    registry.start_build(attempt("a"))
+    registry.fail_build(attempt("a").id, 1.5, "TensorRT said: ünsupported\n'; DROP TABLE builds; --")
+    (build,) = registry.builds()
+    assert (build.state, build.build_seconds) == ("failed", 1.5)
+    assert build.reason == "TensorRT said: ünsupported\n'; DROP TABLE builds; --"
+
+
+def test_an_attempt_that_succeeded_cannot_fail_afterwards(registry):
+    publish(registry, "a")
+    registry.fail_build(attempt("a").id, 1.5, "interrupted after the commit")
+    assert [build.state for build in registry.builds()] == ["succeeded"]
+
+
+def test_attempts_come_newest_first_and_as_many_as_asked(registry):
+    for number in range(5):
+        registry.start_build(attempt("a", number))
+    assert [build.id for build in registry.builds(limit=2)] == [attempt("a", 4).id, attempt("a", 3).id]
+
+
+# Misses
+
+
+def test_misses_of_a_key_are_counted_and_the_last_reason_is_kept(registry):
+    key, other = hex_of("key"), hex_of("other")
+    registry.record_miss(key, "absent", None, [])
+    registry.record_miss(other, "absent", None, [])
+    registry.record_miss(key, "differs", other, ["options.fp16", "profiles[0].x"])
+    first, second = registry.misses()
+    assert (first.key, first.reason, first.nearest_key, first.count) == (key, "differs", other, 2)
+    assert first.differing == ("options.fp16", "profiles[0].x")
+    assert (second.key, second.count) == (other, 1)
+    assert first.last_at >= second.last_at
+    assert registry.misses(limit=1) == [first]
+    assert registry.totals().misses == 3
+
+
+def test_times_come_back_aware_and_to_the_microsecond(registry):
+    east = dt.timezone(dt.timedelta(hours=9))
+    publish(registry, "a", created_at=EPOCH.astimezone(east))
+    (record,) = registry.entries()
+    assert record.created_at == EPOCH
+    assert record.created_at.tzinfo is dt.timezone.utc
+    assert registry.builds()[0].started_at.tzinfo is dt.timezone.utc
+
+
+def test_totals_count_what_is_there(registry):
+    registry.pin(publish(registry, "a", 1).key)
+    publish(registry, "b", 1, size_bytes=500)
+    registry.start_build(attempt("c"))
+    registry.fail_build(attempt("c").id, 100.0, "refused")
+    registry.forget_blob(entry("b").digest, "bit rot")
+    registry.record_miss("0" * 64, "absent", None, [])
+    assert registry.totals() == RegistryTotals(1, 1, 1000, 1, 2, 1, 5.0, 1)
+
+
+# Memo
+
+
+def test_the_memo_gives_back_what_was_found(registry, opener):
+    found = {"digest": "ü", "nested": [1, None, {"dims": [2**31, "batch", None]}]}
+    registry.remember("model", BIG, found)
+    assert registry.recall("model", BIG) == opener().recall("model", BIG) == found
+
+
+@pytest.mark.parametrize("field", Fingerprint._fields)
+def test_the_memo_knows_only_exactly_the_fingerprint(registry, field):
+    registry.remember("blob", BIG, {"digest": "x"})
+    assert registry.recall("blob", BIG._replace(**{field: getattr(BIG, field) - 1})) is None
+    assert registry.recall("model", BIG) is None
+
+
+def test_the_memo_keeps_one_thing_a_file_and_kind(registry):
+    registry.remember("blob", BIG, {"digest": "old"})
+    newer = BIG._replace(ctime_ns=BIG.ctime_ns + 1)
+    registry.remember("blob", newer, {"digest": "new"})
+    registry.remember("model", BIG, {"model": 1})
+    assert registry.recall("blob", BIG) is None
+    assert registry.recall("blob", newer) == {"digest": "new"}
+    assert registry.recall("model", BIG) == {"model": 1}
+
+
+def test_another_hosts_memo_is_not_seen(opener):
+    opener("here").remember("blob", BIG, {"digest": "x"})
+    assert opener("there").recall("blob", BIG) is None
+    assert opener("here").recall("blob", BIG) == {"digest": "x"}
+
+
+@pytest.mark.parametrize("field", ["mtime_ns", "ctime_ns"])
+def test_a_time_beyond_any_integer_is_never_in_the_memo(registry, field):
+    later = BIG._replace(**{field: 2**63})
+    registry.remember("blob", later, {"digest": "x"})
+    assert registry.recall("blob", later) is None
+
+
+# Together
+
+
+def count_misses(registry: Registry, times: int) -> None:
+    for _ in range(times):
+        registry.record_miss("0" * 64, "absent", None, [])
+
+
+def replace_entries(registry: Registry, worker: int, times: int) -> None:
+    for number in range(times):
+        publish(registry, "a", worker * 1000 + number)
+
+
+def run_together(*calls: Callable[[], object]) -> None:
+    failures = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def work_as_a_process(opener: Callable[..., Registry], worker: int) -> None:
+    registry = opener()
+    count_misses(registry, 5)
+    replace_entries(registry, worker, 2)
+
+
+def test_eight_threads_lose_nothing(registry):
+    run_together(*[functools.partial(count_misses, registry, 5)] * 8)
+    assert registry.totals().misses == 40
+
+
+def test_eight_threads_that_replace_one_entry_leave_one_blob(registry):
+    run_together(*(functools.partial(replace_entries, registry, worker, 2) for worker in range(8)))
+    assert len(registry.builds(limit=1000)) == 16
+    assert (registry.totals().entries, registry.totals().blobs) == (1, 1)
+
+
+def test_four_processes_lose_nothing(opener):
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=work_as_a_process, args=(opener, worker)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    totals = opener().totals()
+    assert totals.misses == 20
+    assert (totals.entries, totals.blobs) == (1, 1)
+
+
+def test_a_registry_works_on_both_sides_of_a_fork(registry):
+    publish(registry, "a")
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=count_misses, args=(registry, 10)) for _ in range(2)]
+    for child in children:
+        child.start()
+    count_misses(registry, 10)
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0]
+    assert registry.totals().misses == 30
+
+
+# SQLite
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    open_sqlite(tmp_path)
+    return tmp_path / "registry.sqlite"
+
+
+@pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
+def test_remember_neither_waits_nor_fails_while_another_writes(sqlite_path, kind):
+    registry = SqlRegistry(Database(sqlite_path))
+    registry.remember("blob", BIG, {"digest": "old"})
+    other = sqlite3.connect(sqlite_path, isolation_level=None)
+    other.execute(f"BEGIN {kind}")
+    started = time.monotonic()
+    registry.remember("blob", BIG, {"digest": "new"})
+    assert time.monotonic() - started < 0.5
+    other.close()
+    assert registry.recall("blob", BIG) == {"digest": "old"}
+
+
+def test_reading_does_not_wait_for_a_writer_that_has_not_committed(sqlite_path):
+    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=0.0))
+    record = publish(registry, "a")
+    other = sqlite3.connect(sqlite_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert registry.find(record.key) == record
+    other.close()
+
+
+@pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
+def test_writing_waits_for_another_writer(sqlite_path, kind):
+    registry = SqlRegistry(Database(sqlite_path))
+    other = sqlite3.connect(sqlite_path, isolation_level=None, check_same_thread=False)
+    other.execute(f"BEGIN {kind}")
+    threading.Timer(0.3, other.execute, ["ROLLBACK"]).start()
+    started = time.monotonic()
+    registry.pin("0" * 64)
+    assert 0.2 < time.monotonic() - started < 5.0
+    other.close()
+
+
+def test_a_registry_that_stays_busy_says_that_another_holds_it(sqlite_path):
+    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=0.1))
+    other = sqlite3.connect(sqlite_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RegistryError, match="locked") as caught:
+        registry.pin("0" * 64)
+    assert "try again" in caught.value.fix
+    other.close()
+
+
+def test_a_failing_transaction_leaves_no_lock_behind(sqlite_path):
+    database = Database(sqlite_path, busy_timeout_s=0.0)
+
+    def fail() -> None:
+        with database.writing() as connection:
+            connection.exec_driver_sql("DELETE FROM schema_info")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    SqlRegistry(database).pin("0" * 64)
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM schema_info").scalar() == 1
+
+
+def no_database(path: Path) -> None:
+    path.write_bytes(b"this is no database, and longer than a header of one hundred bytes" * 10)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def no_tables(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [no_database, cut_short, folder, no_tables])
+def test_a_registry_that_is_none_is_an_error_with_the_way_out(sqlite_path, spoil):
+    registry = SqlRegistry(Database(sqlite_path))
+    spoil(sqlite_path)
+    for call in (registry.entries, registry.totals, lambda: registry.pin("0" * 64)):
+        with pytest.raises(RegistryError, match="is unavailable") as caught:
+            call()
+        assert str(sqlite_path) in caught.value.what
+        assert "enginecache doctor" in caught.value.fix
+        assert caught.value.exit_code == 6
+    registry.remember("blob", BIG, {"digest": "x"})

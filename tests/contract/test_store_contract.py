@@ -1,0 +1,278 @@
+"""What every store of blobs does. A new implementation joins by a line in ``STORES``."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import blake3
+import pytest
+
+from enginecache.errors import StoreError
+from enginecache.store.base import BlobStore
+from enginecache.store.local import CHUNK_BYTES, LocalBlobStore
+from enginecache.store.root import Root
+
+STORES: dict[str, Callable[[Root], BlobStore]] = {"local": LocalBlobStore}
+BAD_DIGESTS = [
+    "",
+    "ab",
+    "../x",
+    "../../etc/passwd",
+    "A" * 64,
+    "g" * 64,
+    "a" * 63,
+    "a" * 65,
+    "a" * 64 + "\n",
+    "/" + "a" * 63,
+    "٣" * 64,
+]
+
+
+@pytest.fixture(params=STORES)
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., BlobStore]:
+    return lambda shared="": STORES[request.param](Root.open(tmp_path / "cache", shared))
+
+
+@pytest.fixture
+def store(open_store: Callable[..., BlobStore]) -> BlobStore:
+    return open_store()
+
+
+@pytest.fixture(params=[0o000, 0o077, 0o177])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan"
+    path.write_bytes(b"vtrt" + os.urandom(12345))
+    return path
+
+
+def put(store: BlobStore, source: Path) -> str:
+    staged = store.stage(source)
+    store.publish(staged)
+    return staged.digest
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def damage(path: Path, data: bytes) -> None:
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_staged_bytes_have_their_digest_and_size_and_no_name_yet(store, plan):
+    staged = store.stage(plan)
+    data = plan.read_bytes()
+    assert (staged.digest, staged.size_bytes) == (blake3.blake3(data).hexdigest(), len(data))
+    assert store.fingerprint(staged.digest) is None
+    assert store.read(staged.digest) is None
+    assert list(store.digests()) == []
+    store.discard(staged)
+
+
+def test_a_published_blob_is_the_pure_bytes_of_the_plan(store, plan):
+    digest = put(store, plan)
+    assert store.path(digest).read_bytes() == plan.read_bytes()
+    assert store.path(digest).name == f"{digest}.engine"
+    assert list(store.digests()) == [digest]
+
+
+def test_a_plan_that_takes_several_reads_is_stored_whole(store, tmp_path):
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(2 * CHUNK_BYTES + 1))
+    digest = put(store, large)
+    assert store.path(digest).read_bytes() == large.read_bytes()
+    assert store.read(digest).digest == digest == blake3.blake3(large.read_bytes()).hexdigest()
+
+
+def test_an_empty_plan_is_a_blob_too(store, tmp_path):
+    empty = tmp_path / "empty"
+    empty.touch()
+    digest = put(store, empty)
+    assert store.read(digest).digest == digest == blake3.blake3().hexdigest()
+
+
+def test_the_builders_own_file_is_copied_and_left_alone(store, plan):
+    before, data = plan.stat(), plan.read_bytes()
+    with plan.open("r+b") as still_open:
+        digest = put(store, plan)
+        still_open.write(b"changed after the publication")
+    assert store.path(digest).read_bytes() == data
+    assert store.path(digest).stat().st_ino != before.st_ino
+    assert (plan.stat().st_ino, plan.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+def test_discarded_bytes_leave_nothing_and_discarding_again_is_no_error(store, plan, tmp_path):
+    staged = store.stage(plan)
+    store.discard(staged)
+    store.discard(staged)
+    assert files_in(tmp_path / "cache") == []
+
+
+def test_a_plan_that_is_not_there_is_a_store_error_and_leaves_nothing(store, tmp_path):
+    with pytest.raises(StoreError, match="cannot be stored"):
+        store.stage(tmp_path / "absent")
+    assert files_in(tmp_path / "cache") == []
+
+
+def test_equal_bytes_are_one_blob(store, plan, tmp_path):
+    twin = tmp_path / "twin"
+    twin.write_bytes(plan.read_bytes())
+    assert put(store, plan) == put(store, twin)
+    assert len(files_in(tmp_path / "cache")) == 1
+
+
+def test_publishing_replaces_the_file_and_readers_keep_their_bytes(store, plan):
+    digest = put(store, plan)
+    path, data = store.path(digest), plan.read_bytes()
+    first = path.stat().st_ino
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        put(store, plan)
+        assert path.stat().st_ino != first
+        assert mapped[:] == data
+        store.delete(digest)
+        assert mapped[:] == data
+
+
+def test_publishing_equal_bytes_heals_a_damaged_blob(store, plan):
+    digest = put(store, plan)
+    damage(store.path(digest), b"damaged")
+    put(store, plan)
+    assert store.read(digest).digest == digest
+
+
+def test_many_threads_publish_the_same_bytes_at_once(store, plan):
+    failures = []
+
+    def publish():
+        try:
+            put(store, plan)
+        except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
+            failures.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert [store.read(digest).digest for digest in store.digests()] == [blake3.blake3(plan.read_bytes()).hexdigest()]
+
+
+def test_private_blobs_are_read_only_and_their_folders_private_under_any_umask(umask, open_store, plan, tmp_path):
+    path = open_store().path(put(open_store(), plan))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "cache", *folders]} == {0o700}
+
+
+def test_shared_blobs_are_for_the_group_under_any_umask(umask, open_store, plan, tmp_path):
+    store = open_store("group")
+    path = store.path(put(store, plan))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o440
+    folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "cache", *folders]} == {0o2770}
+
+
+def test_reading_tells_the_digest_of_what_is_there_not_of_the_name(store, plan):
+    digest = put(store, plan)
+    assert store.read(digest).digest == digest
+    assert store.read(digest).fingerprint == store.fingerprint(digest)
+    damage(store.path(digest), b"other bytes")
+    assert store.read(digest).digest == blake3.blake3(b"other bytes").hexdigest()
+
+
+def test_a_blob_that_was_just_written_is_not_settled(store, plan):
+    assert not store.read(put(store, plan)).is_settled
+
+
+def test_fingerprints_of_a_blob_stay_until_it_is_replaced(store, plan):
+    digest = put(store, plan)
+    first = store.fingerprint(digest)
+    store.path(digest).read_bytes()
+    assert store.fingerprint(digest) == first
+    put(store, plan)
+    assert store.fingerprint(digest) != first
+
+
+@pytest.mark.parametrize("kind", ["folder", "full folder", "symlink", "dangling symlink", "fifo"])
+def test_what_is_no_regular_file_is_no_blob_and_can_be_set_aside_and_replaced(store, plan, tmp_path, kind):
+    digest = put(store, plan)
+    path = store.path(digest)
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind.endswith("symlink"):
+        path.symlink_to(plan if kind == "symlink" else tmp_path / "absent")
+    else:
+        path.mkdir()
+        if kind == "full folder":
+            (path / "file").touch()
+    assert store.fingerprint(digest) is None
+    assert store.read(digest) is None
+    assert store.quarantine(digest) is not None
+    put(store, plan)
+    assert store.read(digest).digest == digest
+
+
+def test_quarantine_keeps_the_bytes_elsewhere_each_time(store, plan):
+    kept = []
+    for data in (b"first damage", b"second damage"):
+        digest = put(store, plan)
+        damage(store.path(digest), data)
+        kept.append(store.quarantine(digest))
+        assert store.fingerprint(digest) is None
+    assert [path.read_bytes() for path in kept] == [b"first damage", b"second damage"]
+    assert list(store.digests()) == []
+
+
+def test_quarantine_of_a_blob_that_is_gone_is_none(store):
+    assert store.quarantine("a" * 64) is None
+
+
+def test_delete_tells_what_it_freed(store, plan):
+    digest = put(store, plan)
+    assert store.delete(digest) == plan.stat().st_size
+    assert store.delete(digest) == 0
+    assert store.delete("a" * 64) == 0
+    assert list(store.digests()) == []
+
+
+def test_files_of_other_names_are_no_blobs(store, plan):
+    digest = put(store, plan)
+    folder = store.path(digest).parent
+    (folder / "README").touch()
+    (folder / f"{digest}.engine.part").touch()
+    (folder / f"{digest.upper()}.engine").touch()
+    elsewhere = folder.with_name("zz")
+    elsewhere.mkdir()
+    (elsewhere / f"{digest}.engine").touch()
+    assert list(store.digests()) == [digest]
+
+
+@pytest.mark.parametrize("digest", BAD_DIGESTS)
+@pytest.mark.parametrize("method", ["path", "fingerprint", "read", "quarantine", "delete"])
+def test_what_is_no_digest_never_becomes_a_path(store, tmp_path, method, digest):
+    before = files_in(tmp_path)
+    with pytest.raises(StoreError, match="not a digest"):
+        getattr(store, method)(digest)
+    assert files_in(tmp_path) == before
+
+
+def test_a_store_whose_folder_is_gone_says_which_and_what_to_do(store, plan, tmp_path):
+    (tmp_path / "cache/tmp").rmdir()
+    with pytest.raises(StoreError, match="No such file") as caught:
+        store.stage(plan)
+    assert "enginecache doctor" in caught.value.fix

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import stat
+import threading
+
+import pytest
+
+from enginecache.errors import StoreError
+from enginecache.fingerprint import Fingerprint
+from enginecache.store.export import export_plan
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "blob"
+    path.write_bytes(b"vtrt" + os.urandom(5 << 20))
+    path.chmod(0o400)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def names_in(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_the_copy_has_the_bytes_and_is_no_link(plan, out):
+    before = Fingerprint.of_path(plan)
+    export_plan(plan, out / "plan")
+    assert (out / "plan").read_bytes() == plan.read_bytes()
+    assert (out / "plan").stat().st_ino != plan.stat().st_ino
+    assert Fingerprint.of_path(plan) == before
+    assert names_in(out) == ["plan"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o000, 0o666)])
+def test_the_copys_mode_is_the_callers_umask(plan, out, umask, mode):
+    before = os.umask(umask)
+    try:
+        export_plan(plan, out / "plan")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((out / "plan").stat().st_mode) == mode
+
+
+def test_a_change_of_the_copy_does_not_reach_the_plan(plan, out):
+    data = plan.read_bytes()
+    export_plan(plan, out / "plan")
+    with (out / "plan").open("r+b") as copy:
+        copy.write(b"changed")
+    assert plan.read_bytes() == data
+
+
+def test_an_older_copy_is_replaced_and_its_readers_keep_it(plan, out):
+    (out / "plan").write_bytes(b"old")
+    with (out / "plan").open("rb") as reader:
+        export_plan(plan, out / "plan")
+        assert reader.read() == b"old"
+    assert (out / "plan").read_bytes() == plan.read_bytes()
+
+
+def test_readers_see_the_old_copy_or_the_whole_new_one(plan, out):
+    sizes = set()
+    done = threading.Event()
+    (out / "plan").write_bytes(b"old")
+
+    def watch():
+        while not done.is_set():
+            sizes.add((out / "plan").stat().st_size)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(5):
+        export_plan(plan, out / "plan")
+    done.set()
+    watcher.join()
+    assert sizes <= {3, plan.stat().st_size}
+
+
+def test_a_symbolic_link_is_replaced_and_not_followed(plan, out):
+    (out / "file").write_bytes(b"untouched")
+    (out / "plan").symlink_to("file")
+    export_plan(plan, out / "plan")
+    assert (out / "file").read_bytes() == b"untouched"
+    assert not (out / "plan").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device"])
+def test_what_is_no_file_is_not_replaced(plan, out, kind):
+    target = out / "plan"
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(target)
+    else:
+        target.symlink_to("/dev/null")
+    with pytest.raises(StoreError, match="no regular file") as caught:
+        export_plan(plan, target)
+    assert "-o" in caught.value.fix
+    assert names_in(out) == ["plan"]
+    assert not target.is_file()
+
+
+def test_a_missing_folder_or_plan_is_an_error_and_leaves_nothing(plan, out):
+    with pytest.raises(StoreError, match="No such file"):
+        export_plan(plan, out / "absent/plan")
+    with pytest.raises(StoreError, match="No such file"):
+        export_plan(out / "absent", out / "plan")
+    assert names_in(out) == []

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from models import linear, save
+
+from enginecache import fingerprint, memo
+from enginecache.memo import BlobState, FileMemo
+from enginecache.model import ModelSource
+from enginecache.registry.database import Database
+from enginecache.registry.schema import ensure_schema
+from enginecache.registry.sql import SqlRegistry
+from enginecache.store.local import LocalBlobStore
+from enginecache.store.root import Root
+
+
+class CountingStore(LocalBlobStore):
+    """Counts how often a whole blob is read."""
+
+    reads = 0
+
+    def read(self, digest):
+        self.reads += 1
+        return super().read(digest)
+
+
+class Bench:
+    """A memo with real parts, and what it read."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = Root.open(folder / "cache")
+        self.database = Database(self.root.registry_path)
+        ensure_schema(self.database, 0o600)
+        self.registry = SqlRegistry(self.database)
+        self.store = CountingStore(self.root)
+        self.memo = FileMemo(self.registry, self.store)
+        self.parsed = 0
+        identify = memo.identify
+
+        def counting(source):
+            self.parsed += 1
+            return identify(source)
+
+        monkeypatch.setattr(memo, "identify", counting)
+
+    def put(self, data: bytes) -> str:
+        source = self.root.tmp / "plan"
+        source.write_bytes(data)
+        staged = self.store.stage(source)
+        self.store.publish(staged)
+        source.unlink()
+        return staged.digest
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    return Bench(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as settled at once, so that no test has to wait for it."""
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 0)
+
+
+@pytest.fixture(params=["inline", "external"])
+def source(request, tmp_path):
+    external = "weights.bin" if request.param == "external" else None
+    return ModelSource.of(save(linear(), tmp_path / "model.onnx", external=external))
+
+
+# Models
+
+
+def test_a_settled_model_is_parsed_once(bench, source, settled):
+    first = bench.memo.identify(source)
+    assert bench.memo.identify(source) == first
+    assert FileMemo(bench.registry, bench.store).identify(source) == first
+    assert bench.parsed == 1
+
+
+def test_a_young_model_is_parsed_each_time_until_two_seconds_have_passed(bench, tmp_path):
+    source = ModelSource.of(save(linear(), tmp_path / "model.onnx", external="weights.bin"))
+    first = bench.memo.identify(source)
+    bench.memo.identify(source)
+    assert bench.parsed == 2
+    time.sleep(2.05)
+    bench.memo.identify(source)
+    assert bench.memo.identify(source).digest == first.digest
+    assert bench.parsed == 3
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin"])
+def test_a_changed_byte_is_seen_although_size_and_mtime_are_as_before(bench, tmp_path, settled, name):
+    source = ModelSource.of(save(linear(), tmp_path / "model.onnx", external="weights.bin"))
+    before = bench.memo.identify(source)
+    path = tmp_path / name
+    status = path.stat()
+    time.sleep(0.02)
+    data = bytearray(path.read_bytes())
+    # The producer's name is at the model's start, and does not matter to its graph; of the weights, every byte does.
+    index = data.index(b"gemm") if name == "model.onnx" else 100
+    data[index] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+    assert bench.memo.identify(source).digest != before.digest
+
+
+def test_external_data_that_is_gone_is_an_error_and_not_remembered(bench, tmp_path, settled):
+    source = ModelSource.of(save(linear(), tmp_path / "model.onnx", external="weights.bin"))
+    bench.memo.identify(source)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ValueError, match=r"weights\.bin"):
+        bench.memo.identify(source)
+
+
+def test_one_file_under_two_names_with_other_weights_beside_it_is_two_models(bench, tmp_path, settled):
+    first = save(linear(seed=1), tmp_path / "a/model.onnx", external="weights.bin")
+    second = save(linear(seed=2), tmp_path / "b/model.onnx", external="weights.bin")
+    assert first.read_bytes() == second.read_bytes()
+    second.unlink()
+    second.hardlink_to(first)
+    digests = {bench.memo.identify(ModelSource.of(path)).digest for path in (first, second, first)}
+    assert len(digests) == 2
+
+
+def test_a_copy_and_a_renamed_model_have_the_same_identity(bench, tmp_path, settled):
+    path = save(linear(), tmp_path / "model.onnx")
+    first = bench.memo.identify(ModelSource.of(path)).digest
+    copy = shutil.copy(path, tmp_path / "copy.onnx")
+    path.rename(tmp_path / "renamed.onnx")
+    assert bench.memo.identify(ModelSource.of(copy)).digest == first
+    assert bench.memo.identify(ModelSource.of(tmp_path / "renamed.onnx")).digest == first
+
+
+def test_what_another_key_version_found_is_not_used(bench, source, settled, monkeypatch):
+    bench.memo.identify(source)
+    monkeypatch.setattr(memo, "KEY_VERSION", memo.KEY_VERSION + 1)
+    bench.memo.identify(source)
+    bench.memo.identify(source)
+    assert bench.parsed == 2
+
+
+def test_model_bytes_are_parsed_each_time(bench, settled):
+    source = ModelSource.of(linear().SerializeToString())
+    assert bench.memo.identify(source) == bench.memo.identify(source)
+    assert bench.parsed == 2
+
+
+def test_a_model_with_a_time_beyond_any_integer_is_identified(bench, source):
+    os.utime(source.path, (2**33, 2**33 + 2**30))
+    assert bench.memo.identify(source) == bench.memo.identify(source)
+
+
+# Blobs
+
+
+def test_a_settled_blob_is_read_once(bench, settled):
+    digest = bench.put(b"plan")
+    assert [bench.memo.check_blob(digest, 4) for _ in range(3)] == [BlobState.INTACT] * 3
+    assert bench.store.reads == 1
+
+
+def test_a_check_can_be_forced(bench, settled):
+    digest = bench.put(b"plan")
+    bench.memo.check_blob(digest, 4)
+    assert bench.memo.check_blob(digest, 4, force=True) is BlobState.INTACT
+    assert bench.store.reads == 2
+
+
+def test_a_young_blob_is_read_each_time(bench):
+    digest = bench.put(b"plan")
+    assert [bench.memo.check_blob(digest, 4) for _ in range(2)] == [BlobState.INTACT] * 2
+    assert bench.store.reads == 2
+
+
+def test_a_flipped_bit_is_seen_although_size_and_mtime_are_as_before(bench, settled):
+    digest = bench.put(b"plan")
+    bench.memo.check_blob(digest, 4)
+    path = bench.store.path(digest)
+    status = path.stat()
+    time.sleep(0.02)
+    path.chmod(0o600)
+    path.write_bytes(b"plaN")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert bench.memo.check_blob(digest, 4) is BlobState.WRONG_DIGEST
+    assert bench.memo.check_blob(digest, 4) is BlobState.WRONG_DIGEST
+
+
+def test_a_verdict_on_one_blob_is_none_on_another(bench, settled):
+    first, second = bench.put(b"plan"), bench.put(b"nalp")
+    bench.memo.check_blob(first, 4)
+    bench.store.path(first).rename(bench.store.path(second))
+    bench.store.path(second).rename(bench.store.path(second))
+    assert bench.memo.check_blob(second, 4) is BlobState.WRONG_DIGEST
+
+
+def test_a_blob_that_is_gone_or_of_another_size_is_not_read(bench, settled):
+    digest = bench.put(b"plan")
+    assert bench.memo.check_blob(digest, 5) is BlobState.WRONG_SIZE
+    bench.store.delete(digest)
+    assert bench.memo.check_blob(digest, 4) is BlobState.MISSING
+    assert bench.store.reads == 0
+
+
+def test_a_memo_that_cannot_be_written_still_checks(bench, settled):
+    digest = bench.put(b"plan")
+    with bench.database.writing():
+        assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    assert bench.store.reads == 2
