@@ -17,7 +17,7 @@ from enginecache.entry import Entry, Explanation, Outcome, Reason
 from enginecache.errors import AmbiguousKeyError, NotCachedError, OptionError, RegistryError
 from enginecache.key import EngineKey
 from enginecache.locks.local import LocalKeyLocks
-from enginecache.lookup import STORE_LOCK, Lookup, Miss
+from enginecache.lookup import Lookup, Miss
 from enginecache.memo import BlobState, FileMemo
 from enginecache.placement import place
 from enginecache.profiles import resolve_profiles
@@ -26,6 +26,7 @@ from enginecache.registry.base import BuildRecord, EntryRecord, MissRecord, Regi
 from enginecache.registry.database import Database
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
+from enginecache.removal import Removal
 from enginecache.request import Ask, GetAsk, Model, Request
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.root import Root
@@ -62,6 +63,7 @@ class EngineCache:
         self._publication = Publication(
             self.root, self._registry, self._store, self._locks, ProcessBuilder() if builder is None else builder
         )
+        self._removal = Removal(self.root, self._registry, self._store, self._locks, self._uses)
         self._place = place
 
     @classmethod
@@ -112,7 +114,7 @@ class EngineCache:
         asked_at = utc_now()
         resolved = self.resolve(Request.of(model, ask))
         rebuild = ask.get("rebuild", False)
-        found = Miss((_REBUILD,)) if rebuild else self._lookup.find(resolved.key)
+        found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, EntryRecord):
             return self._entry("hit", resolved, found, started, (_EXACT,))
         self._note_miss(resolved.key, found)
@@ -121,7 +123,7 @@ class EngineCache:
         timeout_s = ask.get("timeout_s")
         timeout_s = self.config.timeout_s if timeout_s is None else timeout_s
         with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting")):
-            again = self._lookup.find(resolved.key)
+            again = self._find(resolved.key)
             # A rebuild is content with an engine that another process has built since it was asked for.
             if isinstance(again, EntryRecord) and (not rebuild or again.created_at >= asked_at):
                 return self._entry("hit", resolved, again, started, (_WAITED, *found.reasons))
@@ -183,6 +185,12 @@ class EngineCache:
         key = EngineKey.of(identity, profiles, request.options, placement.toolchain, placement.target)
         return Resolved(request.source, identity, profiles, placement, key, request.options.warnings())
 
+    def _find(self, key: EngineKey) -> EntryRecord | Miss:
+        # The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
+        if self._uses.last_used(key.digest) is not None:
+            self._uses.touch(key.digest)
+        return self._lookup.find(key)
+
     def _entry(
         self, outcome: Outcome, resolved: Resolved, record: EntryRecord, started: float, reasons: Sequence[Reason]
     ) -> Entry:
@@ -217,7 +225,7 @@ class EngineCache:
 
     def used(self, record: EntryRecord) -> eviction.Used:
         """An entry with its last use."""
-        return eviction.Used(record, self._uses.last_used(record.key) or record.created_at)
+        return self._removal.used(record)
 
     def require(self, prefix: str) -> EntryRecord:
         """The entry whose key begins with ``prefix``.
@@ -292,16 +300,7 @@ class EngineCache:
         Raises:
             OptionError: The entry is pinned.
         """
-        with self._locks.hold(STORE_LOCK, None):
-            if not self._registry.remove(record.key, digest=record.digest):
-                current = self._registry.find(record.key)
-                if current is not None and current.is_pinned:
-                    raise OptionError(
-                        f"the entry {record.key[:12]} is pinned", f"Run `enginecache unpin {record.key[:12]}`."
-                    )
-                return 0
-            self._uses.forget(record.key)
-            return 0 if self._registry.is_referenced(record.digest) else self._store.delete(record.digest)
+        return self._removal.remove(record)
 
     def plan_prune(self, *, max_size_bytes: int | None = None, older_than_s: float | None = None) -> eviction.PrunePlan:
         """Decide what a prune would delete. Deletes nothing.
@@ -316,14 +315,7 @@ class EngineCache:
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
-        freed = 0
-        for used in plan.entries:
-            if self.used(used.record).last_used_at == used.last_used_at:
-                try:
-                    freed += self.remove(used.record)
-                except OptionError:
-                    continue  # pinned since
-        return freed + sum(item.size_bytes for item in plan.garbage if self._delete_garbage(item))
+        return self._removal.execute(plan)
 
     def verify(self, *, deep: bool = False, repair: bool = False) -> verification.Verification:
         """Compare rows and blobs.
@@ -341,16 +333,8 @@ class EngineCache:
         past, young = self._garbage()
         for item in past:
             finding = verification.Finding("orphan", str(item.path), item.what, "delete the file")
-            findings.append(dataclasses.replace(finding, is_repaired=repair and self._delete_garbage(item)))
+            findings.append(dataclasses.replace(finding, is_repaired=repair and self._removal.delete_garbage(item)))
         return verification.Verification(self.totals().entries, tuple(findings), tuple(young))
-
-    def _delete_garbage(self, item: eviction.Garbage) -> bool:
-        # Under the lock, and asked again: a publication may just have given an orphan its row.
-        with self._locks.hold(STORE_LOCK, None):
-            is_blob = item.path.parent.parent == self.root.engines
-            if is_blob and self._registry.is_referenced(item.path.stem):
-                return False
-            return garbage.delete_garbage(item)
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
         named = {record.digest for record in self._registry.entries()}

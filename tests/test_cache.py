@@ -1,0 +1,834 @@
+"""EngineCache as a library: what each verb does, and what it leaves alone. The builder counts instead of building."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import H100, TOOLCHAIN, FakeBuilder
+from models import linear, save
+
+from enginecache import loader, memo
+from enginecache.builders.base import BuildProgress
+from enginecache.cache import EngineCache
+from enginecache.config import Config
+from enginecache.errors import (
+    AmbiguousKeyError,
+    BuildError,
+    EngineCacheError,
+    IntegrityError,
+    LoadError,
+    LockTimeoutError,
+    ModelError,
+    NotCachedError,
+    OptionError,
+    ProfileError,
+    RegistryError,
+    StoreError,
+)
+from enginecache.placement import Placement
+from enginecache.targets import Target
+
+DIMS = {"batch": (1, 32, 64)}
+HOUR_S = 3600.0
+
+
+class SameBytes(FakeBuilder):
+    """Gives one plan to every request, as TensorRT may where an option changes nothing."""
+
+    def build(self, request, progress=None):
+        plan = super().build(request, progress)
+        plan.plan_path.write_bytes(b"vtrt" + b"\0" * 4092)
+        return plan
+
+
+def age(path: Path, seconds: float) -> None:
+    """Make a file look as if it had been written so long ago."""
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def unuse(cache: EngineCache, *entries, seconds: float = HOUR_S) -> None:
+    """Make the last use of entries so long ago."""
+    for entry in entries:
+        age(cache.root.uses / entry.key, seconds)
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of a stored engine, keeping its size and mode."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    mode = path.stat().st_mode
+    path.chmod(0o600)
+    path.write_bytes(data)
+    path.chmod(mode)
+
+
+def codes(entry) -> list[str]:
+    return [reason.code for reason in entry.reasons]
+
+
+@pytest.fixture
+def builder() -> FakeBuilder:
+    return FakeBuilder()
+
+
+@pytest.fixture
+def cache(open_cache, builder) -> EngineCache:
+    return open_cache(builder)
+
+
+@pytest.fixture
+def models(tmp_path) -> list[Path]:
+    """Three models of one graph and different weights."""
+    return [save(linear(seed=seed), tmp_path / f"model{seed}.onnx") for seed in range(3)]
+
+
+# get
+
+
+def test_first_get_builds_and_second_hits(cache, builder, model):
+    first, second = (cache.get(model, dims=DIMS) for _ in range(2))
+    assert (first.outcome, second.outcome, builder.count) == ("built", "hit", 1)
+    assert (first.key, first.digest, first.path) == (second.key, second.digest, second.path)
+    assert (codes(first), codes(second)) == (["absent"], ["exact"])
+    assert first.path.read_bytes().startswith(b"vtrt")
+    assert first.path.stat().st_mode & 0o777 == 0o400
+
+
+def test_entry_outlives_the_cache_that_made_it(open_cache, builder, model):
+    open_cache(builder).get(model, dims=DIMS)
+    assert open_cache(builder).get(model, dims=DIMS).outcome == "hit"
+
+
+def test_model_bytes_have_the_key_of_their_file(cache, builder, model):
+    entry = cache.get(model, dims=DIMS)
+    assert cache.get(model.read_bytes(), dims=DIMS).key == entry.key
+    assert builder.count == 1
+    assert cache.get(model.read_bytes(), dims=DIMS).to_json()["model"]["path"] is None
+
+
+def test_model_bytes_with_external_data_need_its_folder(cache, builder, tmp_path, model):
+    external = save(linear(), tmp_path / "external" / "model.onnx", external="weights.bin")
+    with pytest.raises(ModelError, match="base_dir"):
+        cache.get(external.read_bytes(), dims=DIMS)
+    entry = cache.get(external.read_bytes(), base_dir=external.parent, dims=DIMS)
+    assert cache.get(model, dims=DIMS).key == entry.key
+    assert builder.count == 1
+
+
+def test_name_that_is_not_utf_8_is_stored_readably(cache, model, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx"))
+    path.write_bytes(model.read_bytes())
+    assert cache.get(path, dims=DIMS).outcome == "built"
+    assert [used.record.model_name for used in cache.entries()] == ["m\\udcff.onnx"]
+
+
+def test_every_dimension_of_the_request_has_a_key_of_its_own(open_cache, cache, builder, model):
+    asks = [
+        {"dims": DIMS},
+        {"dims": {"batch": 32}},
+        {"dims": DIMS, "workspace_bytes": 1 << 30},
+        {"dims": DIMS, "optimization_level": 5},
+        {"dims": DIMS, "target": "sm_120"},
+        {"dims": DIMS, "target": ("sm_89", "sm_120")},
+        {"dims": DIMS, "target": "portable"},
+    ]
+    assert len({cache.get(model, **ask).key for ask in asks}) == builder.count == len(asks)
+
+
+def test_build_record_names_the_device_it_was_built_on(open_cache, model):
+    placement = Placement(TOOLCHAIN, Target((H100.compute_capability,), H100.model), H100, ())
+    on_gpu = open_cache(place=lambda *_args, **_kwargs: placement)
+    record = on_gpu.get(model, dims=DIMS).record
+    assert (record.device_name, record.driver_version) == (H100.name, H100.driver_version)
+
+
+def test_progress_is_passed_on(cache, model):
+    steps: list[BuildProgress] = []
+    cache.get(model, dims=DIMS, progress=steps.append)
+    assert [step.phase for step in steps] == ["Building engine"]
+
+
+def test_small_workspace_is_warned_of_when_it_is_built(cache, model):
+    entry = cache.get(model, dims=DIMS, workspace_bytes=1 << 20)
+    assert codes(entry) == ["absent", "warning"]
+
+
+def test_bad_shapes_are_an_error_that_leaves_nothing(cache, builder, model):
+    with pytest.raises(ProfileError):
+        cache.get(model)
+    assert builder.count == 0
+    assert cache.builds() == []
+    assert cache.misses() == []
+
+
+def test_offline_miss_is_an_error_and_counts_as_a_miss(cache, builder, model):
+    with pytest.raises(NotCachedError, match="no engine of this model is stored"):
+        cache.get(model, dims=DIMS, offline=True)
+    assert builder.count == 0
+    assert cache.totals().misses == 1
+    cache.get(model, dims=DIMS)
+    assert cache.get(model, dims=DIMS, offline=True).outcome == "hit"
+
+
+def test_rebuild_replaces_the_entry(cache, builder, model):
+    before = cache.get(model, dims=DIMS)
+    after = cache.get(model, dims=DIMS, rebuild=True)
+    assert (after.outcome, builder.count, codes(after)) == ("built", 2, ["rebuild"])
+    assert after.key == before.key
+    assert after.record.created_at > before.record.created_at
+    assert [used.record for used in cache.entries()] == [after.record]
+    assert after.path.exists()
+
+
+def test_rebuild_to_other_bytes_deletes_the_old_ones(open_cache, model):
+    before = open_cache().get(model, dims=DIMS)
+    after = open_cache(FakeBuilder(size_bytes=8192)).get(model, dims=DIMS, rebuild=True)
+    assert after.digest != before.digest
+    assert not before.path.exists()
+    assert after.path.stat().st_size == 8192
+
+
+def test_rebuild_keeps_the_pin(cache, model):
+    cache.pin(cache.get(model, dims=DIMS).record)
+    assert cache.get(model, dims=DIMS, rebuild=True).record.is_pinned is False  # as it was committed
+    assert cache.entries()[0].record.is_pinned
+
+
+def test_rebuild_that_fails_leaves_the_stored_engine(open_cache, model):
+    before = open_cache().get(model, dims=DIMS)
+
+    def fail(_request):
+        raise BuildError("no tactic", "try another")
+
+    failing = open_cache(FakeBuilder(before=fail))
+    with pytest.raises(BuildError):
+        failing.get(model, dims=DIMS, rebuild=True)
+    assert failing.get(model, dims=DIMS).digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (BuildError("no tactic", "try another", "a log"), "no tactic"),
+        (ValueError("in the callback"), "ValueError: in the callback"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_failed_attempt_leaves_its_reason_and_nothing_else(open_cache, model, raised, reason):
+    def fail(_request):
+        raise raised
+
+    cache = open_cache(FakeBuilder(before=fail))
+    with pytest.raises(type(raised)):
+        cache.get(model, dims=DIMS)
+    (build,) = cache.builds()
+    assert (build.state, build.reason, build.pid) == ("failed", reason, os.getpid())
+    assert cache.log_path(build).read_text() == "a fake build\n"
+    assert cache.entries() == []
+    assert list(cache.root.tmp.iterdir()) == []
+    explained = cache.explain(model, dims=DIMS)
+    assert (explained.failure, explained.failure_log) == (reason, cache.log_path(build))
+    assert open_cache().get(model, dims=DIMS).outcome == "built"
+    assert [build.state for build in cache.builds()] == ["succeeded", "failed"]
+    assert cache.explain(model, dims=DIMS).failure == ""
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_blob_goes_again_when_its_row_cannot_be_committed(cache, monkeypatch, model, is_committed):
+    def publish(*args):
+        if is_committed:  # and the answer is lost
+            real(*args)
+        raise RegistryError("the disk is full", "free some space")
+
+    real = cache._registry.publish
+    monkeypatch.setattr(cache._registry, "publish", publish)
+    with pytest.raises(RegistryError):
+        cache.get(model, dims=DIMS)
+    assert cache.verify(deep=True).young_garbage == ()
+    monkeypatch.undo()
+    assert cache.get(model, dims=DIMS).outcome == ("hit" if is_committed else "built")
+
+
+def test_blob_of_another_entry_stays_when_a_row_cannot_be_committed(open_cache, monkeypatch, model):
+    cache = open_cache(SameBytes())
+    cache.get(model, dims=DIMS)
+
+    def publish(*_args):
+        raise RegistryError("the disk is full", "free some space")
+
+    monkeypatch.setattr(cache._registry, "publish", publish)
+    with pytest.raises(RegistryError):
+        cache.get(model, dims=DIMS, optimization_level=4)
+    assert cache.get(model, dims=DIMS).outcome == "hit"
+
+
+def test_damaged_blob_is_a_miss_and_is_quarantined(cache, builder, model):
+    entry = cache.get(model, dims=DIMS)
+    damage(entry.path)
+    again = cache.get(model, dims=DIMS)
+    assert (again.outcome, codes(again), builder.count) == ("built", ["corrupt"], 2)
+    assert again.path.read_bytes() == entry.path.read_bytes()
+    (kept,) = cache.root.quarantine.iterdir()
+    assert kept.name.startswith(entry.digest)
+    assert cache.misses()[0].reason == "corrupt"
+
+
+def test_damaged_blob_is_seen_although_its_times_were_set_back(cache, builder, model):
+    entry = cache.get(model, dims=DIMS)
+    status = entry.path.stat()
+    damage(entry.path)
+    os.utime(entry.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert cache.get(model, dims=DIMS).outcome == "built"
+
+
+def test_missing_blob_is_a_miss(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    entry.path.unlink()
+    again = cache.get(model, dims=DIMS)
+    assert (again.outcome, codes(again)) == ("built", ["corrupt"])
+    assert "its file is gone" in again.reasons[0].text
+
+
+def test_blob_that_was_replaced_by_a_link_is_not_served(cache, model, tmp_path):
+    entry = cache.get(model, dims=DIMS)
+    elsewhere = entry.path.rename(tmp_path / "elsewhere")
+    entry.path.symlink_to(elsewhere)
+    assert cache.get(model, dims=DIMS).outcome == "built"
+    assert not entry.path.is_symlink()
+
+
+def test_timeout_while_another_builds(open_cache, model):
+    started, go_on = threading.Event(), threading.Event()
+
+    def hang(_request):
+        started.set()
+        assert go_on.wait(10)
+
+    cache = open_cache(FakeBuilder(before=hang))
+    waits = []
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.get, model, dims=DIMS)
+        assert started.wait(10)
+        with pytest.raises(LockTimeoutError, match=f"process {os.getpid()} on"):
+            cache.get(model, dims=DIMS, timeout_s=0.1, waiting=waits.append)
+        with pytest.raises(LockTimeoutError):
+            cache.get(model, dims=DIMS, timeout_s=0.0)
+        go_on.set()
+        assert first.result(10).outcome == "built"
+    assert waits[0].holder.pid == os.getpid()
+
+
+def test_configured_timeout_holds_where_none_is_asked(open_cache, model):
+    cache = open_cache(timeout_s=0.05)
+    with cache._locks.hold(cache.explain(model, dims=DIMS).key, None), pytest.raises(LockTimeoutError):
+        cache.get(model, dims=DIMS)
+
+
+def test_threads_on_different_keys_build_at_once(open_cache, models):
+    together = threading.Barrier(len(models), timeout=10)
+    cache = open_cache(FakeBuilder(before=lambda _request: together.wait()))
+    with ThreadPoolExecutor(len(models)) as pool:
+        entries = list(pool.map(lambda path: cache.get(path, dims=DIMS), models))
+    assert [entry.outcome for entry in entries] == ["built"] * len(models)
+
+
+def test_who_waited_for_a_build_is_told_so(open_cache, model):
+    started, waited = threading.Event(), threading.Event()
+
+    def hang(_request):
+        started.set()
+        assert waited.wait(10)
+
+    cache = open_cache(FakeBuilder(before=hang))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.get, model, dims=DIMS)
+        assert started.wait(10)
+        second = cache.get(model, dims=DIMS, waiting=lambda _wait: waited.set())
+    assert (first.result().outcome, second.outcome) == ("built", "hit")
+    assert codes(second) == ["waited", "absent"]
+
+
+forking = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+"""From Python 3.12 on. A server may have threads, and forks nevertheless."""
+
+
+@forking
+def test_forked_child_uses_the_cache_it_inherited(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    other = save(linear(seed=9), model.parent / "other.onnx")
+
+    def use(results) -> None:
+        results.put((cache.get(model, dims=DIMS).outcome, cache.get(other, dims=DIMS).outcome))
+
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=use, args=(results,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert results.get() == ("hit", "built")
+    assert cache.get(other, dims=DIMS).outcome == "hit"
+    assert cache.get(model, dims=DIMS).digest == entry.digest
+
+
+@forking
+def test_process_forked_during_a_build_does_not_keep_its_lock(open_cache, model):
+    pids = []
+
+    def fork(_request) -> None:
+        pid = os.fork()
+        if not pid:
+            time.sleep(30)
+            os._exit(0)  # never back into pytest
+        pids.append(pid)
+
+    cache = open_cache(FakeBuilder(before=fork))
+    try:
+        cache.get(model, dims=DIMS)
+        cache.get(model, dims=DIMS, rebuild=True, timeout_s=0.0)
+    finally:
+        for pid in pids:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+    assert len(pids) == 2
+
+
+# The memo
+
+
+@pytest.fixture
+def identified(monkeypatch) -> list[str]:
+    """Names of the models that were read in full."""
+    names = []
+
+    def identify(source):
+        names.append(source.name)
+        return real(source)
+
+    real = memo.identify
+    monkeypatch.setattr(memo, "identify", identify)
+    return names
+
+
+@pytest.fixture
+def settled(monkeypatch) -> None:
+    """Files count as settled at once: a test need not wait two seconds."""
+    monkeypatch.setattr("enginecache.fingerprint.SETTLE_NS", 0)
+
+
+@pytest.mark.usefixtures("settled")
+def test_unchanged_model_is_not_read_again(open_cache, cache, identified, model):
+    for _ in range(3):
+        cache.get(model, dims=DIMS)
+    open_cache().get(model, dims={"batch": 1})
+    assert identified == ["model.onnx"]
+
+
+def test_model_that_was_just_written_is_read_again(cache, identified, model):
+    for _ in range(2):
+        cache.get(model, dims=DIMS)
+    assert identified == ["model.onnx"] * 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_changed_model_is_read_again_although_its_size_and_time_are_the_same(cache, identified, model):
+    first = cache.get(model, dims=DIMS)
+    status = model.stat()
+    model.write_bytes(linear(seed=1).SerializeToString())
+    os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert model.stat().st_size == status.st_size
+    assert cache.get(model, dims=DIMS).key != first.key
+    assert len(identified) == 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_changed_external_data_is_a_miss(cache, identified, tmp_path):
+    path = save(linear(), tmp_path / "external" / "model.onnx", external="weights.bin")
+    first = cache.get(path, dims=DIMS)
+    assert cache.get(path, dims=DIMS).outcome == "hit"
+    damage(path.parent / "weights.bin")
+    second = cache.get(path, dims=DIMS)
+    assert second.key != first.key
+    assert [difference.field for difference in cache.explain(path, dims=DIMS).neighbours] == []
+    assert len(identified) == 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_one_file_in_two_folders_takes_the_data_of_its_own_folder(cache, tmp_path):
+    path = save(linear(), tmp_path / "first" / "model.onnx", external="weights.bin")
+    linked = tmp_path / "second" / "model.onnx"
+    linked.parent.mkdir()
+    linked.symlink_to(path)
+    (linked.parent / "weights.bin").write_bytes((path.parent / "weights.bin").read_bytes())
+    damage(linked.parent / "weights.bin")
+    assert cache.get(path, dims=DIMS).key != cache.get(linked, dims=DIMS).key
+    assert cache.get(path, dims=DIMS).key != cache.get(linked, dims=DIMS).key
+
+
+@pytest.mark.usefixtures("settled")
+def test_verified_blob_is_not_read_again_until_asked_for(cache, monkeypatch, model):
+    entry = cache.get(model, dims=DIMS)
+    cache.get(model, dims=DIMS)
+    reads = []
+    real = cache._store.read
+    monkeypatch.setattr(cache._store, "read", lambda digest: (reads.append(digest), real(digest))[1])
+    cache.get(model, dims=DIMS)
+    assert cache.verify().is_clean
+    assert reads == []
+    assert cache.verify(deep=True).is_clean
+    assert reads == [entry.digest]
+
+
+# explain
+
+
+def test_explain_builds_nothing_and_counts_nothing(cache, builder, model):
+    explained = cache.explain(model, dims=DIMS)
+    assert (explained.verdict, explained.entry, explained.neighbours) == ("miss", None, ())
+    assert [reason.code for reason in explained.reasons] == ["absent"]
+    assert builder.count == 0
+    totals = cache.totals()
+    assert (totals.misses, totals.entries, totals.builds_failed) == (0, 0, 0)
+    assert cache.builds() == []
+    assert list(cache.root.uses.iterdir()) == []
+
+
+def test_explain_of_a_hit_is_no_use(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    unuse(cache, entry)
+    before = cache.entries()
+    explained = cache.explain(model, dims=DIMS)
+    assert (explained.verdict, explained.key) == ("hit", entry.key)
+    assert explained.entry == entry.record
+    assert cache.entries() == before
+
+
+def test_explain_of_a_damaged_engine_is_a_miss_as_a_get_would_be(cache, builder, model):
+    damage(cache.get(model, dims=DIMS).path)
+    explained = cache.explain(model, dims=DIMS)
+    assert (explained.verdict, explained.entry) == ("miss", None)
+    assert [reason.code for reason in explained.reasons] == ["corrupt"]
+    assert builder.count == 1
+    assert cache.misses()[0].count == 1  # the one before
+
+
+def test_explain_and_get_make_the_same_key(cache, model):
+    asks = [{"dims": DIMS}, {"profiles": [{"x": ((1, 8), (32, 8), (64, 8))}]}]
+    keys = {cache.explain(model, **ask).key for ask in asks} | {cache.get(model, **ask).key for ask in asks}
+    assert len(keys) == 1
+
+
+def test_nearest_engine_comes_first(cache, models):
+    far = cache.get(models[1], dims=DIMS, workspace_bytes=1 << 30)
+    near = cache.get(models[0], dims=DIMS, workspace_bytes=1 << 30)
+    neighbours = cache.explain(models[0], dims=DIMS).neighbours
+    assert [neighbour.record.key for neighbour in neighbours] == [near.key, far.key]
+    assert [difference.field for difference in neighbours[0].differing] == ["options.workspace_bytes"]
+
+
+def test_miss_is_recorded_with_the_field_that_differs(cache, model):
+    near = cache.get(model, dims=DIMS)
+    for _ in range(2):
+        with pytest.raises(NotCachedError, match=r"options\.workspace_bytes: asked 1073741824, stored null"):
+            cache.get(model, dims=DIMS, workspace_bytes=1 << 30, offline=True)
+    miss = cache.misses()[0]
+    assert (miss.nearest_key, miss.differing, miss.count) == (near.key, ("options.workspace_bytes",), 2)
+
+
+# load
+
+
+rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="probe: no module tensorrt_rtx")
+
+
+@rtx
+@pytest.mark.rtx
+def test_plan_that_tensorrt_refuses_is_a_load_error_with_its_reason(cache, model):
+    with pytest.raises(LoadError, match=r"TensorRT did not load the engine .*: \S+"):
+        cache.load(model, dims=DIMS)
+
+
+@rtx
+@pytest.mark.rtx
+def test_reason_of_a_refusal_is_of_this_load_alone(cache, models):
+    reasons = []
+    for path in models[:2]:
+        with pytest.raises(LoadError) as caught:
+            cache.load(path, dims=DIMS)
+        reasons.append(caught.value.what.partition(".engine: ")[2])
+    assert reasons[0]
+    assert reasons[0] == reasons[1]
+
+
+def test_flipped_bit_is_an_integrity_error_before_tensorrt_sees_it(cache, model, monkeypatch):
+    entry = cache.get(model, dims=DIMS)
+    damage(entry.path)
+    monkeypatch.setattr(loader, "_runtime", lambda _flavour: pytest.fail("TensorRT was asked"))
+    with pytest.raises(IntegrityError, match=f"not {entry.digest[:12]}"):
+        loader.load_engine(entry.path, entry.digest, entry.record.backend)
+    assert not cache.verify(repair=True).findings[0].text.startswith("its file")
+
+
+def test_emptied_plan_is_an_integrity_error(tmp_path):
+    (tmp_path / "plan").touch()
+    with pytest.raises(IntegrityError):
+        loader.load_engine(tmp_path / "plan", "0" * 64, "tensorrt-rtx")
+
+
+# Inspecting and keeping
+
+
+def test_require_takes_a_unique_prefix_in_either_case(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    for prefix in (entry.key, entry.key[:1], entry.key[:12].upper()):
+        assert cache.require(prefix) == entry.record
+
+
+def test_require_refuses_what_is_missing_ambiguous_or_no_key(cache, models):
+    keys = []
+    while len({key[0] for key in keys}) == len(keys):
+        keys.append(cache.get(models[0], dims={"batch": len(keys) + 1}).key)
+    shared = keys[-1][0]
+    with pytest.raises(AmbiguousKeyError, match=f"several keys begin with {shared}") as caught:
+        cache.require(shared)
+    assert keys[-1][:16] in caught.value.fix
+    unused = next(letter for letter in "0123456789abcdef" if letter not in {key[0] for key in keys})
+    with pytest.raises(NotCachedError):
+        cache.require(unused)
+    for text in ("", "xyz", "a%", "*"):
+        with pytest.raises(OptionError, match="is not a key"):
+            cache.require(text)
+
+
+def test_require_whole_does_not_hand_out_a_damaged_engine(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    unuse(cache, entry)
+    assert cache.require_whole(entry.key) == entry.record
+    assert cache.entries()[0].last_used_at.timestamp() > time.time() - 60
+    damage(entry.path)
+    with pytest.raises(NotCachedError, match="was set aside"):
+        cache.require_whole(entry.key)
+    assert cache.entries() == []
+
+
+def test_use_is_noted_at_every_hit_and_outside_the_blob(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    unuse(cache, entry)
+    before = entry.path.stat()
+    cache.get(model, dims=DIMS)
+    assert cache.entries()[0].last_used_at.timestamp() > time.time() - 60
+    assert entry.path.stat().st_ctime_ns == before.st_ctime_ns
+
+
+def test_remove_frees_the_blob_and_makes_a_miss(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    assert cache.remove(entry.record) == entry.size_bytes
+    assert not entry.path.exists()
+    assert cache.remove(entry.record) == 0
+    assert list(cache.root.uses.iterdir()) == []
+    assert cache.get(model, dims=DIMS).outcome == "built"
+
+
+def test_remove_of_an_entry_that_was_rebuilt_meanwhile_does_nothing(open_cache, model):
+    cache = open_cache()
+    old = cache.get(model, dims=DIMS)
+    new = open_cache(FakeBuilder(size_bytes=8192)).get(model, dims=DIMS, rebuild=True)
+    assert cache.remove(old.record) == 0
+    assert cache.get(model, dims=DIMS).digest == new.digest
+
+
+def test_pinned_entry_cannot_be_removed_until_it_is_unpinned(cache, model):
+    entry = cache.get(model, dims=DIMS)
+    for _ in range(2):
+        cache.pin(entry.record)
+    with pytest.raises(OptionError, match="is pinned") as caught:
+        cache.remove(entry.record)
+    assert f"enginecache unpin {entry.key[:12]}" in caught.value.fix
+    assert entry.path.exists()
+    for _ in range(2):
+        cache.unpin(entry.record)
+    assert cache.remove(entry.record) == entry.size_bytes
+
+
+def test_blob_that_two_entries_share_goes_with_the_last(open_cache, model):
+    cache = open_cache(SameBytes())
+    first, second = (cache.get(model, dims=DIMS, optimization_level=level) for level in (3, 4))
+    assert (first.digest, cache.totals().blobs, cache.totals().size_bytes) == (second.digest, 1, 4096)
+    unuse(cache, first, second)
+    plan = cache.plan_prune(max_size_bytes=0)
+    assert (len(plan.entries), plan.freed_bytes) == (2, 4096)
+    assert cache.remove(first.record) == 0
+    assert cache.get(model, dims=DIMS, optimization_level=4).outcome == "hit"
+    assert cache.remove(second.record) == 4096
+
+
+def test_damaged_blob_that_two_entries_share_is_a_miss_for_both(open_cache, model):
+    cache = open_cache(SameBytes())
+    first, second = (cache.get(model, dims=DIMS, optimization_level=level) for level in (3, 4))
+    damage(first.path)
+    assert cache.get(model, dims=DIMS, optimization_level=4).outcome == "built"
+    assert [used.record.key for used in cache.entries()] == [second.key]
+    assert cache.get(model, dims=DIMS).outcome == "built"
+    assert cache.totals().entries == 2
+
+
+def test_prune_takes_the_least_recently_used_and_frees_what_it_said(cache, models):
+    entries = [cache.get(path, dims=DIMS) for path in models]
+    for entry, seconds in zip(entries, (200.0, 400.0, 300.0), strict=True):
+        unuse(cache, entry, seconds=seconds)
+    plan = cache.plan_prune(max_size_bytes=4096)
+    assert [used.record.key for used in plan.entries] == [entries[1].key, entries[2].key]
+    assert len(cache.entries()) == 3
+    assert cache.execute_prune(plan) == plan.freed_bytes == 8192
+    assert [used.record.key for used in cache.entries()] == [entries[0].key]
+    assert cache.plan_prune(max_size_bytes=4096).is_empty
+
+
+def test_prune_by_age_takes_what_was_not_used_for_so_long(cache, models):
+    old, *young = (cache.get(path, dims=DIMS) for path in models)
+    unuse(cache, old, seconds=3 * HOUR_S)
+    unuse(cache, *young, seconds=HOUR_S)
+    assert [used.record.key for used in cache.plan_prune(older_than_s=2 * HOUR_S).entries] == [old.key]
+
+
+def test_prune_takes_the_configured_size(open_cache, models):
+    cache = open_cache(max_size_bytes=4096)
+    unuse(cache, *(cache.get(path, dims=DIMS) for path in models))
+    assert len(cache.plan_prune().entries) == 2
+
+
+def test_pinned_and_just_used_entries_survive_any_prune(cache, models):
+    pinned, used, idle = (cache.get(path, dims=DIMS) for path in models)
+    unuse(cache, pinned, idle)
+    cache.pin(pinned.record)
+    plan = cache.plan_prune(max_size_bytes=0, older_than_s=0.0)
+    assert plan.shortfall_bytes == 8192
+    cache.execute_prune(plan)
+    assert {left.record.key for left in cache.entries()} == {pinned.key, used.key}
+    assert not idle.path.exists()
+
+
+def test_what_was_used_pinned_or_rebuilt_after_the_plan_stays(open_cache, models):
+    cache = open_cache()
+    used, pinned, rebuilt = (cache.get(path, dims=DIMS) for path in models)
+    unuse(cache, used, pinned, rebuilt)
+    plan = cache.plan_prune(max_size_bytes=0)
+    assert len(plan.entries) == 3
+    cache.get(models[0], dims=DIMS)
+    cache.pin(pinned.record)
+    open_cache(FakeBuilder(size_bytes=8192)).get(models[2], dims=DIMS, rebuild=True)
+    assert cache.execute_prune(plan) == 0
+    assert len(cache.entries()) == 3
+
+
+def test_path_that_a_hit_hands_out_while_its_entry_is_pruned_stays_good(cache, monkeypatch, model):
+    unuse(cache, cache.get(model, dims=DIMS))
+    plan = cache.plan_prune(max_size_bytes=0)
+    hits = []
+
+    def remove(*args, **kwargs):
+        hits.append(cache.get(model, dims=DIMS))  # after the prune looked for a use, before it takes the row
+        return real(*args, **kwargs)
+
+    real = cache._registry.remove
+    monkeypatch.setattr(cache._registry, "remove", remove)
+    assert cache.execute_prune(plan) == 0
+    assert hits[0].outcome == "hit"
+    assert hits[0].path.exists()
+    assert [item.path for item in cache.verify().young_garbage] == [hits[0].path]
+    assert cache.get(model, dims=DIMS).path == hits[0].path
+
+
+def test_hit_that_reads_its_row_before_a_prune_takes_it_has_noted_its_use(cache, monkeypatch, model):
+    entry = cache.get(model, dims=DIMS)
+    unuse(cache, entry)
+    plan = cache.plan_prune(max_size_bytes=0)
+
+    def find(key):
+        record = real(key)
+        cache.execute_prune(plan)
+        return record
+
+    real = cache._lookup.find
+    monkeypatch.setattr(cache._lookup, "find", find)
+    hit = cache.get(model, dims=DIMS)
+    assert (hit.outcome, hit.path.exists()) == ("hit", True)
+    monkeypatch.undo()
+    cache.get(model, dims=DIMS)
+
+
+def test_garbage_past_its_grace_time_is_pruned_and_younger_is_reported(open_cache, model):
+    cache = open_cache(grace_s=HOUR_S)
+    cache.get(model, dims=DIMS)
+    orphan = cache.root.engines / "00" / f"{'0' * 64}.engine"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"vtrt")
+    found = cache.verify()
+    assert found.is_clean
+    assert [item.path for item in found.young_garbage] == [orphan]
+    assert cache.plan_prune().is_empty
+    later = EngineCache(replace(cache.config, grace_s=0.0), builder=FakeBuilder())
+    assert not later.verify().is_clean
+    plan = later.plan_prune()
+    assert [item.path for item in plan.garbage] == [orphan]
+    assert later.execute_prune(plan) == 4
+    assert not orphan.exists()
+
+
+# verify
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind"),
+    [
+        (damage, "digest"),
+        (Path.unlink, "dangling"),
+        (lambda path: os.truncate(path, 100), "size"),
+        (lambda path: path.chmod(0o644), "mode"),
+    ],
+)
+def test_verify_finds_and_repairs_what_is_wrong(cache, model, harm, kind):
+    entry = cache.get(model, dims=DIMS)
+    harm(entry.path)
+    found = cache.verify()
+    assert not found.is_clean
+    assert [finding.kind for finding in found.findings] == [kind]
+    assert cache.verify(deep=True, repair=True).is_clean
+    assert cache.verify(deep=True).findings == ()
+    assert cache.get(model, dims=DIMS).path.stat().st_size == entry.size_bytes
+
+
+def test_totals_count_builds_misses_and_bytes(cache, models):
+    for path in models[:2]:
+        cache.get(path, dims=DIMS)
+        cache.get(path, dims=DIMS)
+    cache.pin(cache.entries()[0].record)
+    totals = cache.totals()
+    assert (totals.entries, totals.blobs, totals.size_bytes, totals.pinned) == (2, 2, 8192, 1)
+    assert (totals.builds_succeeded, totals.builds_failed, totals.misses) == (2, 0, 2)
+    assert totals.build_seconds == pytest.approx(0.002)
+    assert [build.key for build in cache.builds()] == [used.record.key for used in cache.entries()]
+    assert len(cache.builds(limit=1)) == 1
+
+
+def test_folder_that_everyone_may_write_is_refused(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StoreError, match="everyone may write"):
+        EngineCache(Config(dir=folder))
+
+
+def test_every_error_of_a_get_is_one_of_ours(cache, tmp_path):
+    for bad in (b"", b"\xff" * 64, tmp_path, tmp_path / "no.onnx", "\0"):
+        with pytest.raises(EngineCacheError):
+            cache.get(bad)
