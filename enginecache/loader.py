@@ -6,7 +6,7 @@ import importlib
 import mmap
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from enginecache.digests import digest_of
 from enginecache.errors import IntegrityError, LoadError, ToolchainError
@@ -14,6 +14,10 @@ from enginecache.toolchain import Flavour, module_name
 
 _RUNTIMES: dict[str, tuple[Any, Any]] = {}
 _GUARD = threading.Lock()
+_REFUSED = (
+    "An engine loads on a GPU of a compute capability that it was built for, under a driver for its CUDA: "
+    "`enginecache show` and `enginecache doctor` tell both."
+)
 _REPAIR = "Run `enginecache verify --repair --yes`, then ask again."
 
 
@@ -36,9 +40,11 @@ def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:
         LoadError: TensorRT refused the plan; its own reason is in the message.
         ToolchainError: The flavour's module cannot be imported.
     """
-    if not path.stat().st_size:  # nothing to map
-        raise IntegrityError(f"the engine {path} is empty", _REPAIR)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise IntegrityError(f"the engine {path} cannot be read: {error.strerror}", _REPAIR) from error
+    with file, _mapped(file) as plan:
         found = digest_of(plan)
         if found != digest:
             message = f"the engine {path} has the digest {found[:12]}, not {digest[:12]}"
@@ -49,8 +55,15 @@ def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:
     if engine is None:
         reason = "; ".join(log.lines) or "it gave no reason"
         message = f"TensorRT did not load the engine {path}: {reason}"
-        raise LoadError(message, "Ask for an engine of the GPU that is here: `enginecache explain` shows the target.")
+        raise LoadError(message, _REFUSED)
     return engine
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # nothing to map
+        raise IntegrityError(f"the engine {file.name} is empty", _REPAIR) from error
 
 
 def _runtime(flavour: Flavour) -> tuple[Any, Any]:

@@ -126,13 +126,17 @@ class Publication:
                     # Nobody else can have named it while the lock is held. On a full disk it is in the way.
                     self._delete_unnamed(staged.digest)
                     raise
-                # The entry is committed: an old blob that cannot go is garbage, not a failed build.
-                if previous is not None:
-                    self._delete_unnamed(previous.digest)
+                self._retire(previous)
         except BaseException:
             self._store.discard(staged)
             raise
         return record
+
+    def _retire(self, previous: EntryRecord | None) -> None:
+        # Its path may just have been handed out. The entry is committed: nothing here may fail the build.
+        with contextlib.suppress(StoreError, RegistryError):
+            if previous is not None and not self._registry.is_referenced(previous.digest):
+                self._store.retire(previous.digest)
 
     def _delete_unnamed(self, digest: str) -> None:
         with contextlib.suppress(StoreError, RegistryError):
@@ -154,6 +158,7 @@ class Publication:
     def _work_dir(self, attempt: BuildRecord) -> Iterator[Path]:
         try:
             path = Path(tempfile.mkdtemp(prefix=f"build-{attempt.id[:12]}-", dir=self._root.tmp))
+            path.chmod(self._root.folder_mode)  # what a crash leaves in a shared root, the group may clean up
         except OSError as error:
             message = f"no folder for the build can be made in {self._root.tmp}: {error.strerror or error}"
             raise StoreError(message, "Free some space or mend the folder's mode; see `enginecache doctor`.") from error
@@ -161,6 +166,8 @@ class Publication:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.log_path(attempt.id).chmod(self._root.file_mode)
 
 
 def _reason(error: BaseException) -> str:

@@ -54,9 +54,8 @@ class Removal:
                 return 0
             if self.used(planned.record) != planned:
                 # A hit noted its use and read the row just before it went, and hands the path out now. The blob is
-                # garbage, young by its ctime, which this moves.
-                with contextlib.suppress(FileNotFoundError):
-                    self._store.path(planned.record.digest).chmod(self._root.blob_mode)
+                # garbage, and young.
+                self._store.retire(planned.record.digest)
                 return 0
             self._uses.forget(planned.record.key)
             return self._delete_unnamed(planned.record.digest)

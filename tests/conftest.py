@@ -42,4 +42,5 @@ def open_cache(tmp_path: Path) -> Iterator[Callable[..., EngineCache]]:
     for cache in opened:
         found = cache.verify(deep=True)
         assert found.is_clean, found
-        assert not found.young_garbage, found
+        # A rebuild leaves the blob that it replaced for the grace time; nothing else may stay.
+        assert {item.what for item in found.young_garbage} <= {"a stored engine without a row"}, found

@@ -154,12 +154,13 @@ def test_a_registry_that_fails_while_a_failure_is_recorded_does_not_hide_it(tmp_
         cache.get(model, **ASK)
 
 
-def test_a_replaced_entrys_blob_goes(open_cache, model):
+def test_a_replaced_entrys_blob_is_young_garbage(open_cache, model):
     cache = open_cache(NumberedBuilder())
     old = cache.get(model, **ASK)
     new = cache.get(model, **ASK, rebuild=True)
     assert new.digest != old.digest
-    assert files_in(cache, "engines") == [f"{new.digest}.engine"]
+    assert files_in(cache, "engines") == sorted([f"{new.digest}.engine", f"{old.digest}.engine"])
+    assert [item.path for item in cache.verify().young_garbage] == [old.path]
     assert cache.totals().blobs == 1
 
 
@@ -196,13 +197,13 @@ def test_an_old_blob_that_cannot_be_deleted_is_garbage_and_the_build_a_success(o
 def test_an_interrupt_after_the_commit_leaves_a_success(open_cache, model):
     cache = open_cache(NumberedBuilder())
     cache.get(model, **ASK)
-    delete = cache._store.delete
+    retire = cache._store.retire
 
     def interrupted(digest):
-        delete(digest)
+        retire(digest)
         raise KeyboardInterrupt
 
-    cache._store.delete = interrupted
+    cache._store.retire = interrupted
     with pytest.raises(KeyboardInterrupt):
         cache.get(model, **ASK, rebuild=True)
     assert [build.state for build in cache.builds()] == ["succeeded", "succeeded"]

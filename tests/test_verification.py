@@ -125,7 +125,7 @@ def test_an_orphan_that_got_a_row_since_the_list_was_made_stays(open_cache, mode
     cache._registry.remove(entry.key)
     (item,) = cache._garbage()[0]
     cache.get(model, **ASK)
-    assert not cache._delete_garbage(item)
+    assert not cache._removal.delete_garbage(item)
     assert entry.path.exists()
 
 

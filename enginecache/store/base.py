@@ -74,6 +74,10 @@ class BlobStore(Protocol):
         """Move the blob out of the way, keeping its bytes; where it is now, or None if it was gone."""
         ...
 
+    def retire(self, digest: str) -> None:
+        """Make a blob that lost its row young again, so that it stays for the grace time: its path may be in use."""
+        ...
+
     def delete(self, digest: str) -> int:
         """Delete the blob; the bytes freed, 0 if it was gone."""
         ...

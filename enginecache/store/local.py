@@ -118,6 +118,11 @@ class LocalBlobStore:
             sync_folder(self._root.quarantine)
         return target
 
+    def retire(self, digest: str) -> None:
+        """Move the blob's ctime, which its age as garbage counts from; no error if it is gone."""
+        with _translated("an engine cannot be retired"), contextlib.suppress(FileNotFoundError):
+            self.path(digest).chmod(self._root.blob_mode)
+
     def delete(self, digest: str) -> int:
         """Delete the blob; readers that have it mapped keep their bytes."""
         path = self.path(digest)
