@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from enginecache import __version__
-from enginecache.config import Config
+from enginecache.config import Config, config_path
 from enginecache.devices import Device, list_devices
 from enginecache.errors import EngineCacheError, NoDeviceError
 from enginecache.options import format_size
@@ -22,6 +23,8 @@ from enginecache.store.root import Root
 from enginecache.toolchain import ToolchainFinding, inspect_toolchains, supported_targets
 
 LOW_SPACE_BYTES = 5 << 30
+NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.")
+"""How the names of file systems begin that are not, or may not be, of this host alone. Source: Linux, proc(5)."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,16 @@ def diagnose(
     """
     version = ".".join(str(part) for part in sys.version_info[:3])
     checks = [Check("enginecache", "ok", f"{__version__} on Python {version}")]
+    checks.append(_check_settings())
     checks += _check_root(config)
     checks += _check_devices(find_devices)
     checks += _check_toolchains(inspect(config.cuda_major))
     return checks
+
+
+def _check_settings() -> Check:
+    path = config_path()
+    return Check("settings", "ok", str(path) if path.exists() else f"the defaults: there is no {path}")
 
 
 def _check_root(config: Config) -> Iterator[Check]:
@@ -78,10 +87,24 @@ def _check_root(config: Config) -> Iterator[Check]:
         mode = "readable and writable" if is_writable else "read-only: hits are served, nothing can be built"
         fix = "" if is_writable else f"Make {root.path} writable for this user."
         yield Check("folder", "ok" if is_writable else "warning", f"{root.path}, {mode}", fix)
+        yield from _check_file_system(root.path)
         yield _check_space(root.path)
         yield _check_registry(root)
     except EngineCacheError as error:
         yield Check("folder", "problem", error.what, error.fix, error.exit_code)
+
+
+def _check_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> Iterator[Check]:
+    """A warning where locks and renames may not be what they are on a local file system."""
+    kinds = {}
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            _, point, kind, *_ = line.split(" ")
+            kinds[point.replace("\\040", " ")] = kind
+    point = next((str(folder) for folder in (path, *path.parents) if str(folder) in kinds), "")
+    if kinds.get(point, "").startswith(NETWORK_FILE_SYSTEMS):
+        fix = "Name a folder on a local disk with --dir or ENGINECACHE_DIR."
+        yield Check("file system", "warning", f"{point} is {kinds[point]}: locks may not exclude other hosts", fix)
 
 
 def _check_space(path: Path) -> Check:

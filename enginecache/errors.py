@@ -106,7 +106,18 @@ class LoadError(IntegrityError):
     """TensorRT did not deserialize a plan whose bytes are intact."""
 
 
-class LockTimeoutError(EngineCacheError, TimeoutError):
+class _FileSystemError(EngineCacheError, OSError):
+    """An error of ours that is an ``OSError`` too."""
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        # OSError takes two arguments for an errno and its text, and keeps them for itself.
+        super().__init__(what, fix)
+        self.args = (what, fix)
+        self.errno = None
+        self.strerror = what
+
+
+class LockTimeoutError(_FileSystemError, TimeoutError):
     """Another process was still building when the time to wait ran out."""
 
     exit_code = 5
@@ -167,10 +178,5 @@ class TargetError(BackendError):
     """The chosen TensorRT cannot build for the asked compute capability."""
 
 
-class StoreError(EngineCacheError, OSError):
+class StoreError(_FileSystemError):
     """The cache's folder cannot be used: unsafe, full, read-only or failing."""
-
-    def __init__(self, what: str, fix: str = "") -> None:
-        # OSError takes over __str__ and args for two arguments; ours come back here.
-        super().__init__(what, fix)
-        self.args = (what, fix)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from enginecache.builders.base import ProgressCallback
-from enginecache.config import Backend
-from enginecache.errors import ProfileError
+from enginecache.config import BACKENDS, Backend
+from enginecache.errors import OptionError, ProfileError
 from enginecache.locks.base import WaitingCallback
 from enginecache.model import ModelSource
 from enginecache.options import BuildOptions
@@ -103,10 +104,16 @@ class Request:
                 {name: _bounds(name, sizes) for name, sizes in (ask.get("dims") or {}).items()},
             ),
             options=options,
-            backend=ask.get("backend"),
+            backend=_backend(ask.get("backend")),
             target=Target.parse(targets) if targets else None,
             device=ask.get("device"),
         )
+
+
+def _backend(backend: Backend | None) -> Backend | None:
+    if backend is not None and backend not in BACKENDS:
+        raise OptionError(f"{backend!r} is not a backend", f"Choose one of {', '.join(BACKENDS)}.")
+    return backend
 
 
 def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Corners], ...]:
@@ -120,8 +127,8 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
 
 def _corners(name: str, corners: Corners) -> Corners:
     try:
-        shapes = tuple(tuple(int(size) for size in shape) for shape in corners)
-    except (TypeError, ValueError) as error:
+        shapes = tuple(tuple(operator.index(size) for size in shape) for shape in corners)
+    except TypeError as error:
         raise ProfileError(f"the shapes of input {name!r} cannot be read: {error}", _CORNERS) from error
     if len(shapes) != 3 or len({len(shape) for shape in shapes}) != 1:
         raise ProfileError(f"input {name!r} needs three shapes of one rank, not {corners!r}", _CORNERS)
@@ -132,7 +139,10 @@ _CORNERS = "Give (minimum, optimum, maximum), such as ((1, 3, 32, 32), (32, 3, 3
 
 
 def _bounds(name: str, sizes: tuple[int, int, int] | int) -> tuple[int, int, int]:
-    numbers = (sizes,) * 3 if isinstance(sizes, int) else tuple(sizes)
-    if len(numbers) != 3 or not all(isinstance(size, int) for size in numbers):
+    try:
+        numbers = tuple(map(operator.index, sizes)) if isinstance(sizes, Sequence) else (operator.index(sizes),) * 3
+    except TypeError:
+        numbers = ()
+    if len(numbers) != 3:
         raise ProfileError(f"dimension {name!r} needs three sizes, not {sizes!r}", "Give (1, 32, 64), or one size.")
     return (numbers[0], numbers[1], numbers[2])

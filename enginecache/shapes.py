@@ -10,7 +10,8 @@ from enginecache.errors import ProfileError
 
 Bounds = tuple[int, int, int]
 
-_SHAPE = re.compile(r"-?\d+(?:x-?\d+)*|")
+_SHAPE = re.compile(r"-?\d+(?:x-?\d+)*|", re.ASCII)
+_DIM = re.compile(r"(?P<name>.+)=(?P<first>\d+)(?::(?P<second>\d+):(?P<third>\d+))?", re.ASCII | re.DOTALL)
 
 
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
@@ -62,13 +63,14 @@ def parse_dim(text: str) -> tuple[str, Bounds]:
     Raises:
         ProfileError: The text has another form.
     """
-    name, equals, sizes = text.rpartition("=")
-    parts = sizes.split(":")
-    if not equals or not name or len(parts) not in {1, 3} or not all(part.strip().isdecimal() for part in parts):
+    match = _DIM.fullmatch(text)
+    if match is None:
         message = f"--dim {text!r} is not NAME=MIN:OPT:MAX"
         raise ProfileError(message, "Write, for instance, --dim batch=1:32:64.")
-    numbers = [int(part) for part in parts]
-    return name, (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+    first = int(match["first"])
+    if match["second"] is None:
+        return match["name"], (first, first, first)
+    return match["name"], (first, int(match["second"]), int(match["third"]))
 
 
 def quote_shape(name: str, shape: tuple[int, ...]) -> str:

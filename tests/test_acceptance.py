@@ -24,6 +24,7 @@ from enginecache.devices import find_device
 from enginecache.errors import LoadError, NoDeviceError
 
 pytestmark = [
+    pytest.mark.xdist_group("acceptance"),  # one cache serves the whole module
     pytest.mark.rtx,
     pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="probe: no module tensorrt_rtx"),
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from enginecache.cli.output import print_json, say
+from enginecache.cli.output import print_json, print_line, say
 from enginecache.cli.parameters import Dir, Json
 from enginecache.config import Config
+from enginecache.entry import SCHEMA
+from enginecache.errors import SchemaError
 from enginecache.registry import schema
 from enginecache.registry.database import Database
 from enginecache.store.root import Root
@@ -18,29 +20,54 @@ def _open(folder: Dir) -> tuple[Root, Database]:
     return root, Database(root.registry_path)
 
 
-def upgrade(dir: Dir = None) -> None:
-    """Bring the registry's schema up to this release. Idempotent; all or nothing."""
+def upgrade(json: Json = False, dir: Dir = None) -> None:
+    """Bring the registry's schema up to this release.
+
+    Idempotent; all or nothing.
+
+    \b
+    Examples:
+      enginecache db upgrade
+      enginecache db upgrade --dir /var/cache/enginecache
+    """
     root, database = _open(dir)
     before = schema.current_revision(root.registry_path)
     schema.ensure_schema(database, root.file_mode)
-    say(f"schema {before or 'none'} -> {schema.current_revision(root.registry_path)}")
+    after = schema.current_revision(root.registry_path)
+    if json:
+        print_json({"schema": SCHEMA, "before": before, "revision": after})
+    say(f"schema {before or 'none'} -> {after}")
 
 
 def current(json: Json = False, dir: Dir = None) -> None:
-    """Print the registry's schema revision."""
-    root, _ = _open(dir)
-    revision = schema.current_revision(root.registry_path)
+    """Print the registry's schema revision, or none.
+
+    \b
+    Examples:
+      enginecache db current
+      enginecache db current --json
+    """
+    revision = schema.current_revision(Root(Config.load(dir=dir).dir).registry_path)
     if json:
-        print_json({"schema": 1, "revision": revision, "newest_known": schema.HEAD})
+        print_json({"schema": SCHEMA, "revision": revision, "newest_known": schema.HEAD})
     else:
-        print(revision or "none")
+        print_line(revision or "none")
 
 
 def check(dir: Dir = None) -> None:
-    """Compare the registry's tables with what this release expects. Exit 6 where they differ."""
-    root, database = _open(dir)
-    schema.ensure_schema(database, root.file_mode)
-    schema.check(database)
+    """Compare the tables with what this release expects.
+
+    Changes nothing. Exit 6 where they differ, or there is no registry.
+
+    \b
+    Examples:
+      enginecache db check
+      enginecache db check --dir /var/cache/enginecache
+    """
+    path = Root(Config.load(dir=dir).dir).registry_path
+    if schema.current_revision(path) is None:
+        raise SchemaError(f"there is no registry {path}", "Run `enginecache db upgrade`, which makes it.")
+    schema.check(Database(path))
     say(f"schema {schema.HEAD}: the tables are as they should be")
 
 

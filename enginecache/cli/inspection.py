@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from enginecache import doctor as diagnosis
 from enginecache.cache import EngineCache
-from enginecache.cli.output import Column, print_json, print_rows
+from enginecache.cli.output import (
+    Column,
+    flat_facts,
+    print_facts,
+    print_json,
+    print_line,
+    print_rows,
+    say,
+)
 from enginecache.cli.parameters import Dir, Json, Key, open_cache
 from enginecache.config import Config
-from enginecache.entry import record_json, time_json
+from enginecache.entry import SCHEMA, record_json, time_json
 from enginecache.eviction import Used
-from enginecache.options import format_size
 
 _COLUMNS = (
     Column("key", "key"),
     Column("model"),
-    Column("backend"),
-    Column("version"),
-    Column("compute capabilities"),
-    Column("device"),
+    Column("backend", "word"),
+    Column("version", "word"),
+    Column("reach"),
+    Column("device", is_wide=True),
     Column("size", "size"),
-    Column("build", "seconds"),
-    Column("created", "age"),
+    Column("build", "seconds", is_wide=True),
+    Column("created", "age", is_wide=True),
     Column("last used", "age"),
-    Column("pinned"),
+    Column("pinned", "word", is_wide=True),
+)
+_MISS_COLUMNS = (
+    Column("", "word"),
+    Column("key", "key"),
+    Column("reason", "word"),
+    Column("nearest", "key"),
+    Column("differing"),
+    Column("count", "word"),
+    Column("last", "age"),
 )
 
 
@@ -36,7 +54,10 @@ def ls(
     json: Json = False,
     dir: Dir = None,
 ) -> None:
-    """List the stored engines, newest first: a table on a terminal, tab-separated full values on a pipe.
+    """List the stored engines, newest first.
+
+    A table on a terminal; on a pipe a line for each, of tab-separated full values: key, model, backend, version,
+    compute capabilities, device, bytes, seconds of the build, created, last used, pinned.
 
     \b
     Examples:
@@ -52,6 +73,8 @@ def ls(
         print_rows((Column("key"),), [[item.record.key] for item in used])
     else:
         print_rows(_COLUMNS, [_row(item) for item in used])
+        if not used:
+            say(f"no engine is stored in {cache.root.path}")
 
 
 def _row(used: Used) -> list[Any]:
@@ -80,7 +103,9 @@ def _json(cache: EngineCache, used: Used) -> dict[str, Any]:
 
 
 def show(key: Key, json: Json = False, dir: Dir = None) -> None:
-    """Show all that is known of one stored engine, with every field of its key.
+    """Show all that is known of one stored engine.
+
+    With every field of its key, and the attempts to build it.
 
     \b
     Examples:
@@ -106,21 +131,12 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
     ]
     if json:
         print_json(shown)
-        return
-    for name, value in _flat(shown):
-        print(f"{name:<32} {'' if value is None else value}")
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [row for key, item in value.items() for row in _flat(item, f"{name}.{key}" if name else key)]
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [row for index, item in enumerate(value) for row in _flat(item, f"{name}[{index}]")]
-    return [(name, value)]
+    else:
+        print_facts(flat_facts(shown))
 
 
 def path(key: Key, dir: Dir = None) -> None:
-    """Print the path of a stored engine's plan.
+    """Print the path of a stored engine, checked as `get` does.
 
     \b
     Examples:
@@ -128,11 +144,14 @@ def path(key: Key, dir: Dir = None) -> None:
       trtexec --loadEngine=$(enginecache path 3f9a)
     """
     cache = open_cache(dir)
-    print(cache.path(cache.require_whole(key)))
+    print_line(cache.path(cache.require_whole(key)))
 
 
 def stats(json: Json = False, dir: Dir = None) -> None:
-    """Count entries, bytes, builds and misses, with the latest misses and the fields in which they missed.
+    """Count engines, bytes, builds and misses, and say why it missed.
+
+    On a pipe: the counts, then a line for each of the latest misses: `miss`, key, reason, nearest key, differing
+    fields, count, time.
 
     \b
     Examples:
@@ -154,18 +173,22 @@ def stats(json: Json = False, dir: Dir = None) -> None:
             }
             for miss in misses
         ]
-        print_json({"schema": 1, "dir": str(cache.root.path), **vars(totals), "latest_misses": latest})
+        print_json({"schema": SCHEMA, "dir": str(cache.root.path), **vars(totals), "latest_misses": latest})
         return
-    rows = [[name.replace("_", " "), value] for name, value in vars(totals).items() if not name.endswith("bytes")]
-    rows.append(["size", format_size(totals.size_bytes)])
-    print_rows((Column("what"), Column("value")), rows)
-    for miss in misses:
-        fields = ", ".join(miss.differing) or "no engine of this model"
-        print_rows((Column("miss"), Column("why")), [[f"miss {miss.key[:12]}", f"{miss.reason}: {fields}"]])
+    print_facts(list(vars(totals).items()))
+    if misses:
+        print_rows(
+            _MISS_COLUMNS,
+            [["miss", m.key, m.reason, m.nearest_key, m.differing, m.count, m.last_at] for m in misses],
+        )
 
 
 def doctor(json: Json = False, dir: Dir = None) -> None:
-    """Check the folder, the registry, the GPUs and the TensorRT flavours: what works, what does not, what to do.
+    """Say what works here, what does not, and what to do.
+
+    Looks at the settings, the folder, the registry, the GPUs and the TensorRT flavours. Exits with the code of the
+    worst problem; a warning is none: it names what is missing and may not be needed. On a pipe a line for each, of
+    tab-separated values: status, name, text, what to do.
 
     \b
     Examples:
@@ -175,14 +198,21 @@ def doctor(json: Json = False, dir: Dir = None) -> None:
     checks = diagnosis.diagnose(Config.load(dir=dir))
     if json:
         print_json([check.to_json() for check in checks])
+    elif sys.stdout.isatty():
+        _show_checks(checks)
     else:
-        for check in checks:
-            print(f"{check.status:<8} {check.name:<14} {check.text}")
-            for line in check.fix.splitlines() if check.status != "ok" else ():
-                print(f"{'':<23} {line}")
+        print_rows((), [[check.status, check.name, check.text, check.fix] for check in checks])
     code = max((check.exit_code for check in checks), default=0)
     if code:
         raise typer.Exit(code)
+
+
+def _show_checks(checks: Sequence[diagnosis.Check]) -> None:
+    for check in checks:
+        fix = check.fix if check.status != "ok" else ""
+        for index, line in enumerate([check.text, *fix.splitlines()]):
+            head = f"{check.status:<8} {check.name:<13}" if index == 0 else ""
+            print_line(f"{head:<22} {line}")
 
 
 def register(app: typer.Typer) -> None:

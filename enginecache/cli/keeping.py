@@ -7,11 +7,24 @@ from typing import Annotated
 
 import typer
 
-from enginecache.cli.output import Column, print_json, print_rows, say
-from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, duration_option, open_cache, size_option
+from enginecache.cli.output import Column, count, print_json, print_rows, say
+from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, open_cache, read_value
+from enginecache.config import parse_duration_s
+from enginecache.entry import SCHEMA
 from enginecache.errors import ConfirmationError
 from enginecache.eviction import PrunePlan
-from enginecache.options import format_size
+from enginecache.options import format_size, parse_size
+from enginecache.verification import Verification
+
+
+def require_leave(what: str, *, is_yes: bool) -> None:
+    """Refuse to go on where nobody can be asked and ``--yes`` is missing.
+
+    Raises:
+        ConfirmationError: So it is.
+    """
+    if not is_yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfirmationError(f"not done without confirmation: {what}", "Add --yes, or see it first with --dry-run.")
 
 
 def confirm(what: str, *, is_yes: bool) -> None:
@@ -20,16 +33,19 @@ def confirm(what: str, *, is_yes: bool) -> None:
     Raises:
         ConfirmationError: It was not, or the answer is no.
     """
-    if is_yes:
-        return
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfirmationError(f"not done without confirmation: {what}", "Add --yes, or see it first with --dry-run.")
-    if not typer.confirm(f"{what}?", err=True):
+    require_leave(what, is_yes=is_yes)
+    if not is_yes and not _ask(what):
         raise ConfirmationError(f"not done: {what}", "Nothing was changed.")
 
 
+def _ask(what: str) -> bool:
+    # Neither input() nor typer.confirm: both write to standard output.
+    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 def pin(key: Key, dir: Dir = None) -> None:
-    """Keep a stored engine whatever `prune` wants.
+    """Keep a stored engine, whatever `prune` wants.
 
     \b
     Examples:
@@ -42,7 +58,7 @@ def pin(key: Key, dir: Dir = None) -> None:
 
 
 def unpin(key: Key, dir: Dir = None) -> None:
-    """Let a stored engine go when `prune` wants.
+    """Let a stored engine go, when `prune` wants.
 
     \b
     Examples:
@@ -54,7 +70,7 @@ def unpin(key: Key, dir: Dir = None) -> None:
     say(f"unpinned {record.key}")
 
 
-def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, dir: Dir = None) -> None:
+def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, dir: Dir = None) -> None:
     """Delete one stored engine. A program that has it open keeps its bytes.
 
     \b
@@ -65,11 +81,13 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, dir: Dir = None) -> 
     cache = open_cache(dir)
     record = cache.require(key)
     what = f"delete the engine {record.key[:12]} of {record.model_name} ({format_size(record.size_bytes)})"
-    if dry_run:
-        say(f"would {what}")
-        return
-    confirm(what, is_yes=yes)
-    say(f"deleted {record.key}; freed {format_size(cache.remove(record))}")
+    freed = 0
+    if not dry_run:
+        confirm(what, is_yes=yes)
+        freed = cache.remove(record)
+    if json:
+        print_json({"schema": SCHEMA, "dry_run": dry_run, "key": record.key, "freed_bytes": freed})
+    say(f"would {what}" if dry_run else f"deleted {record.key}; freed {format_size(freed)}")
 
 
 def prune(
@@ -85,35 +103,44 @@ def prune(
     json: Json = False,
     dir: Dir = None,
 ) -> None:
-    """Delete the least recently used engines, and files that crashes left behind. Pinned engines stay.
+    """Delete the least recently used engines, and stray files.
 
-    Engines used within the last minute stay too: their path may have been handed out and not opened yet.
+    Stray files are what crashes left behind. Pinned engines stay. Engines used within the last minute stay too: their
+    path may have been handed out and not opened yet.
 
     \b
     Examples:
       enginecache prune --max-size 20GiB --dry-run
       enginecache prune --older-than 30d --yes
     """
+    max_size_bytes = read_value("--max-size", max_size, parse_size)
+    older_than_s = read_value("--older-than", older_than, parse_duration_s)
     cache = open_cache(dir)
-    plan = cache.plan_prune(max_size_bytes=size_option(max_size), older_than_s=duration_option(older_than))
+    plan = cache.plan_prune(max_size_bytes=max_size_bytes, older_than_s=older_than_s)
+    is_acting = not dry_run and not plan.is_empty
+    if is_acting:
+        require_leave(f"delete {_summary(plan)}", is_yes=yes)
+    if not json:
+        _print_plan(plan)
     freed = 0
-    if not dry_run and not plan.is_empty:
+    if is_acting:
         confirm(f"delete {_summary(plan)}", is_yes=yes)
         freed = cache.execute_prune(plan)
     if json:
         print_json(_plan_json(plan, freed, is_dry_run=dry_run))
+    if plan.is_empty:
+        say("nothing to delete")
     else:
-        _print_plan(plan)
-        say("nothing to delete" if plan.is_empty else f"{'would delete' if dry_run else 'deleted'} {_summary(plan)}")
+        say(f"would delete {_summary(plan)}" if dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
     if plan.shortfall_bytes:
         say(f"{format_size(plan.shortfall_bytes)} more than asked stay: they are pinned or were used just now")
+    elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
+        say("no limit was given: engines go by --max-size or --older-than, or the setting max_size")
 
 
 def _summary(plan: PrunePlan) -> str:
-    count = len(plan.entries)
-    engines = f"{count} engine{'' if count == 1 else 's'}"
-    files = f" and {len(plan.garbage)} stray files" if plan.garbage else ""
-    return f"{engines}{files} ({format_size(plan.freed_bytes)})"
+    files = f" and {count(len(plan.garbage), 'stray file')}" if plan.garbage else ""
+    return f"{count(len(plan.entries), 'engine')}{files} ({format_size(plan.freed_bytes)})"
 
 
 def _print_plan(plan: PrunePlan) -> None:
@@ -130,10 +157,12 @@ def _print_plan(plan: PrunePlan) -> None:
 
 def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, object]:
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "dry_run": is_dry_run,
         "entries": [{"key": used.record.key, "size_bytes": used.record.size_bytes} for used in plan.entries],
-        "garbage": [{"path": str(item.path), "size_bytes": item.size_bytes} for item in plan.garbage],
+        "garbage": [
+            {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what} for item in plan.garbage
+        ],
         "planned_bytes": plan.freed_bytes,
         "freed_bytes": freed,
         "kept_bytes": plan.kept_bytes,
@@ -162,22 +191,28 @@ def verify(
     if repair and not found.is_clean:
         for finding in found.findings:
             say(f"{finding.kind}: {finding.text}: {finding.repair}")
-        confirm(f"repair {len(found.findings)} findings", is_yes=yes)
+        confirm(f"repair {count(len(found.findings), 'finding')}", is_yes=yes)
         found = cache.verify(deep=deep, repair=True)
     if json:
         print_json(found.to_json())
     else:
-        for finding in found.findings:
-            state = "repaired" if finding.is_repaired else f"--repair would {finding.repair}"
-            print_rows(
-                (Column("kind"), Column("subject", "key"), Column("what"), Column("repair")),
-                [[finding.kind, finding.subject, finding.text, state]],
-            )
-        for item in found.young_garbage:
-            say(f"garbage within its grace time: {item.path} ({item.what})")
-        say(f"{found.entries} entries, {len(found.findings)} findings")
+        _print_findings(found)
     if not found.is_clean:
         raise typer.Exit(4)
+
+
+def _print_findings(found: Verification) -> None:
+    columns = (Column("kind"), Column("subject"), Column("what"), Column("repair"))
+    rows = [
+        [item.kind, item.subject, item.text, "repaired" if item.is_repaired else f"--repair would {item.repair}"]
+        for item in found.findings
+    ]
+    if rows:
+        print_rows(columns, rows)
+    for item in found.young_garbage:
+        say(f"garbage within its grace time: {item.path} ({item.what})")
+    entries = "1 entry" if found.entries == 1 else f"{found.entries} entries"
+    say(f"{entries}, {count(len(found.findings), 'finding')}")
 
 
 def register(app: typer.Typer) -> None:

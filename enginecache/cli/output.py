@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from enginecache.entry import time_json
+from enginecache.errors import EngineCacheError
 from enginecache.options import format_size
+
+Kind = Literal["text", "word", "key", "size", "seconds", "age"]
+"""How a terminal shows a value; only a text may be folded."""
+
+WIDE = 120
+"""Width in characters from which a terminal shows the columns that are marked as wide."""
 
 
 @dataclass(frozen=True)
@@ -18,36 +28,101 @@ class Column:
     """One column of a listing.
 
     Attributes:
-        name: Heading, and name in the JSON record.
-        kind: How a terminal shows it.
+        name: Heading.
+        kind: How a terminal shows its values; a pipe gets them in full.
+        is_wide: Whether only a wide terminal shows it.
     """
 
     name: str
-    kind: str = "text"
+    kind: Kind = "text"
+    is_wide: bool = False
+
+
+def put(text: str) -> None:
+    """Write to standard output, and be sure that it got there.
+
+    What its encoding lacks is written as a backslash and a number; bytes of a path that no encoding explains stay as
+    they are.
+
+    Raises:
+        EngineCacheError: It cannot be written.
+        BrokenPipeError: Its reader has read enough.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        data = text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode(encoding, "backslashreplace")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer goes nowhere: the interpreter would write it again at its end, and fail aloud.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        message = f"standard output cannot be written: {error.strerror or error}"
+        raise EngineCacheError(message, "Send it to a place that can be written, and has room.") from error
+
+
+def print_line(text: object) -> None:
+    """One line."""
+    put(f"{text}\n")
 
 
 def print_json(value: Any) -> None:
-    """One JSON value: raw numbers, RFC 3339 times."""
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+    """One JSON value: raw numbers, RFC 3339 times, ASCII whatever the locale."""
+    print_line(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
     """A table on a terminal; on a pipe a line each with full, tab-separated values and no heading."""
     if not sys.stdout.isatty():
-        for row in rows:
-            print("\t".join(_plain(value) for value in row))
+        put("".join("\t".join(map(_plain, row)) + "\n" for row in rows))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    is_wide = Console().width >= WIDE
+    shown = [index for index, column in enumerate(columns) if is_wide or not column.is_wide]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.name.upper(), justify="right" if column.kind in {"size", "seconds"} else "left")
+    for column in (columns[index] for index in shown):
+        justify: Literal["left", "right"] = "right" if column.kind in {"size", "seconds"} else "left"
+        # A long name is folded, never cut: it may be what tells two models apart.
+        table.add_column(column.name.upper(), justify=justify, no_wrap=column.kind != "text", overflow="fold")
     for row in rows:
         # Text, not str: a model's name may look like markup.
-        table.add_row(*(Text(_shown(column, value)) for column, value in zip(columns, row, strict=True)))
-    Console(soft_wrap=False).print(table)
+        table.add_row(*(Text(_shown(columns[index].kind, row[index])) for index in shown))
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    put(captured.get())
+
+
+def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
+    """Names and values side by side on a terminal; on a pipe tab-separated, the values raw."""
+    if sys.stdout.isatty():
+        width = max(len(name) for name, _ in facts)
+        lines = [f"{name:<{width}}  {_shown(_kind(name), value)}" for name, value in facts]
+    else:
+        lines = [f"{name}\t{_plain(value)}" for name, value in facts]
+    put("".join(f"{line}\n" for line in lines))
+
+
+def flat_facts(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    """A JSON value as pairs of a dotted name and a value; a list of plain values is one value."""
+    if isinstance(value, dict) and value:
+        return [fact for key, item in value.items() for fact in flat_facts(item, f"{name}.{key}" if name else key)]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [fact for index, item in enumerate(value) for fact in flat_facts(item, f"{name}[{index}]")]
+    return [(name, value)]
+
+
+def _kind(name: str) -> Kind:
+    """The unit stands in the name."""
+    return "size" if name.endswith("size_bytes") else "seconds" if name.endswith("_seconds") else "text"
 
 
 def _plain(value: Any) -> str:
@@ -55,23 +130,23 @@ def _plain(value: Any) -> str:
         return ""
     if isinstance(value, dt.datetime):
         return time_json(value) or ""
-    if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value).replace("\t", " ").replace("\n", " ")
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) if isinstance(item, str | int) else json.dumps(item) for item in value)
+    return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in str(value))
 
 
-def _shown(column: Column, value: Any) -> str:
+def _shown(kind: Kind, value: Any) -> str:
     if value is None:
         return ""
-    if column.kind == "key":
+    if kind == "key":
         return str(value)[:12]
-    if column.kind == "size":
+    if kind == "size":
         return format_size(value)
-    if column.kind == "seconds":
+    if kind == "seconds":
         return f"{value:.1f} s"
-    if column.kind == "age":
+    if kind == "age":
         return format_age(value)
     return _plain(value)
 
@@ -81,15 +156,21 @@ def format_age(time: dt.datetime) -> str:
     seconds = (dt.datetime.now(dt.timezone.utc) - time).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} ago"
+            return f"{seconds // size:.0f} {unit} ago"
     return "just now"
 
 
+def count(number: int, what: str) -> str:
+    """``1 engine``, ``2 engines``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def say(text: str) -> None:
-    """Talk, on standard error."""
-    print(text, file=sys.stderr)
+    """Talk, on standard error; where that cannot be written, there is nobody to talk to."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """A warning, on standard error."""
-    print(f"warning: {text}", file=sys.stderr)
+    say(f"warning: {text}")

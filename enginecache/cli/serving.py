@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from enginecache.cli.output import print_json, say, warn
-from enginecache.cli.parameters import Asked, Json, asking, duration_option, open_cache
+from enginecache.cli.output import flat_facts, print_json, print_line, put, say, warn
+from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
+from enginecache.config import parse_duration_s
 from enginecache.entry import Entry, Explanation
+from enginecache.errors import OptionError
 from enginecache.key import canonical_json
 from enginecache.store.export import export_plan
 
@@ -19,7 +21,7 @@ from enginecache.store.export import export_plan
 def get(
     asked: Asked,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also put a copy of the plan there.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Also put a copy of the plan there.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never build; exit 3 where nothing is stored.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even if an engine is stored.")] = False,
@@ -32,7 +34,7 @@ def get(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and warnings.")] = False,
 ) -> None:
-    """Print the path of the engine for MODEL, building it where there is none.
+    """Print the path of the engine for MODEL; build it if need be.
 
     Standard output has the path alone, so that it can stand inside another command.
 
@@ -43,24 +45,36 @@ def get(
       enginecache get model.onnx --target sm_89 --target sm_120 --json
       trtexec --loadEngine=$(enginecache get model.onnx)
     """
+    copy = None if output is None else _copy_path(output)
+    timeout_s = read_value("--timeout", timeout, parse_duration_s)
     cache = open_cache(asked.folder)
     with BuildDisplay(asked.model.name, is_quiet=quiet) as display:
         entry = cache.get(
             asked.model,
             offline=offline,
             rebuild=rebuild,
-            timeout_s=duration_option(timeout),
+            timeout_s=timeout_s,
             progress=display.progress,
             waiting=display.waiting,
             **asked.ask,
         )
-    if output is not None:
-        export_plan(entry.path, output)
+    if copy is not None:
+        export_plan(entry.path, copy)
     _tell(entry, is_quiet=quiet)
     if json:
         print_json(entry.to_json())
     else:
-        print(entry.path)
+        print_line(entry.path)
+
+
+def _copy_path(text: str) -> Path:
+    """Where ``-o`` puts the copy; what is wrong with it is said before the build, and not after."""
+    path = path_value("-o", text)
+    if path.is_dir():
+        raise OptionError(f"-o: {path} is a folder", f"Name the file, such as -o {path / 'model.engine'}.")
+    if not path.parent.is_dir():
+        raise OptionError(f"-o: there is no folder {path.parent}", f"Make it: mkdir -p {path.parent}")
+    return path
 
 
 def _tell(entry: Entry, *, is_quiet: bool) -> None:
@@ -77,7 +91,9 @@ def _tell(entry: Entry, *, is_quiet: bool) -> None:
 
 @asking
 def explain(asked: Asked, json: Json = False) -> None:
-    """Say whether `get` would hit or miss with the same options, and why. Builds nothing.
+    """Say whether `get` would hit or miss, and why. Builds nothing.
+
+    Takes the options that decide the engine, as `get` does. Exit 0 for a hit and a miss alike.
 
     \b
     Examples:
@@ -92,21 +108,19 @@ def explain(asked: Asked, json: Json = False) -> None:
 
 
 def _print_explanation(explanation: Explanation) -> None:
-    print(f"{explanation.verdict}: {explanation.reasons[0].text}")
-    print(f"key      {explanation.key}")
+    lines = [f"{explanation.verdict}: {explanation.reasons[0].text}"]
+    lines += [f"{reason.code}: {reason.text}" for reason in explanation.reasons[1:]]
+    lines.append(f"key      {explanation.key}")
     for group, value in explanation.fields.items():
-        print(f"  {group:<10} {canonical_json(value)}")
+        lines += [f"  {name}: {canonical_json(item)}" for name, item in flat_facts(value, group)]
     if explanation.entry is not None:
-        print(f"digest   {explanation.entry.digest}")
-    for reason in explanation.reasons[1:]:
-        print(f"{reason.code}: {reason.text}")
+        lines.append(f"digest   {explanation.entry.digest}")
     for neighbour in explanation.neighbours:
-        print(f"nearest  {neighbour.record.key}  {neighbour.record.model_name}")
-        for difference in neighbour.differing:
-            print(f"  {difference}")
+        lines.append(f"nearest  {neighbour.record.key}  {neighbour.record.model_name}")
+        lines += [f"  {difference}" for difference in neighbour.differing]
     if explanation.failure:
-        print(f"the last attempt failed: {explanation.failure}")
-        print(f"  log: {explanation.failure_log}")
+        lines += [f"the last attempt failed: {explanation.failure}", f"  log: {explanation.failure_log}"]
+    put("".join(f"{line}\n" for line in lines))
 
 
 def register(app: typer.Typer) -> None:

@@ -25,7 +25,7 @@ from enginecache.errors import NotCachedError
 
 DIMS = {"batch": (1, 2, 4)}
 COMMAND_LINES = 16
-PROCESSES = 6
+PROCESSES = 4
 THREADS = 64
 SPAWN = multiprocessing.get_context("spawn")
 

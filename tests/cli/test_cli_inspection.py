@@ -1,0 +1,173 @@
+import contextlib
+import datetime as dt
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+KEY = re.compile(r"[0-9a-f]{64}")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def stored(cli, model):
+    """Two engines, older first, as their JSON records."""
+    return [cli("get", model, "--dim", f"batch={size}", "--json").json for size in (1, 2)]
+
+
+def test_ls_on_a_pipe_is_full_values_without_heading_newest_first(cli, stored):
+    rows = cli("ls").rows
+    assert [row[0] for row in rows] == [record["key"] for record in reversed(stored)]
+    key, name, backend, version, reach, device, size, seconds, created, used, pinned = rows[0]
+    assert KEY.fullmatch(key)
+    assert (name, backend, version, reach, device) == ("model.onnx", "tensorrt-rtx", "1.7.1.116", "8.9", "")
+    assert (int(size), float(seconds) > 0, pinned) == (4096, True, "no")
+    assert dt.datetime.fromisoformat(created.replace("Z", "+00:00")) <= dt.datetime.fromisoformat(
+        used.replace("Z", "+00:00")
+    ) + dt.timedelta(seconds=1)
+
+
+def test_ls_quiet_is_keys_and_limit_is_the_newest(cli, stored):
+    assert cli("ls", "-q").out.split() == [record["key"] for record in reversed(stored)]
+    assert cli("ls", "-q", "--limit", 1).out.split() == [stored[1]["key"]]
+    assert cli("ls", "--limit", 0).code == 2
+
+
+def test_ls_json_is_an_array_of_raw_records(cli, stored):
+    records = cli("ls", "--json").json
+    assert [record["key"] for record in records] == [record["key"] for record in reversed(stored)]
+    assert (records[0]["size_bytes"], records[0]["pinned"]) == (4096, False)
+    assert records[0]["last_used_at"].endswith("Z")
+
+
+def test_empty_cache_lists_nothing_and_says_so_on_standard_error(cli, folder):
+    ran = cli("ls")
+    assert (ran.code, ran.out) == (0, "")
+    assert str(folder) in ran.err
+    assert cli("ls", "--json").json == []
+    assert cli("ls", "-q").err == ""
+
+
+def test_table_has_a_heading_short_keys_and_units(cli, stored):
+    shown = ANSI.sub("", cli("ls", terminal=80).out)
+    assert shown.split("\n", 1)[0].split() == ["KEY", "MODEL", "BACKEND", "VERSION", "REACH", "SIZE", "LAST", "USED"]
+    assert stored[0]["key"][:12] in shown
+    assert stored[0]["key"][:13] not in shown
+    assert "4 KiB" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "CREATED" in cli("ls", terminal=160).out
+
+
+def test_no_color_and_dumb_terminals_are_honoured(cli, stored, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search(r"\x1b\[[34]\d", cli("ls", terminal=80).out)
+
+
+def test_show_names_every_field_of_the_key(cli, stored):
+    facts = dict(cli("show", stored[0]["key"][:16]).rows)
+    assert facts["key"] == stored[0]["key"]
+    assert facts["profiles[0].x.max"] == "1,8"
+    assert facts["fields.toolchain.version"] == "1.7.1.116"
+    assert facts["builds[0].state"] == "succeeded"
+    assert "4 KiB" in cli("show", stored[0]["key"], terminal=80).out
+
+
+def test_show_json_has_the_key_the_builds_and_their_logs(cli, stored):
+    shown = cli("show", stored[0]["key"], "--json").json
+    assert shown["fields"]["options"] == shown["options"]
+    (build,) = shown["builds"]
+    assert Path(build["log"]).read_text(encoding="utf-8") == "a fake build\n"
+
+
+def test_path_is_what_get_printed(cli, stored):
+    assert cli("path", stored[0]["key"].upper()).out.strip() == stored[0]["path"]
+
+
+@pytest.mark.parametrize("command", ["show", "path", "rm", "pin", "unpin"])
+@pytest.mark.parametrize(("key", "code"), [("zz", 2), ("", 2), ("0" * 64, 3), ("0" * 65, 3), ("%", 2), ("_", 2)])
+def test_no_such_key_is_an_error_with_a_way_out(cli, command, key, code):
+    ran = cli(command, key)
+    assert (ran.code, ran.out) == (code, "")
+    assert "`enginecache ls`" in ran.err
+
+
+def test_ambiguous_prefix_is_exit_2_and_lists_the_keys(cli, model):
+    keys = {}
+    for size in range(1, 18):  # sixteen letters: the seventeenth key shares one at the latest
+        key = cli("get", model, "--dim", f"batch={size}", "--json").json["key"]
+        if key[0] in keys:
+            break
+        keys[key[0]] = key
+    ran = cli("show", key[0])
+    assert (ran.code, ran.out) == (2, "")
+    assert key[:16] in ran.err
+    assert keys[key[0]][:16] in ran.err
+
+
+def test_damaged_engine_has_no_path_and_is_set_aside(cli, stored, folder):
+    other = folder / "tmp" / "other"
+    other.write_bytes(b"x" * 4096)
+    other.replace(stored[0]["path"])
+    ran = cli("path", stored[0]["key"])
+    assert (ran.code, ran.out) == (3, "")
+    assert "quarantine" in ran.err
+    assert "`enginecache get`" in ran.err
+
+
+def test_stats_count_and_say_why_it_missed(cli, stored, folder):
+    rows = cli("stats").rows
+    facts = {row[0]: row[1] for row in rows if row[0] != "miss"}
+    assert (facts["entries"], facts["size_bytes"], facts["misses"]) == ("2", "8192", "2")
+    assert [row[:5] for row in rows if row[0] == "miss"] == [
+        ["miss", stored[1]["key"], "differs", stored[0]["key"], "profiles[0].x"],
+        ["miss", stored[0]["key"], "absent", "", ""],
+    ]
+    totals = cli("stats", "--json").json
+    assert (totals["dir"], totals["builds_succeeded"], len(totals["latest_misses"])) == (str(folder), 2, 2)
+    assert "8 KiB" in cli("stats", terminal=80).out
+
+
+def test_doctor_reports_one_line_each_on_a_pipe(cli, stored, folder):
+    ran = cli("doctor")
+    assert ran.code == 0
+    assert all(len(row) == 4 and row[0] in {"ok", "warning"} for row in ran.rows)
+    assert ["ok", "folder", f"{folder}, readable and writable", ""] in ran.rows
+    checks = cli("doctor", "--json").json
+    assert [check["name"] for check in checks] == [row[1] for row in ran.rows]
+    assert "ok       folder        " in cli("doctor", terminal=80).out
+
+
+def test_doctor_makes_no_folder(cli, folder):
+    assert cli("doctor").code == 0
+    assert not folder.exists()
+
+
+def test_doctor_exits_with_the_code_of_the_problem(cli, folder, tmp_path):
+    folder.mkdir(mode=0o700)
+    (folder / "registry.sqlite").write_text("this is no database, and long enough to be looked at" * 10)
+    ran = cli("doctor")
+    assert ran.code == 6
+    assert any(row[:2] == ["problem", "registry"] and row[3] for row in ran.rows)
+    assert json.loads(cli("doctor", "--json").out)
+    (folder / "registry.sqlite").unlink()
+    folder.chmod(0o707)
+    ran = cli("doctor")
+    folder.chmod(0o700)
+    assert ran.code == 1
+    assert "chmod o-w" in ran.out
+
+
+def mark_schema(folder, revision, reader):
+    with contextlib.closing(sqlite3.connect(folder / "registry.sqlite")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+        connection.execute("UPDATE schema_info SET oldest_reader = ?", [reader])
+
+
+def test_registry_of_a_newer_release_is_exit_6(cli, stored, folder):
+    mark_schema(folder, "9999", 99)
+    ran = cli("ls")
+    assert (ran.code, ran.out) == (6, "")
+    assert "Upgrade enginecache" in ran.err
+    mark_schema(folder, "0001", 1)

@@ -1,0 +1,138 @@
+"""What only a process of its own shows: pipes, closed streams, locales, signals."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+from fakes import FakeBuilder, fake_place
+from models import EXAMPLE
+
+from enginecache.cache import EngineCache
+from enginecache.config import Config
+
+COMMAND = [sys.executable, "-m", "enginecache"]
+
+
+def run(*arguments, shell="", **environ):
+    """Run a command line; ``shell`` is what a shell adds to it."""
+    command = ["sh", "-c", f'"$@" {shell}', "sh", *COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, env={**os.environ, **environ}, timeout=60, check=False, cwd="/", text=True
+    )
+
+
+@pytest.fixture
+def stored(tmp_path, model, monkeypatch):
+    """Two engines in the cache that the environment names; the model has a name outside ASCII."""
+    monkeypatch.setenv("ENGINECACHE_DIR", str(tmp_path / "cache"))
+    cache = EngineCache(Config(dir=tmp_path / "cache"), builder=FakeBuilder(), place=fake_place)
+    model = model.rename(model.with_name("größe.onnx"))
+    yield [cache.get(model, dims={"batch": size}) for size in (1, 2)]
+    assert cache.verify(deep=True).is_clean
+
+
+@pytest.mark.parametrize("arguments", [("ls", "-q"), ("ls", "--json"), ("show", "{key}")])
+def test_reader_that_has_enough_is_no_error(stored, arguments):
+    arguments = [part.format(key=stored[0].key) for part in arguments]
+    ran = run(*arguments, shell="| true")
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
+def test_head_gets_its_line(stored):
+    ran = run("ls", "-q", shell="| head -1")
+    assert (ran.stdout, ran.stderr) == (f"{stored[1].key}\n", "")
+
+
+@pytest.mark.parametrize("where", [">&-", "> /dev/full"])
+@pytest.mark.parametrize("arguments", [("ls", "--json"), ("--version",)])
+def test_output_that_cannot_be_written_is_an_error_of_two_lines(stored, where, arguments):
+    ran = run(*arguments, shell=where)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: standard output cannot be written: ")
+    assert ran.stderr.count("\n") == 2
+
+
+def test_closed_standard_error_puts_no_talk_into_the_data(stored, tmp_path):
+    ran = run("path", stored[0].key, shell="2>&-")
+    assert (ran.returncode, ran.stdout) == (0, f"{stored[0].path}\n")
+    ran = run("pin", stored[0].key, shell="2>&- <&-")
+    assert (ran.returncode, ran.stdout) == (0, "")
+    ran = run("show", "0" * 64, shell="2>&-")
+    assert (ran.returncode, ran.stdout) == (3, "")
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_locale_without_utf8_prints_what_it_can(stored, environ):
+    ran = run("ls", **environ, shell="| iconv -f latin1 -t utf-8")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[0].split("\t")[1] in {"größe.onnx", "gr\\xf6\\xdfe.onnx"}
+    records = json.loads(run("ls", "--json", **environ).stdout)
+    assert records[0]["model"]["name"] == "größe.onnx"
+
+
+def test_folder_whose_name_is_not_utf8_is_printed_byte_for_byte(stored, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xff")
+    (tmp_path / "cache").rename(odd)
+    ran = subprocess.run(
+        [*COMMAND, "ls", "--json", "--limit", "1"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "ENGINECACHE_DIR": str(odd)},
+    )
+    odd.rename(tmp_path / "cache")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)[0]["path"].startswith(str(odd))
+
+
+def on_terminal(*arguments, columns=80, **environ):
+    """What a command line writes to a terminal."""
+    main, side = pty.openpty()
+    ran = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=side,
+        stdout=side,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm", **environ},
+    )
+    os.close(side)
+    text = b""
+    with contextlib.suppress(OSError):  # how Linux says that the last writer closed a terminal
+        while chunk := os.read(main, 4096):
+            text += chunk
+    os.close(main)
+    return ran.wait(timeout=60), text.decode()
+
+
+def test_real_terminal_gets_a_table_and_no_colour_where_none_is_wanted(stored):
+    code, text = on_terminal("ls", NO_COLOR="1", LC_ALL="C.UTF-8")
+    assert code == 0
+    assert "LAST USED" in text
+    assert stored[0].key[:12] in text
+    assert stored[0].key not in text
+    assert "\x1b[3" not in text
+
+
+@pytest.mark.rtx
+def test_interrupted_build_is_exit_130_and_leaves_a_clean_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGINECACHE_DIR", str(tmp_path / "cache"))
+    command = [*COMMAND, "get", str(EXAMPLE), "--dim", "batch=1:8:32", "--target", "sm_89", "--opt-level", "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stderr.readline().startswith("building cifar.onnx")
+        ran.send_signal(signal.SIGINT)
+        out, err = ran.communicate(timeout=60)
+    assert (ran.returncode, out, err) == (130, "", "interrupted\n")
+    cache = EngineCache(Config(dir=tmp_path / "cache"))
+    found = cache.verify(deep=True)
+    assert found.is_clean
+    assert not found.young_garbage

@@ -1,0 +1,243 @@
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from models import linear, save
+
+from enginecache.errors import BuilderCrashError, BuildError, LockTimeoutError, ModelChangedError, ToolchainError
+
+BATCH = ("--dim", "batch=1:8:32")
+
+
+def test_get_prints_the_path_alone_and_talks_on_standard_error(cli, model, builder):
+    ran = cli("get", model, *BATCH)
+    assert ran.code == 0
+    assert Path(ran.out.rstrip("\n")).read_bytes().startswith(b"vtrt")
+    assert ran.out.count("\n") == 1
+    assert "building model.onnx: 50% Building engine" in ran.err
+    assert "built in" in ran.err
+    assert "no engine of this model is stored" in ran.err
+
+
+def test_second_get_is_a_hit_with_the_same_path(cli, model, builder):
+    first = cli("get", model, *BATCH)
+    second = cli("get", model, *BATCH)
+    assert (second.code, second.out) == (0, first.out)
+    assert second.err.startswith("hit in ")
+    assert builder.count == 1
+
+
+def test_quiet_says_nothing_but_warnings(cli, model):
+    assert cli("get", model, *BATCH, "-q").err == ""
+    assert cli("get", model, *BATCH, "-q", "--workspace", "1MiB").err.startswith("warning: a workspace of 1 MiB")
+
+
+def test_json_stands_instead_of_the_path(cli, model):
+    ran = cli("get", model, *BATCH, "--json")
+    assert ran.json["outcome"] == "built"
+    assert ran.json["model"]["path"] == str(model)
+    assert ran.json["profiles"] == [{"x": {"min": [1, 8], "opt": [8, 8], "max": [32, 8]}}]
+    assert ran.out.isascii()
+    assert "\n" in cli("get", model, *BATCH, "--json", terminal=80).out.strip()
+
+
+@pytest.mark.parametrize("flags", [(), ("-q",), ("--json",)])
+def test_offline_miss_is_exit_3_with_nothing_on_standard_output(cli, model, builder, flags):
+    ran = cli("get", model, *BATCH, "--offline", *flags)
+    assert (ran.code, ran.out, builder.count) == (3, "", 0)
+    assert "Leave --offline out" in ran.err
+
+
+def test_rebuild_builds_again(cli, model, builder):
+    cli("get", model, *BATCH)
+    assert "a rebuild was asked for" in cli("get", model, *BATCH, "--rebuild").err
+    assert builder.count == 2
+
+
+def test_copy_is_whole_and_is_no_link(cli, model, tmp_path):
+    copy = tmp_path / "copy.engine"
+    path = Path(cli("get", model, *BATCH, "-o", copy).out.strip())
+    assert copy.read_bytes() == path.read_bytes()
+    assert copy.stat().st_nlink == 1
+    assert copy.stat().st_ino != path.stat().st_ino
+
+
+@pytest.mark.parametrize(("where", "what"), [("", "is a folder"), ("none/x", "no folder"), (None, "-o is empty")])
+def test_copy_that_cannot_be_is_said_before_the_build(cli, model, builder, tmp_path, where, what):
+    ran = cli("get", model, *BATCH, "-o", "" if where is None else tmp_path / where)
+    assert (ran.code, ran.out, builder.count) == (2, "", 0)
+    assert what in ran.err
+
+
+@pytest.mark.parametrize("command", ["get", "explain"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["--target", ""], 2, "'' is not a compute capability"),
+        (["--target", "sm_90a"], 2, "architecture-specific"),
+        (["--target", "portable", "--target", "89"], 2, "cannot be combined"),
+        (["--device", "-1"], 2, "--device: -1 is not a device"),
+        (["--opt-level", "9"], 2, "optimization level 9"),
+        (["--opt-level", "-1"], 2, "optimization level -1"),
+        (["--workspace", "0"], 2, "0 bytes"),
+        (["--workspace", "1x"], 2, "--workspace: '1x' is not a size"),
+        (["--workspace", ""], 2, "--workspace: '' is not a size"),
+        (["--backend", "cuda"], 2, "auto, tensorrt, tensorrt-rtx"),
+        (["--dim", "batch"], 2, "NAME=MIN:OPT:MAX"),
+        (["--dim", "batch=3:2:1"], 2, "not in order"),
+        (["--dim", "none=1"], 2, "no dynamic dimension 'none'"),
+        (["--min-shapes", "x:1x8"], 2, "do not make profiles"),
+        (["--opt-shapes", "x"], 2, "not NAME:SHAPE"),
+        (["--opt-shapes", "x:1x9"], 2, "static size of 8"),
+        (["--opt-shapes", "z:1x9"], 2, "no input 'z'"),
+        (["--dir", ""], 2, "empty path"),
+        (["--dir", "{model}"], 1, "is not a folder"),
+        (["--dir", "{model}/below"], 1, "cannot be used"),
+    ],
+)
+def test_bad_value_is_an_error_with_a_way_out(cli, model, builder, command, arguments, code, what):
+    arguments = [argument.format(model=model) for argument in arguments]
+    shapes = () if any("shapes" in argument or "--dim" in argument for argument in arguments) else BATCH
+    ran = cli(command, model, *shapes, *arguments)
+    assert (ran.code, ran.out, builder.count) == (code, "", 0)
+    first, *rest = ran.err.splitlines()
+    assert first.startswith("error: ")
+    assert what in ran.err
+    assert rest
+    assert all(line.startswith("  ") for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("", "MODEL is empty"), ("-", "there is no file"), ("none.onnx", "there is no file"), (".", "is a folder")],
+)
+def test_no_model_is_exit_2(cli, tmp_path, monkeypatch, name, what):
+    monkeypatch.chdir(tmp_path)
+    ran = cli("get", name)
+    assert (ran.code, ran.out) == (2, "")
+    assert what in ran.err
+    assert ran.err.count("\n") >= 2
+
+
+def test_file_that_is_no_model_is_exit_2(cli, tmp_path):
+    (tmp_path / "text.onnx").write_text("not ONNX")
+    assert cli("get", tmp_path / "text.onnx").code == 2
+
+
+def test_dynamic_model_without_shapes_is_told_the_exact_flags(cli, model):
+    ran = cli("get", model)
+    assert ran.code == 2
+    assert "--dim batch=1:8:32" in ran.err
+    assert "--min-shapes x:1x8 --opt-shapes x:8x8 --max-shapes x:32x8" in ran.err
+    assert cli("get", model, *BATCH).code == 0
+
+
+def test_flags_of_trtexec_and_named_dimensions_ask_for_the_same(cli, model, builder):
+    cli("get", model, *BATCH)
+    ran = cli("get", model, "--min-shapes", "x:1x8", "--opt-shapes", "x:8x8", "--max-shapes", "x:32x8")
+    assert ran.err.startswith("hit")
+    assert builder.count == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BuildError("refused: no tactic", "Try --workspace.", "/logs/1.log"), 7),
+        (BuilderCrashError("the builder died of SIGSEGV", "", "/logs/1.log"), 7),
+        (ToolchainError("another TensorRT was loaded"), 8),
+        (ModelChangedError("the model changed while building", "Ask again."), 2),
+        (LockTimeoutError("timed out"), 5),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_what_the_builder_raises_becomes_text_and_an_exit_code(cli, model, builder, error, code, flags):
+    def fail(_request):
+        raise error
+
+    builder.before = fail
+    ran = cli("get", model, *BATCH, *flags)
+    assert (ran.code, ran.out) == (code, "")
+    assert "Traceback" not in ran.err
+    if isinstance(error, BuildError):
+        assert "  The builder's log: /logs/1.log\n" in ran.err
+    builder.before = None
+    assert cli("get", model, *BATCH).code == 0
+
+
+def test_waiting_longer_than_the_time_out_is_exit_5(cli, model, cache):
+    key = cli("explain", model, *BATCH, "--json").json["key"]
+    with cache._locks.hold(key, None):
+        ran = cli("get", model, *BATCH, "--timeout", "0.2s")
+    assert (ran.code, ran.out) == (5, "")
+    assert "waiting for process" in ran.err
+    assert "--timeout" in ran.err
+
+
+def test_explain_of_a_miss_names_key_fields_and_builds_nothing(cli, model, builder):
+    ran = cli("explain", model, *BATCH)
+    assert (ran.code, builder.count) == (0, 0)
+    assert ran.out.startswith("miss: no engine of this model is stored\n")
+    assert "  profiles[0].x.max: [32,8]\n" in ran.out
+    assert '  toolchain.version: "1.7.1.116"\n' in ran.out
+
+
+def test_explain_of_a_hit_names_the_digest(cli, model):
+    got = cli("get", model, *BATCH, "--json").json
+    ran = cli("explain", model, *BATCH)
+    assert ran.code == 0
+    assert ran.out.startswith("hit: ")
+    assert got["digest"] in ran.out
+    assert got["key"] in ran.out
+    explained = cli("explain", model, *BATCH, "--json").json
+    assert (explained["verdict"], explained["key"], explained["digest"]) == ("hit", got["key"], got["digest"])
+
+
+def test_explain_names_the_nearest_engine_and_every_differing_field(cli, model):
+    got = cli("get", model, *BATCH, "--json").json
+    ran = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5")
+    assert f"nearest  {got['key']}  model.onnx\n" in ran.out
+    assert "  options.optimization_level: asked 5, stored 3\n" in ran.out
+    assert "  target.compute_capabilities: asked [[12,0]], stored [[8,9]]\n" in ran.out
+    (nearest,) = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--json").json["nearest"]
+    assert [entry["field"] for entry in nearest["differing"]] == [
+        "options.optimization_level",
+        "target.compute_capabilities",
+    ]
+
+
+def test_explain_names_the_last_failure_and_its_log(cli, model, builder):
+    def fail(_request):
+        raise BuildError("refused: no tactic")
+
+    builder.before = fail
+    cli("get", model, *BATCH)
+    ran = cli("explain", model, *BATCH)
+    assert "the last attempt failed: refused: no tactic\n" in ran.out
+    assert Path(ran.out.rsplit("log: ", 1)[1].strip()).exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 250 + ".onnx", "[red]bold[red].onnx", "größe 模型.onnx", "a\tb.onnx", "-x.onnx"]
+)
+def test_odd_model_names_go_through(cli, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save(linear(), tmp_path / name)
+    assert cli("get", *BATCH, "--", name).code == 0
+    (row,) = cli("ls").rows
+    assert (row[1], len(row)) == (name.replace("\t", " "), 11)
+    assert cli("show", row[0]).code == 0
+    _, *lines = cli("ls", terminal=80).out.splitlines()  # the heading has escapes in it
+    folded = "".join(line[14:].split("  ")[0].strip() for line in lines)
+    assert folded.replace(" ", "") == row[1].replace(" ", "")
+    assert max(map(len, lines)) <= 80
+
+
+def test_same_model_under_another_path_is_a_hit(cli, model, builder, tmp_path):
+    cli("get", model, *BATCH)
+    shutil.copy(model, tmp_path / "other.onnx")
+    os.utime(tmp_path / "other.onnx", (time.time() - 60,) * 2)
+    assert cli("get", tmp_path / "other.onnx", *BATCH, "--json").json["outcome"] == "hit"
+    assert builder.count == 1

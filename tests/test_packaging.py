@@ -1,0 +1,142 @@
+"""The wheel, installed in a fresh environment outside the tree, and the editable install."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import enginecache
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, **environ):
+    kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    return subprocess.run(
+        [*map(str, command)], env={**kept, **environ}, cwd="/", capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def must(*command, **environ):
+    ran = run(*command, **environ)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def pip(*arguments, **environ):
+    return must(sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments, **environ)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    """Environment with the build backend that pyproject.toml asks for, fetched once where it is missing."""
+    try:
+        if int(importlib.metadata.version("setuptools").split(".")[0]) >= 77:
+            return {}
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    folder = tmp_path_factory.mktemp("backend")
+    pip("install", "--target", folder, "setuptools>=77")
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what is packed: a build leaves files beside it."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("enginecache", "migrations", "tests", "examples", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, backend, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source, **backend)
+    (path,) = folder.iterdir()
+    return path
+
+
+def make_environment(folder):
+    """A fresh environment that borrows the dependencies, and nothing else, of this one."""
+    venv.create(folder, symlinks=True)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    # A line of a path alone: .pth files in there, such as an editable install's, are not read.
+    (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    python = make_environment(tmp_path_factory.mktemp("installed"))
+    pip("--python", python, "install", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    return python
+
+
+def test_wheel_holds_the_package_the_migrations_and_the_licence_and_no_more(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {name for name in names if name.startswith("enginecache/")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "enginecache").rglob("*.py")}
+    modules |= {f"enginecache/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "migrations").rglob("*.py")}
+    assert packed == modules | {"enginecache/py.typed", "enginecache/migrations/script.py.mako"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"enginecache"}
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_metadata_names_the_extras_and_what_they_bring(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    assert (metadata["Name"], metadata["Version"]) == ("enginecache", enginecache.__version__)
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra")) == {"tensorrt", "cuda", "rtx", "test"}
+    required = metadata.get_all("Requires-Dist")
+    base = {line for line in required if "extra ==" not in line}
+    assert all(">=" in line for line in base)
+    brought = {
+        extra: sorted(
+            line.split(";")[0].strip() for line in required if f"extra == '{extra}'" in line.replace('"', "'")
+        )
+        for extra in ("tensorrt", "cuda", "rtx")
+    }
+    assert brought == {
+        "tensorrt": ["nvidia-ml-py", "tensorrt"],
+        "cuda": ["pycuda"],
+        "rtx": ["nvidia-ml-py", "tensorrt-rtx-cu13"],
+    }
+    assert not any(name in line for line in base for name in ("tensorrt", "pycuda", "nvidia"))
+
+
+def test_installed_wheel_runs_from_anywhere(installed, tmp_path):
+    where = must(installed, "-c", "import enginecache.migrations as m; print(m.__file__)").strip()
+    assert Path(where).is_relative_to(installed.parents[1])
+    script = installed.with_name("enginecache")
+    folder = {"ENGINECACHE_DIR": str(tmp_path / "cache")}
+    assert must(installed, "-m", "enginecache", "--version") == f"enginecache {enginecache.__version__}\n"
+    assert must(script, "db", "current", **folder) == "none\n"
+    must(script, "db", "upgrade", **folder)
+    must(script, "db", "check", **folder)
+    assert must(script, "db", "current", **folder) == "0001\n"
+    assert "ok\tregistry\tschema 0001" in must(script, "doctor", **folder)
+
+
+def test_editable_install_finds_package_and_migrations(source, backend, tmp_path):
+    python = make_environment(tmp_path / "editable")
+    arguments = ("install", "--no-deps", "--no-build-isolation", "--force-reinstall")
+    pip("--python", python, *arguments, "-e", source, **backend)
+    for module in ("enginecache", "enginecache.migrations.versions"):
+        where = must(python, "-c", f"import {module} as m; print(m.__path__[0])").strip()
+        assert Path(where).is_relative_to(source)
+    must(python, "-m", "enginecache", "db", "upgrade", ENGINECACHE_DIR=str(tmp_path / "cache"))

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from enginecache.errors import InvalidInputError, OptionError, ProfileError
+from enginecache.options import BuildOptions
+from enginecache.request import Request
+from enginecache.targets import ComputeCapability, Target
+
+SHAPES = ((1, 8), (4, 8), (32, 8))
+
+
+def test_nothing_asked_is_all_defaults():
+    request = Request.of("model.onnx", {})
+    assert (request.options, request.backend, request.target, request.device) == (BuildOptions(), None, None, None)
+    assert (request.shapes.shapes, dict(request.shapes.dims)) == ((), {})
+
+
+def test_none_is_the_same_as_not_asked():
+    asked = dict.fromkeys(
+        ("base_dir", "profiles", "dims", "workspace_bytes", "optimization_level", "backend", "target", "device")
+    )
+    assert Request.of("model.onnx", asked) == Request.of("model.onnx", {})
+
+
+def test_path_may_be_text_or_path_and_bytes_are_the_model():
+    assert Request.of("model.onnx", {}) == Request.of(Path("model.onnx"), {})
+    assert Request.of(b"bytes", {}).source.path is None
+
+
+def test_lists_and_tuples_are_the_same_shapes():
+    lists = [{"x": [list(shape) for shape in SHAPES]}]
+    assert Request.of("m", {"profiles": lists}) == Request.of("m", {"profiles": [{"x": SHAPES}]})
+
+
+def test_one_size_is_a_fixed_dimension():
+    assert Request.of("m", {"dims": {"batch": 8}}) == Request.of("m", {"dims": {"batch": (8, 8, 8)}})
+
+
+@pytest.mark.parametrize("target", ["sm_89", ["8.9"], ("89", "sm_89")])
+def test_target_is_one_text_or_several(target):
+    assert Request.of("m", {"target": target}).target == Target((ComputeCapability(8, 9),))
+
+
+@pytest.mark.parametrize("target", [[], ()])
+def test_no_targets_leave_it_to_the_device(target):
+    assert Request.of("m", {"target": target}).target is None
+
+
+def test_level_0_is_not_the_default():
+    assert Request.of("m", {"optimization_level": 0}).options.optimization_level == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"dims": {"batch": (1, 2)}}, ProfileError),
+        ({"dims": {"batch": (1.0, 2, 3)}}, ProfileError),
+        ({"dims": {"batch": "12"}}, ProfileError),
+        ({"profiles": [{"x": SHAPES[:2]}]}, ProfileError),
+        ({"profiles": [{"x": ((1,), (1, 2), (1,))}]}, ProfileError),
+        ({"profiles": [{"x": (1, 2, 3)}]}, ProfileError),
+        ({"profiles": [{"x": (("a",), ("b",), ("c",))}]}, ProfileError),
+        ({"target": ["portable", "sm_89"]}, OptionError),
+        ({"target": ""}, OptionError),
+        ({"target": "sm_90a"}, OptionError),
+        ({"optimization_level": 6}, OptionError),
+        ({"workspace_bytes": 0}, OptionError),
+    ],
+)
+def test_bad_values_are_errors_with_a_way_out(asked, error):
+    with pytest.raises(error) as caught:
+        Request.of("m", asked)
+    assert isinstance(caught.value, InvalidInputError)
+    assert caught.value.what
+    assert caught.value.fix
