@@ -49,11 +49,19 @@ class EngineCacheError(Exception):
     def __init__(self, what: str, fix: str = "") -> None:
         # All fields go to args: BaseException.__reduce__ calls the class with them.
         super().__init__(what, fix)
+        self.args = (what, fix)
+        if isinstance(self, OSError):
+            _clear_errno(self, what)
         self.what = what
         self.fix = fix
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.fix}" if self.fix else self.what
+
+
+def _clear_errno(error: OSError, what: str) -> None:
+    """OSError takes two arguments for an errno and its text, and keeps them for itself."""
+    error.errno, error.strerror = None, what
 
 
 class InvalidInputError(EngineCacheError, ValueError):
@@ -106,18 +114,7 @@ class LoadError(IntegrityError):
     """TensorRT did not deserialize a plan whose bytes are intact."""
 
 
-class _FileSystemError(EngineCacheError, OSError):
-    """An error of ours that is an ``OSError`` too."""
-
-    def __init__(self, what: str, fix: str = "") -> None:
-        # OSError takes two arguments for an errno and its text, and keeps them for itself.
-        super().__init__(what, fix)
-        self.args = (what, fix)
-        self.errno = None
-        self.strerror = what
-
-
-class LockTimeoutError(_FileSystemError, TimeoutError):
+class LockTimeoutError(EngineCacheError, TimeoutError):
     """Another process was still building when the time to wait ran out."""
 
     exit_code = 5
@@ -178,5 +175,5 @@ class TargetError(BackendError):
     """The chosen TensorRT cannot build for the asked compute capability."""
 
 
-class StoreError(_FileSystemError):
+class StoreError(EngineCacheError, OSError):
     """The cache's folder cannot be used: unsafe, full, read-only or failing."""

@@ -18,13 +18,14 @@ import pytest
 from fakes import TOOLCHAIN, place_with
 from models import EXAMPLE, LIGHT, linear, save
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
 from enginecache.cache import EngineCache
+from enginecache.cli.app import app
 from enginecache.devices import find_device
 from enginecache.errors import LoadError, NoDeviceError
 
 pytestmark = [
-    pytest.mark.xdist_group("acceptance"),  # one cache serves the whole module
     pytest.mark.rtx,
     pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="probe: no module tensorrt_rtx"),
 ]
@@ -271,22 +272,24 @@ BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What ``get --json`` says to each bad input."""
-
-    def refuse(make: Maker) -> subprocess.CompletedProcess[str]:
-        here = tmp_path_factory.mktemp("bad")
-        return run("get", *SM_89, *make(here), "--json", folder=here / "cache")
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BAD_INPUT, pool.map(refuse, [make for make, _, _ in BAD_INPUT.values()]), strict=True))
+def run_here(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in this process; an exception that it lets through ends up in its standard error."""
+    command = [str(argument) for argument in (*arguments, "--dir", folder)]
+    done = CliRunner().invoke(app, command)
+    traceback = "" if isinstance(done.exception, SystemExit | None) else f"Traceback: {done.exception!r}"
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr + traceback)
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_told_with_its_mend(refusals, name):
-    _, what, fix = BAD_INPUT[name]
-    assert_refused(refusals[name], 2, what, fix)
+def test_bad_input_is_told_with_its_mend(name, tmp_path):
+    make, what, fix = BAD_INPUT[name]
+    arguments = ("get", *SM_89, *make(tmp_path), "--json")
+    assert_refused(run_here(*arguments, folder=tmp_path / "cache"), 2, what, fix)
+
+
+def test_bad_input_leaves_no_traceback_in_a_process_of_its_own(tmp_path):
+    make, what, fix = BAD_INPUT["truncated"]
+    assert_refused(run("get", *SM_89, *make(tmp_path), folder=tmp_path / "cache"), 2, what, fix)
 
 
 # Other ends

@@ -92,7 +92,7 @@ class PhaseTree:
 
     def _advance(self, phase: _Phase, to: float) -> None:
         phase.advance(to)
-        self.fraction = max(self.fraction, to)
+        self.fraction = max(self.fraction, min(to, 1.0))  # sums of shares may pass 1 by a rounding
 
 
 class PhaseReporter:

@@ -46,7 +46,7 @@ def save_external(folder: Path, size_bytes: int, count: int) -> Path:
 
 @pytest.mark.parametrize("count", [1, 100])
 def test_external_data_is_never_held_in_memory(count, tmp_path):
-    assert peak_bytes(save_external(tmp_path, 600 * MEBIBYTE, count)) < 150 * MEBIBYTE
+    assert peak_bytes(save_external(tmp_path, 400 * MEBIBYTE, count)) < 150 * MEBIBYTE
 
 
 @pytest.mark.slow
@@ -57,10 +57,10 @@ def test_three_gigabytes_of_external_data_take_under_300_mb(tmp_path):
 @pytest.mark.parametrize(
     ("field", "size_bytes", "count"),
     [
-        ("raw_data", 300 * MEBIBYTE, 1),
-        ("raw_data", 200 * MEBIBYTE, 10),
-        ("float_data", 60 * MEBIBYTE, 1),
-        ("float_data", 60 * MEBIBYTE, 10),
+        ("raw_data", 140 * MEBIBYTE, 1),
+        ("raw_data", 140 * MEBIBYTE, 10),
+        ("float_data", 40 * MEBIBYTE, 1),
+        ("float_data", 40 * MEBIBYTE, 10),
     ],
 )
 def test_inline_weights_take_little_more_than_twice_the_file(field, size_bytes, count, tmp_path):
