@@ -44,7 +44,15 @@ def run(*arguments: str | Path, folder: Path, cwd: Path | None = None) -> subpro
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def record(*arguments: str | Path, folder: Path) -> dict:
+def run_here(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in this process; an exception that it lets through ends up in its standard error."""
+    command = [str(argument) for argument in (*arguments, "--dir", folder)]
+    done = CliRunner().invoke(app, command)
+    traceback = "" if isinstance(done.exception, SystemExit | None) else f"Traceback: {done.exception!r}"
+    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr + traceback)
+
+
+def record(*arguments: str | Path, folder: Path, run=run_here) -> dict:
     """The JSON record of a command that succeeds."""
     done = run(*arguments, "--json", folder=folder)
     assert done.returncode == 0, done.stderr
@@ -86,7 +94,7 @@ def served(shared: Path) -> dict[str, tuple[dict, dict]]:
     """What two gets of every real model say, one after the other."""
 
     def get_twice(arguments: tuple[str, ...]) -> tuple[dict, dict]:
-        first, second = (record("get", *arguments, *SM_89, folder=shared) for _ in range(2))
+        first, second = (record("get", *arguments, *SM_89, folder=shared, run=run) for _ in range(2))
         return first, second
 
     with ThreadPoolExecutor(2) as pool:
@@ -206,7 +214,7 @@ def test_other_build_number_of_tensorrt_is_a_miss_that_names_the_version(open_ca
 def test_output_file_is_a_copy_that_leaves_the_stored_engine_alone(shared, cifar, tmp_path):
     target = tmp_path / "model.plan"
     target.write_bytes(b"old")
-    done = run("get", EXAMPLE, *BATCH, *SM_89, "-o", target, folder=shared)
+    done = run_here("get", EXAMPLE, *BATCH, *SM_89, "-o", target, folder=shared)
     stored = Path(cifar["path"])
     assert done.stdout == f"{stored}\n"
     assert target.read_bytes() == stored.read_bytes()
@@ -216,7 +224,7 @@ def test_output_file_is_a_copy_that_leaves_the_stored_engine_alone(shared, cifar
 
 
 def test_output_that_cannot_be_written_is_refused_before_anything_is_built(folder, model, tmp_path):
-    done = run("get", model, *BATCH, *SM_89, "-o", tmp_path / "no-folder" / "plan", folder=folder)
+    done = run_here("get", model, *BATCH, *SM_89, "-o", tmp_path / "no-folder" / "plan", folder=folder)
     assert_refused(done, 2, "no-folder", "mkdir -p")
     with EngineCache.open(dir=folder) as cache:
         assert cache.builds() == []
@@ -270,14 +278,6 @@ BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
     "wrong rank": (_small("--opt-shapes", "x:1x8x1"), "has rank 2", "Give 2 sizes, such as x:1x8"),
     "unknown input": (_small("--opt-shapes", "z:1x8"), "no input 'z'", SHAPE_FLAGS),
 }
-
-
-def run_here(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in this process; an exception that it lets through ends up in its standard error."""
-    command = [str(argument) for argument in (*arguments, "--dir", folder)]
-    done = CliRunner().invoke(app, command)
-    traceback = "" if isinstance(done.exception, SystemExit | None) else f"Traceback: {done.exception!r}"
-    return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr + traceback)
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
@@ -336,11 +336,11 @@ def test_model_that_tensorrt_refuses_leaves_a_reason_and_a_log(folder, tmp_path)
         assert cache.totals().builds_failed == 1
     shown = record("explain", path, *SM_89, folder=folder)
     assert (shown["last_failure"], shown["last_failure_log"]) == (build.reason, str(log))
-    assert run("verify", folder=folder).returncode == 0
+    assert run_here("verify", folder=folder).returncode == 0
 
 
 def test_offline_miss_says_why_and_how_to_build(folder, model):
-    done = run("get", model, *BATCH, *SM_89, "--offline", "--json", folder=folder)
+    done = run_here("get", model, *BATCH, *SM_89, "--offline", "--json", folder=folder)
     assert_refused(done, 3, "no engine of this model is stored", "Leave --offline out to build it")
     assert list((folder / "logs").iterdir()) == []
 
@@ -349,7 +349,7 @@ def test_timeout_ends_the_wait_for_another_builder_and_names_it(folder, model):
     with EngineCache.open(dir=folder) as cache:
         key = cache.explain(model, dims={"batch": (1, 32, 64)}, target="sm_89").key
         with cache._locks.hold(key, None):
-            done = run("get", model, *BATCH, *SM_89, "--timeout", "300ms", "-q", folder=folder)
+            done = run_here("get", model, *BATCH, *SM_89, "--timeout", "300ms", "-q", folder=folder)
         assert cache.builds() == []
     assert_refused(done, 5, f"timed out after 0.3 s of waiting for process {os.getpid()} on ", "--timeout")
 
@@ -362,18 +362,18 @@ def test_hit_waits_for_no_lock(shared, cifar):
 
 @no_gpu
 def test_no_gpu_and_no_target_says_to_name_one(folder, model):
-    done = run("get", model, *BATCH, folder=folder)
+    done = run_here("get", model, *BATCH, folder=folder)
     assert_refused(done, 8, "no TensorRT here can do it", "--target sm_89")
 
 
 def test_target_that_tensorrt_rtx_lacks_names_those_that_it_has(folder, model):
-    done = run("get", model, *BATCH, "--target", "sm_90", folder=folder)
+    done = run_here("get", model, *BATCH, "--target", "sm_90", folder=folder)
     assert_refused(done, 8, "cannot build for sm_90", "Name one of these")
 
 
 @pytest.mark.parametrize("option", ["--hardware-compatibility", "--fp16", "--accept"])
 def test_option_without_effect_is_not_offered(folder, model, option):
-    done = run("get", model, *BATCH, *SM_89, option, folder=folder)
+    done = run_here("get", model, *BATCH, *SM_89, option, folder=folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"No such option: {option}" in done.stderr
     with EngineCache.open(dir=folder) as cache:
