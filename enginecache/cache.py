@@ -112,8 +112,10 @@ class EngineCache:
         """
         started = time.monotonic()
         asked_at = utc_now()
-        resolved = self.resolve(Request.of(model, ask))
         rebuild = ask.get("rebuild", False)
+        if rebuild and ask.get("offline"):
+            raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
+        resolved = self.resolve(Request.of(model, ask))
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, EntryRecord):
             return self._entry("hit", resolved, found, started, (_EXACT,))

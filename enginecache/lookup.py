@@ -18,6 +18,9 @@ STORE_LOCK = "store"
 Without it an eviction could unlink a blob after its equal is published and before the row of that is committed.
 """
 
+STORE_LOCK_TIMEOUT_S = 60.0
+"""It is held for a few renames and one transaction, so who waits longer waits for a stopped process."""
+
 NEAREST_SHOWN = 3
 
 
@@ -67,7 +70,7 @@ class Lookup:
 
         The check is made again under the store's lock: another process may just have published the same bytes.
         """
-        with self._locks.hold(STORE_LOCK, None):
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
             state = self._memo.check_blob(record.digest, record.size_bytes, force=True)
             if state is BlobState.INTACT:
                 return None

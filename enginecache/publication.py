@@ -17,7 +17,7 @@ from enginecache.builders.base import Builder, BuildRequest, BuiltPlan, Progress
 from enginecache.errors import EngineCacheError, RegistryError, StoreError
 from enginecache.key import KEY_VERSION, EngineKey
 from enginecache.locks.base import KeyLocks
-from enginecache.lookup import STORE_LOCK
+from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.placement import Placement
 from enginecache.profiles import Profile
@@ -117,7 +117,7 @@ class Publication:
             created_at=utc_now(),
         )
         try:
-            with self._locks.hold(STORE_LOCK, None):
+            with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
                 previous = self._registry.find(record.key)
                 self._store.publish(staged)
                 try:

@@ -8,7 +8,7 @@ from enginecache.errors import OptionError
 from enginecache.eviction import Garbage, PrunePlan, Used
 from enginecache.garbage import delete_garbage
 from enginecache.locks.base import KeyLocks
-from enginecache.lookup import STORE_LOCK
+from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
 from enginecache.registry.base import EntryRecord, Registry
 from enginecache.store.base import BlobStore
 from enginecache.store.root import Root
@@ -35,7 +35,7 @@ class Removal:
         Raises:
             OptionError: The entry is pinned.
         """
-        with self._locks.hold(STORE_LOCK, None):
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
             if not self._removed_row(record):
                 return 0
             self._uses.forget(record.key)
@@ -49,7 +49,7 @@ class Removal:
     def _evict(self, planned: Used) -> int:
         if self.used(planned.record) != planned:
             return 0
-        with self._locks.hold(STORE_LOCK, None), contextlib.suppress(OptionError):  # pinned since
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S), contextlib.suppress(OptionError):  # pinned since
             if not self._removed_row(planned.record):
                 return 0
             if self.used(planned.record) != planned:
@@ -64,7 +64,7 @@ class Removal:
     def delete_garbage(self, item: Garbage) -> bool:
         """Delete a file that no row names; False if that failed, or if a row names it by now."""
         # Under the lock, and asked again: a publication may just have given an orphan its row.
-        with self._locks.hold(STORE_LOCK, None):
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
             is_blob = item.path.parent.parent == self._root.engines and item.path.stem[:2] == item.path.parent.name
             if is_blob and self._registry.is_referenced(item.path.stem):
                 return False

@@ -198,6 +198,11 @@ def test_rebuild_to_other_bytes_leaves_the_old_ones_for_the_grace_time(open_cach
     assert [item.path for item in open_cache().verify().young_garbage] == [before.path]
 
 
+def test_offline_and_rebuild_exclude_each_other(cache, model):
+    with pytest.raises(OptionError, match="exclude each other"):
+        cache.get(model, dims=DIMS, offline=True, rebuild=True)
+
+
 def test_rebuild_keeps_the_pin(cache, model):
     cache.pin(cache.get(model, dims=DIMS).record)
     assert cache.get(model, dims=DIMS, rebuild=True).record.is_pinned is False  # as it was committed
