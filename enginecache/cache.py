@@ -14,7 +14,7 @@ from enginecache.builders.base import Builder
 from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Config
 from enginecache.entry import Entry, Explanation, Outcome, Reason
-from enginecache.errors import AmbiguousKeyError, NotCachedError, OptionError, RegistryError
+from enginecache.errors import AmbiguousKeyError, IntegrityError, LoadError, NotCachedError, OptionError, RegistryError
 from enginecache.key import EngineKey
 from enginecache.locks.local import LocalKeyLocks
 from enginecache.lookup import Lookup, Miss
@@ -111,11 +111,11 @@ class EngineCache:
             StoreError: The folder cannot be used.
         """
         started = time.monotonic()
-        asked_at = utc_now()
         rebuild = ask.get("rebuild", False)
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
         resolved = self.resolve(Request.of(model, ask))
+        before = self._registry.find(resolved.key.digest) if rebuild else None
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, EntryRecord):
             return self._entry("hit", resolved, found, started, (_EXACT,))
@@ -127,7 +127,10 @@ class EngineCache:
         with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting")):
             again = self._find(resolved.key)
             # A rebuild is content with an engine that another process has built since it was asked for.
-            if isinstance(again, EntryRecord) and (not rebuild or again.created_at >= asked_at):
+            is_old = (
+                rebuild and before is not None and isinstance(again, EntryRecord) and again.build_id == before.build_id
+            )
+            if isinstance(again, EntryRecord) and not is_old:
                 return self._entry("hit", resolved, again, started, (_WAITED, *found.reasons))
             record, built = self._publication.build(resolved, ask.get("progress"))
         warned = tuple(Reason("warning", text) for text in (*resolved.warnings, *built.warnings))
@@ -143,6 +146,14 @@ class EngineCache:
             EngineCacheError: As :meth:`get`.
             LoadError: TensorRT refused the plan; its reason is in the message.
         """
+        entry = self.get(model, **ask)
+        try:
+            return loader.load_engine(entry.path, entry.digest, entry.record.backend)
+        except LoadError:
+            raise
+        except IntegrityError:
+            # Damage that moved no fingerprint: the medium's, not a program's.
+            self._lookup.set_aside(entry.record)
         entry = self.get(model, **ask)
         return loader.load_engine(entry.path, entry.digest, entry.record.backend)
 
@@ -191,7 +202,12 @@ class EngineCache:
         # The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
         if self._uses.last_used(key.digest) is not None:
             self._uses.touch(key.digest)
-        return self._lookup.find(key)
+            return self._lookup.find(key)
+        found = self._lookup.find(key)
+        if isinstance(found, EntryRecord):
+            self._uses.touch(key.digest)
+            return self._lookup.find(key)
+        return found
 
     def _entry(
         self, outcome: Outcome, resolved: Resolved, record: EntryRecord, started: float, reasons: Sequence[Reason]

@@ -18,7 +18,7 @@ _REFUSED = (
     "An engine loads on a GPU of a compute capability that it was built for, under a driver for its CUDA: "
     "`enginecache show` and `enginecache doctor` tell both."
 )
-_REPAIR = "Run `enginecache verify --repair --yes`, then ask again."
+_REPAIR = "Run `enginecache verify --deep --repair --yes`, then ask again."
 
 
 def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:

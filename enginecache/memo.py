@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from enginecache.fingerprint import Fingerprint
+from enginecache.fingerprint import Fingerprint, has_true_ctime
 from enginecache.key import KEY_VERSION
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.registry.base import Registry
@@ -42,10 +42,12 @@ class FileMemo:
             fingerprint = Fingerprint.of_path(source.path)
         except (OSError, ValueError):  # ValueError: a NUL in the path
             return None  # identify says why
-        found = self._registry.recall("model", fingerprint)
+        found = self._registry.recall("model", fingerprint) if has_true_ctime(fingerprint.device) else None
         if found is None or found.get("key_version") != KEY_VERSION:
             return None
         identity = ModelIdentity.from_record(found["identity"])
+        if not all(has_true_ctime(file.fingerprint.device) for file in identity.files[1:]):
+            return None
         return None if has_changed(source, identity) else identity
 
     def _fresh_identity(self, source: ModelSource) -> ModelIdentity:
@@ -73,7 +75,8 @@ class FileMemo:
             return BlobState.MISSING
         if fingerprint.size_bytes != size_bytes:
             return BlobState.WRONG_SIZE
-        found = None if force else self._registry.recall("blob", fingerprint)
+        is_asked = not force and has_true_ctime(fingerprint.device)
+        found = self._registry.recall("blob", fingerprint) if is_asked else None
         if found is not None and found.get("digest") == digest:
             return BlobState.INTACT
         return self._read_blob(digest)

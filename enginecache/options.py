@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,7 +11,7 @@ from enginecache.errors import OptionError
 
 MIB = 1 << 20
 SMALL_WORKSPACE_BYTES = 16 * MIB
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MAX_BYTES = 1 << 62
 
@@ -40,9 +41,13 @@ class BuildOptions:
     optimization_level: int = _keyed("decides how many tactics are tried", 3)
 
     def __post_init__(self) -> None:
+        # 3.0 and True are equal to integers and make other keys: one request must not have two.
+        if self.workspace_bytes is not None:
+            object.__setattr__(self, "workspace_bytes", _whole("workspace_bytes", self.workspace_bytes))
+        object.__setattr__(self, "optimization_level", _whole("optimization_level", self.optimization_level))
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= _MAX_BYTES:
             message = f"a workspace of {self.workspace_bytes} bytes is out of range"
-            raise OptionError(message, "Give a positive size, such as --workspace 1GiB.")
+            raise OptionError(message, "Give a size from 1 byte to 4 EiB, such as --workspace 1GiB.")
         if not 0 <= self.optimization_level <= 5:
             message = f"optimization level {self.optimization_level} is out of range"
             raise OptionError(message, "Give --opt-level 0 (fastest build) to 5 (fastest engine); 3 is the default.")
@@ -60,6 +65,12 @@ class BuildOptions:
             )
             return (text,)
         return ()
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise OptionError(f"{name} is {value!r}, which is not a whole number", "Give an integer.")
+    return operator.index(value)
 
 
 def parse_size(text: str) -> int:

@@ -150,6 +150,7 @@ def _resolve_one(inputs: Sequence[ModelInput], shapes: Mapping[str, Corners], di
     for entry in inputs:
         given = shapes.get(entry.name)
         if given is not None:
+            _check_agreement(entry, given, dims)
             found = _range_from_shapes(entry, given)
         elif entry.is_static:
             continue
@@ -162,6 +163,15 @@ def _resolve_one(inputs: Sequence[ModelInput], shapes: Mapping[str, Corners], di
             continue
         ranges[entry.name] = found
     return Profile(tuple(sorted(ranges.items())))
+
+
+def _check_agreement(entry: ModelInput, given: Corners, dims: Mapping[str, Bounds]) -> None:
+    """Shapes and dims may both speak of one dimension, if they say the same."""
+    for shape, index in zip(given, range(3), strict=False):
+        for size, dim in zip(shape, entry.dims, strict=False):
+            if isinstance(dim, str) and dim in dims and dims[dim][index] != size:
+                message = f"--dim {dim} says {dims[dim][index]} where the shapes of input {entry.name!r} say {size}"
+                raise ProfileError(message, "Leave one of the two out, or make them agree.")
 
 
 def _range_from_shapes(entry: ModelInput, given: Corners) -> ShapeRange | None:

@@ -50,6 +50,9 @@ class Removal:
         if self.used(planned.record) != planned:
             return 0
         with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S), contextlib.suppress(OptionError):  # pinned since
+            current = self._registry.find(planned.record.key)
+            if current is None or current.build_id != planned.record.build_id:
+                return 0  # rebuilt since, to the same bytes perhaps
             if not self._removed_row(planned.record):
                 return 0
             if self.used(planned.record) != planned:

@@ -91,17 +91,20 @@ class Request:
         Raises:
             InvalidInputError: A value has the wrong form or is out of range.
         """
+        unknown = set(ask) - _KEYWORDS
+        if unknown:
+            raise TypeError(f"there is no such keyword: {', '.join(sorted(unknown))}; see enginecache.request.GetAsk")
         level = ask.get("optimization_level")
         target = ask.get("target")
         options = BuildOptions(workspace_bytes=ask.get("workspace_bytes"))
         if level is not None:
             options = BuildOptions(workspace_bytes=ask.get("workspace_bytes"), optimization_level=level)
-        targets = (target,) if isinstance(target, str) else tuple(target or ())
+        targets = _target_names(target)
         return cls(
             source=ModelSource.of(model, ask.get("base_dir")),
             shapes=ProfileRequest(
                 profiles_of(ask.get("profiles") or ()),
-                {name: _bounds(name, sizes) for name, sizes in (ask.get("dims") or {}).items()},
+                _dims_of(ask.get("dims") or {}),
             ),
             options=options,
             backend=_backend(ask.get("backend")),
@@ -110,10 +113,20 @@ class Request:
         )
 
 
+def _target_names(target: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = (target,) if isinstance(target, str) else () if target is None else target
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise OptionError(f"{target!r} is not a target", "Write it as text: 'sm_89', '8.9', '89' or 'portable'.")
+    return tuple(names)
+
+
 def _backend(backend: Backend | None) -> Backend | None:
     if backend is not None and backend not in BACKENDS:
         raise OptionError(f"{backend!r} is not a backend", f"Choose one of {', '.join(BACKENDS)}.")
     return backend
+
+
+_KEYWORDS = GetAsk.__required_keys__ | GetAsk.__optional_keys__
 
 
 def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Corners], ...]:
@@ -122,7 +135,17 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
     Raises:
         ProfileError: An input has not three shapes of one rank.
     """
+    if isinstance(profiles, Mapping) or not all(isinstance(profile, Mapping) for profile in profiles):
+        raise ProfileError(
+            "profiles is not a list of mappings", "Give one mapping a profile: [{'x': (min, opt, max)}]."
+        )
     return tuple({name: _corners(name, corners) for name, corners in profile.items()} for profile in profiles)
+
+
+def _dims_of(dims: Mapping[str, tuple[int, int, int] | int]) -> dict[str, tuple[int, int, int]]:
+    if not isinstance(dims, Mapping):
+        raise ProfileError(f"dims is not a mapping: {dims!r}", "Give {'batch': (1, 32, 64)}.")
+    return {name: _bounds(name, sizes) for name, sizes in dims.items()}
 
 
 def _corners(name: str, corners: Corners) -> Corners:

@@ -10,8 +10,10 @@ from enginecache.errors import ProfileError
 
 Bounds = tuple[int, int, int]
 
-_SHAPE = re.compile(r"-?\d+(?:x-?\d+)*|", re.ASCII)
-_DIM = re.compile(r"(?P<name>.+)=(?P<first>\d+)(?::(?P<second>\d+):(?P<third>\d+))?", re.ASCII | re.DOTALL)
+_SHAPE = re.compile(r"-?\d{1,19}(?:x-?\d{1,19})*|", re.ASCII)
+_DIM = re.compile(
+    r"(?P<name>.+)=(?P<first>\d{1,19})(?::(?P<second>\d{1,19}):(?P<third>\d{1,19}))?", re.ASCII | re.DOTALL
+)
 
 
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:

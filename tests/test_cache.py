@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib.util
 import multiprocessing
 import os
@@ -33,7 +34,9 @@ from enginecache.errors import (
     RegistryError,
     StoreError,
 )
+from enginecache.fingerprint import Fingerprint
 from enginecache.placement import Placement
+from enginecache.registry.base import utc_now
 from enginecache.targets import Target
 
 DIMS = {"batch": (1, 32, 64)}
@@ -838,3 +841,30 @@ def test_every_error_of_a_get_is_one_of_ours(cache, tmp_path):
     for bad in (b"", b"\xff" * 64, tmp_path, tmp_path / "no.onnx", "\0"):
         with pytest.raises(EngineCacheError):
             cache.get(bad)
+
+
+def test_rebuild_builds_although_the_stored_entry_is_from_the_future(cache, model, monkeypatch):
+    cache.get(model, dims=DIMS)
+    later = utc_now() + dt.timedelta(days=1)
+    monkeypatch.setattr("enginecache.publication.utc_now", lambda: later)
+    cache.get(model, dims=DIMS, rebuild=True)
+    monkeypatch.undo()
+    assert cache.get(model, dims=DIMS, rebuild=True).outcome == "built"
+    assert cache.totals().builds_succeeded == 3
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="probe: no module tensorrt_rtx")
+def test_load_heals_damage_that_moved_no_fingerprint(open_cache, model):
+    builder = FakeBuilder()
+    cache = open_cache(builder)
+    entry = cache.get(model, dims=DIMS)
+    entry.path.chmod(0o600)
+    entry.path.write_bytes(b"rot" + entry.path.read_bytes()[3:])
+    entry.path.chmod(0o400)
+    cache._registry.remember("blob", Fingerprint.of_path(entry.path), {"digest": entry.digest})
+    assert cache.get(model, dims=DIMS).outcome == "hit"  # nothing tells yet
+    with pytest.raises(LoadError):  # of the fake plan that was built anew
+        cache.load(model, dims=DIMS)
+    assert builder.count == 2
+    assert len(list(cache.root.quarantine.iterdir())) == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,7 @@ def names_in(folder):
 
 def test_the_copy_has_the_bytes_and_is_no_link(plan, out):
     before = Fingerprint.of_path(plan)
-    export_plan(plan, out / "plan")
+    export_plan(plan, out / "plan", plan.parent / "cache")
     assert (out / "plan").read_bytes() == plan.read_bytes()
     assert (out / "plan").stat().st_ino != plan.stat().st_ino
     assert Fingerprint.of_path(plan) == before
@@ -42,7 +43,7 @@ def test_the_copy_has_the_bytes_and_is_no_link(plan, out):
 def test_the_copys_mode_is_the_callers_umask(plan, out, umask, mode):
     before = os.umask(umask)
     try:
-        export_plan(plan, out / "plan")
+        export_plan(plan, out / "plan", plan.parent / "cache")
     finally:
         os.umask(before)
     assert stat.S_IMODE((out / "plan").stat().st_mode) == mode
@@ -50,7 +51,7 @@ def test_the_copys_mode_is_the_callers_umask(plan, out, umask, mode):
 
 def test_a_change_of_the_copy_does_not_reach_the_plan(plan, out):
     data = plan.read_bytes()
-    export_plan(plan, out / "plan")
+    export_plan(plan, out / "plan", plan.parent / "cache")
     with (out / "plan").open("r+b") as copy:
         copy.write(b"changed")
     assert plan.read_bytes() == data
@@ -59,7 +60,7 @@ def test_a_change_of_the_copy_does_not_reach_the_plan(plan, out):
 def test_an_older_copy_is_replaced_and_its_readers_keep_it(plan, out):
     (out / "plan").write_bytes(b"old")
     with (out / "plan").open("rb") as reader:
-        export_plan(plan, out / "plan")
+        export_plan(plan, out / "plan", plan.parent / "cache")
         assert reader.read() == b"old"
     assert (out / "plan").read_bytes() == plan.read_bytes()
 
@@ -76,7 +77,7 @@ def test_readers_see_the_old_copy_or_the_whole_new_one(plan, out):
     watcher = threading.Thread(target=watch)
     watcher.start()
     for _ in range(5):
-        export_plan(plan, out / "plan")
+        export_plan(plan, out / "plan", plan.parent / "cache")
     done.set()
     watcher.join()
     assert sizes <= {3, plan.stat().st_size}
@@ -85,7 +86,7 @@ def test_readers_see_the_old_copy_or_the_whole_new_one(plan, out):
 def test_a_symbolic_link_is_replaced_and_not_followed(plan, out):
     (out / "file").write_bytes(b"untouched")
     (out / "plan").symlink_to("file")
-    export_plan(plan, out / "plan")
+    export_plan(plan, out / "plan", plan.parent / "cache")
     assert (out / "file").read_bytes() == b"untouched"
     assert not (out / "plan").is_symlink()
 
@@ -100,7 +101,7 @@ def test_what_is_no_file_is_not_replaced(plan, out, kind):
     else:
         target.symlink_to("/dev/null")
     with pytest.raises(StoreError, match="no regular file") as caught:
-        export_plan(plan, target)
+        export_plan(plan, target, plan.parent / "cache")
     assert "-o" in caught.value.fix
     assert names_in(out) == ["plan"]
     assert not target.is_file()
@@ -108,7 +109,17 @@ def test_what_is_no_file_is_not_replaced(plan, out, kind):
 
 def test_a_missing_folder_or_plan_is_an_error_and_leaves_nothing(plan, out):
     with pytest.raises(StoreError, match="No such file"):
-        export_plan(plan, out / "absent/plan")
+        export_plan(plan, out / "absent/plan", plan.parent / "cache")
     with pytest.raises(StoreError, match="No such file"):
-        export_plan(out / "absent", out / "plan")
+        export_plan(out / "absent", out / "plan", plan.parent / "cache")
     assert names_in(out) == []
+
+
+def test_nothing_is_put_into_the_cache_folder_or_over_a_device(plan, out):
+    kept = plan.read_bytes()
+    with pytest.raises(StoreError, match="it lies in the cache folder"):
+        export_plan(plan, plan, plan.parent)
+    with pytest.raises(StoreError, match="it lies in /dev"):
+        export_plan(plan, Path("/dev/stdout"), out)
+    assert plan.read_bytes() == kept
+    assert not Path("/dev/stdout").is_file() or Path("/dev/stdout").is_symlink()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from enginecache.fingerprint import SETTLE_NS, Fingerprint
+from enginecache.fingerprint import SETTLE_NS, Fingerprint, has_true_ctime
 
 
 @pytest.fixture
@@ -90,3 +90,24 @@ def test_a_file_from_the_future_is_not_settled(file):
     later = time.time_ns() + 3600 * 10**9
     os.utime(file, ns=(later, later))
     assert not Fingerprint.of_path(file).is_settled()
+
+
+MOUNTS = """\
+29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
+30 29 7:1 / /model ro,nosuid - squashfs /dev/loop1 ro
+31 29 7:2 / /image ro - ext4 /dev/loop2 ro,norecovery
+32 29 0:50 /a /bind ro,relatime master:3 - xfs /dev/vdb rw,attr2
+33 29 0:51 / /net rw - fuse.sshfs user@host:/ rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "is_true"),
+    [((254, 0), True), ((7, 1), False), ((7, 2), False), ((0, 50), True), ((0, 51), False), ((9, 9), False)],
+)
+def test_ctime_is_trusted_where_the_kernel_keeps_it(device, is_true):
+    assert has_true_ctime(os.makedev(*device), MOUNTS) is is_true
+
+
+def test_ctime_of_an_unknown_file_system_is_not_trusted():
+    assert not has_true_ctime(os.makedev(254, 0), "")

@@ -60,3 +60,17 @@ def test_a_workspace_under_16_mib_is_warned_about_with_what_is_usual():
     assert "1GiB is usual" in warning
     assert BuildOptions(workspace_bytes=16 << 20).warnings() == ()
     assert BuildOptions().warnings() == ()
+
+
+@pytest.mark.parametrize("value", [3.0, True, "3", 1e9])
+@pytest.mark.parametrize("name", ["workspace_bytes", "optimization_level"])
+def test_what_only_looks_like_an_integer_is_refused(name, value):
+    with pytest.raises(OptionError, match="not a whole number"):
+        BuildOptions(**{name: value})
+
+
+def test_integers_of_other_libraries_are_integers():
+    import numpy as np
+
+    assert BuildOptions(np.int64(1 << 30), np.int32(5)) == BuildOptions(1 << 30, 5)
+    assert type(BuildOptions(np.int64(1 << 30)).workspace_bytes) is int

@@ -43,10 +43,15 @@ def test_opt_shapes_alone_fix_the_shape():
     assert profile == Profile((("x", ShapeRange((4, 8), (4, 8), (4, 8))),))
 
 
-def test_shapes_win_over_dims_and_dims_fill_the_rest():
-    (profile,) = resolve([IMAGES, TOKENS], opt_shapes=["tokens:7x9"], dims=["batch=2"])
+def test_dims_fill_the_inputs_that_shapes_leave_out():
+    (profile,) = resolve([IMAGES, TOKENS], opt_shapes=["tokens:2x9"], dims=["batch=2"])
     assert dict(profile.ranges)["images"].optimum == (2, 3, 32, 32)
-    assert dict(profile.ranges)["tokens"].optimum == (7, 9)
+    assert dict(profile.ranges)["tokens"].optimum == (2, 9)
+
+
+def test_shapes_and_dims_that_contradict_each_other_are_refused():
+    with pytest.raises(ProfileError, match="--dim batch says 2 where the shapes of input 'tokens' say 7"):
+        resolve([IMAGES, TOKENS], opt_shapes=["tokens:7x9"], dims=["batch=2"])
 
 
 def test_a_static_model_normalises_to_no_profile():

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from enginecache.errors import InvalidInputError, OptionError, ProfileError
+from enginecache.errors import InvalidInputError, ModelError, OptionError, ProfileError
 from enginecache.options import BuildOptions
 from enginecache.request import Request
 from enginecache.targets import ComputeCapability, Target
@@ -74,3 +74,36 @@ def test_bad_values_are_errors_with_a_way_out(asked, error):
     assert isinstance(caught.value, InvalidInputError)
     assert caught.value.what
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("keyword", ["ofline", "workspace", "optimisation_level", "precision"])
+def test_a_keyword_that_does_not_exist_is_an_error_and_not_ignored(keyword):
+    with pytest.raises(TypeError, match=keyword):
+        Request.of("model.onnx", {keyword: 1})
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind"),
+    [
+        ({"target": 89}, OptionError),
+        ({"target": [None]}, OptionError),
+        ({"target": (8, 9)}, OptionError),
+        ({"profiles": {"x": ((1,), (2,), (3,))}}, ProfileError),
+        ({"profiles": [None]}, ProfileError),
+        ({"profiles": [{"x": ((1.5,), (2,), (3,))}]}, ProfileError),
+        ({"dims": ["batch"]}, ProfileError),
+        ({"dims": "batch=1"}, ProfileError),
+        ({"backend": "TensorRT"}, OptionError),
+        ({"workspace_bytes": "1GiB"}, OptionError),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_of_ours(ask, kind):
+    with pytest.raises(kind) as caught:
+        Request.of("model.onnx", ask)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("model", [None, 5, object()])
+def test_what_is_no_model_is_a_model_error(model):
+    with pytest.raises(ModelError, match="is no model"):
+        Request.of(model, {})

@@ -112,7 +112,7 @@ def test_a_root_that_everyone_may_write_is_refused_with_the_way_out(tmp_path, mo
     (tmp_path / "cache").chmod(mode)
     with pytest.raises(StoreError, match="everyone may write") as caught:
         Root.open(tmp_path / "cache")
-    assert f"chmod o-w {tmp_path / 'cache'}" in caught.value.fix
+    assert "Name a folder below it" in caught.value.fix
     assert list((tmp_path / "cache").iterdir()) == []
     (tmp_path / "cache").chmod(mode & ~0o002)
     Root.open(tmp_path / "cache")

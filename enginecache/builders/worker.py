@@ -26,9 +26,9 @@ from enginecache.builders.adapter import build_plan
 from enginecache.builders.base import BuildRequest
 from enginecache.builders.loaded import check_loaded, library_version, load_module
 from enginecache.builders.logs import BuildLog
+from enginecache.builders.pinning import pinned
 from enginecache.builders.wire import PLAN_NAME, decode_request, encode_done, encode_error, encode_progress
-from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError, ModelChangedError, StoreError
-from enginecache.model import has_changed
+from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError, StoreError
 
 STDIN = 0
 PARENT_CHECK_S = 1.0
@@ -131,34 +131,16 @@ def _build(request: BuildRequest, events: _Events) -> bytes:
     version = check_loaded(trt, request.toolchain, library_version(request.toolchain.flavour))
     log = BuildLog(sys.stderr)
     log.write("I", f"{trt.__name__} {trt.__version__}, library {version}: {request.source.name} for {request.target}")
-    plan = build_plan(
-        trt,
-        request,
-        log,
-        report=lambda phase, fraction: events.send(encode_progress(phase, fraction)),
-        after_parsing=lambda: _check_unchanged(request),
-    )
+    with pinned(request) as model:
+        plan = build_plan(
+            trt,
+            model.request,
+            log,
+            report=lambda phase, fraction: events.send(encode_progress(phase, fraction)),
+            after_parsing=model.check,
+        )
     _write_plan(request, plan.memory)
     return encode_done(plan.compute_capabilities, version, plan.warnings)
-
-
-def _check_unchanged(request: BuildRequest) -> None:
-    """Whether TensorRT parsed what the key names.
-
-    Fingerprints suffice where they were settled when the identity was taken. A younger file can have been rewritten
-    within one tick of its time stamps, so then the bytes are digested again.
-
-    Raises:
-        ModelChangedError: The files are not those of the identity.
-    """
-    is_same = not has_changed(request.source, request.identity)
-    if is_same and not request.identity.is_settled:
-        from enginecache.model import identify
-
-        is_same = identify(request.source).digest == request.identity.digest
-    if not is_same:
-        message = f"{request.source.name} or its external data changed while its engine was being built"
-        raise ModelChangedError(message, "Nothing was published. Run it again when the files are at rest.")
 
 
 def _write_plan(request: BuildRequest, memory: Any) -> None:

@@ -49,7 +49,9 @@ _MISS_COLUMNS = (
 
 
 def ls(
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the N newest.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, max=10**9, metavar="N", help="Only the N newest.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print keys alone.")] = False,
     json: Json = False,
     dir: Dir = None,

@@ -17,23 +17,23 @@ from enginecache.options import format_size, parse_size
 from enginecache.verification import Verification
 
 
-def require_leave(what: str, *, is_yes: bool) -> None:
+def require_leave(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
     """Refuse to go on where nobody can be asked and ``--yes`` is missing.
 
     Raises:
         ConfirmationError: So it is.
     """
     if not is_yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfirmationError(f"not done without confirmation: {what}", "Add --yes, or see it first with --dry-run.")
+        raise ConfirmationError(f"not done without confirmation: {what}", f"Add --yes, or see it first with {preview}.")
 
 
-def confirm(what: str, *, is_yes: bool) -> None:
+def confirm(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
     """Ask on a terminal; elsewhere ``--yes`` must have been given.
 
     Raises:
         ConfirmationError: It was not, or the answer is no.
     """
-    require_leave(what, is_yes=is_yes)
+    require_leave(what, is_yes=is_yes, preview=preview)
     if not is_yes and not _ask(what):
         raise ConfirmationError(f"not done: {what}", "Nothing was changed.")
 
@@ -191,7 +191,7 @@ def verify(
     if repair and not found.is_clean:
         for finding in found.findings:
             say(f"{finding.kind}: {finding.text}: {finding.repair}")
-        confirm(f"repair {count(len(found.findings), 'finding')}", is_yes=yes)
+        confirm(f"repair {count(len(found.findings), 'finding')}", is_yes=yes, preview="`enginecache verify` alone")
         found = cache.verify(deep=deep, repair=True)
     if json:
         print_json(found.to_json())

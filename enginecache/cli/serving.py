@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def get(
       enginecache get model.onnx --target sm_89 --target sm_120 --json
       trtexec --loadEngine=$(enginecache get model.onnx)
     """
-    copy = None if output is None else _copy_path(output)
+    copy = None if output is None else _copy_path(output, asked.model)
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
     cache = open_cache(asked.folder)
     with BuildDisplay(asked.model.name, is_quiet=quiet) as display:
@@ -59,7 +60,7 @@ def get(
             **asked.ask,
         )
     if copy is not None:
-        export_plan(entry.path, copy)
+        export_plan(entry.path, copy, keep_out=cache.root.path)
     _tell(entry, is_quiet=quiet)
     if json:
         print_json(entry.to_json())
@@ -67,9 +68,20 @@ def get(
         print_line(entry.path)
 
 
-def _copy_path(text: str) -> Path:
+def _copy_path(text: str, model: Path) -> Path:
     """Where ``-o`` puts the copy; what is wrong with it is said before the build, and not after."""
     path = path_value("-o", text)
+    if text == "-":
+        raise OptionError(
+            "-o: a plan is not written to standard output", "Name a file; the path that is printed has it."
+        )
+    with contextlib.suppress(OSError):
+        if path.samefile(model):
+            raise OptionError(f"-o: {path} is the model", "Name another file.")
+    try:
+        path.exists()
+    except OSError as error:
+        raise OptionError(f"-o: {path} cannot be used: {error.strerror}", "Name another file.") from error
     if path.is_dir():
         raise OptionError(f"-o: {path} is a folder", f"Name the file, such as -o {path / 'model.engine'}.")
     if not path.parent.is_dir():
@@ -77,13 +89,16 @@ def _copy_path(text: str) -> Path:
     return path
 
 
+_WARNED = {"warning", "corrupt"}
+
+
 def _tell(entry: Entry, *, is_quiet: bool) -> None:
     for reason in entry.reasons:
-        if reason.code == "warning":
+        if reason.code in _WARNED:
             warn(reason.text)
     if is_quiet:
         return
-    why = "; ".join(reason.text for reason in entry.reasons if reason.code != "warning")
+    why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
     reach = ", ".join(entry.record.compute_capabilities)
     what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}"
     say(f"{entry.outcome} in {entry.elapsed_seconds:.2f} s ({what}): {why}")

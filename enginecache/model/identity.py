@@ -44,7 +44,12 @@ class ModelSource:
         if base_dir is not None:
             message = "base_dir is for model bytes; external data of a model file lies beside it"
             raise ModelError(message, "Leave base_dir out, or pass the model's bytes.")
-        return cls(path=Path(model).absolute())
+        try:
+            return cls(path=Path(model).absolute())
+        except FileNotFoundError as error:
+            raise ModelError(f"{model} is relative, and the current folder is gone", "Name the whole path.") from error
+        except TypeError as error:
+            raise ModelError(f"{type(model).__name__} is no model", "Give a path, or the serialized bytes.") from error
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sqlalchemy.pool import NullPool
 from enginecache.errors import RegistryError
 
 BUSY_TIMEOUT_S = 60.0
+WAL_EXIT_S = 10.0
+"""How long to wait for a moment in which no other connection is open."""
 WAL_SAFE_FROM = (3, 51, 3)
 """SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode. Source: SQLite, "Write-Ahead Logging", section 11."""
 
@@ -116,8 +119,32 @@ def _configure(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA journal_mode={journal_mode(sqlite3.sqlite_version_info)}")
+    wanted = journal_mode(sqlite3.sqlite_version_info)
+    (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
+    if mode.upper() != wanted:
+        _change_journal(cursor, mode, wanted)
     cursor.close()
+
+
+def _change_journal(cursor: sqlite3.Cursor, mode: str, wanted: str) -> None:
+    """Choose the journal of a new file, and take an old one out of WAL mode where this SQLite must not use it.
+
+    A file that has left WAL mode stays so: two SQLite versions on one registry would change it back and forth, and the
+    change fails at once, without the time-out, while another connection is open (measured 2026-11).
+    """
+    is_new = cursor.execute("PRAGMA page_count").fetchone() == (0,)
+    if wanted == "WAL" and not is_new:
+        wanted = "TRUNCATE"
+    deadline = time.monotonic() + WAL_EXIT_S
+    while True:
+        try:
+            cursor.execute(f"PRAGMA journal_mode={wanted}")
+        except sqlite3.OperationalError:
+            if mode.upper() != "WAL" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -16,15 +16,27 @@ _FICLONE = 0x40049409
 """Share the blocks of another file, copy on write. Source: Linux, ioctl_ficlone(2)."""
 
 
-def export_plan(plan: Path, target: Path) -> None:
+def export_plan(plan: Path, target: Path, keep_out: Path) -> None:
     """Put a copy of ``plan`` at ``target``, atomically: readers see the old file or the whole new one.
 
     Shares the blocks where the file system can. Never a hard link: that would let a change of the copy reach the cache,
-    and would move the blob's ctime.
+    and would move the blob's ctime. A symbolic link at ``target`` is replaced, not followed.
+
+    Args:
+        plan: The stored plan.
+        target: A file to make or replace.
+        keep_out: The cache folder, in which no copy may land.
 
     Raises:
-        StoreError: The copy cannot be written.
+        StoreError: The copy cannot be written, or would replace what is no plan's copy.
     """
+    target = Path(os.path.realpath(target.parent)) / target.name
+    for folder, what in ((Path(os.path.realpath(keep_out)), "the cache folder"), (Path("/dev"), "/dev")):
+        # /dev/stdout is a link, and may lead to a regular file.
+        if target.is_relative_to(folder):
+            raise StoreError(
+                f"the engine cannot be copied to {target}: it lies in {what}", "Name another file with -o."
+            )
     try:
         _require_replaceable(target)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"

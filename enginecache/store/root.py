@@ -120,10 +120,10 @@ def _unusable(path: Path, error: OSError) -> StoreError:
 
 def _make_folder(path: Path, mode: int) -> None:
     if path.is_dir():
-        # Private before and shared now, or a crash between the two steps below.
+        # Private before and shared now, or a crash between the two steps below. No other mode is touched.
         status = path.lstat()
-        if ~status.st_mode & mode and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-            path.chmod(stat.S_IMODE(status.st_mode) | mode)
+        if stat.S_IMODE(status.st_mode) == 0o700 != mode and status.st_uid == os.geteuid():
+            path.chmod(mode)
         return
     try:
         path.mkdir(mode=0o700)
@@ -142,9 +142,7 @@ def _check(path: Path) -> None:
         raise StoreError(f"{path} is not a folder", "Name another with --dir or ENGINECACHE_DIR.")
     if status.st_mode & stat.S_IWOTH:
         message = f"everyone may write to {path}: an engine there could be anybody's code"
-        raise StoreError(
-            message, f"Run `chmod o-w {path}`, or name a folder below it, which enginecache makes private."
-        )
+        raise StoreError(message, "Name a folder below it, which enginecache makes private.")
 
 
 def sync_folder(path: Path) -> None:
