@@ -93,12 +93,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def served(shared: Path) -> dict[str, tuple[dict, dict]]:
     """What two gets of every real model say, one after the other."""
 
-    def get_twice(arguments: tuple[str, ...]) -> tuple[dict, dict]:
-        first, second = (record("get", *arguments, *SM_89, folder=shared, run=run) for _ in range(2))
-        return first, second
-
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(MODELS, pool.map(get_twice, MODELS.values()), strict=True))
+        built = list(pool.map(lambda model: record("get", *model, *SM_89, folder=shared, run=run), MODELS.values()))
+    again = [record("get", *model, *SM_89, folder=shared) for model in MODELS.values()]
+    return dict(zip(MODELS, zip(built, again, strict=True), strict=True))
 
 
 @pytest.fixture

@@ -59,7 +59,6 @@ def test_three_gigabytes_of_external_data_take_under_300_mb(tmp_path):
     [
         ("raw_data", 140 * MEBIBYTE, 1),
         ("raw_data", 140 * MEBIBYTE, 10),
-        ("float_data", 40 * MEBIBYTE, 1),
         ("float_data", 40 * MEBIBYTE, 10),
     ],
 )
