@@ -11,6 +11,7 @@ import pytest
 from records import publish
 
 from enginecache.errors import RegistryError, SchemaError
+from enginecache.fingerprint import Fingerprint
 from enginecache.registry import schema
 from enginecache.registry.database import Database, journal_mode
 from enginecache.registry.sql import SqlRegistry
@@ -32,9 +33,9 @@ def alter(database: Database, *statements: str) -> None:
 
 
 def test_ensure_schema_is_idempotent(database):
-    before = database.path.stat()
+    before = Fingerprint.of_path(database.path)
     schema.ensure_schema(database, 0o600)
-    assert database.path.stat() == before
+    assert Fingerprint.of_path(database.path) == before
     assert schema.upgrade(database) == schema.current_revision(database.path) == schema.HEAD
 
 
@@ -138,9 +139,9 @@ def test_tables_that_drifted_from_the_code_are_found(database, statement):
 
 
 def test_check_changes_nothing(database):
-    before = database.path.stat()
+    before = Fingerprint.of_path(database.path)
     schema.check(database)
-    assert database.path.stat() == before
+    assert Fingerprint.of_path(database.path) == before
 
 
 def test_alembic_says_nothing_on_standard_output(tmp_path, capfd):
