@@ -22,9 +22,6 @@ from enginecache.toolchain import Toolchain
 KEY_VERSION = 1
 """Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
 
-KEY_LENGTH = 64
-"""Hex characters of a key's digest."""
-
 Fields = dict[str, Any]
 
 

@@ -46,10 +46,8 @@ class PinnedModel:
             if not file.location and source.path is None:
                 continue  # bytes: nothing can lead elsewhere
             name = file.location or (source.path.name if source.path is not None else "")
-            folder = source.external_dir
-            path = source.path if not file.location else None if folder is None else folder / file.location
             try:
-                descriptor = os.open(path or "", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                descriptor = os.open(source.path_of(file.location) or "", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except FileNotFoundError as error:
                 raise self._changed() from error
             self._files.append((descriptor, file))

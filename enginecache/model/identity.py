@@ -61,6 +61,12 @@ class ModelSource:
         """The folder that external data locations are relative to."""
         return self.path.parent if self.path is not None else self.base_dir
 
+    def path_of(self, location: str) -> Path | None:
+        """Where a file of the model is: the ONNX file for an empty location, else external data; None for bytes."""
+        if not location:
+            return self.path
+        return None if self.external_dir is None else self.external_dir / location
+
 
 @dataclass(frozen=True)
 class ModelInput:
@@ -158,9 +164,8 @@ def has_changed(source: ModelSource, identity: ModelIdentity) -> bool:
 
     Cheap: one ``stat`` a file. Model bytes themselves cannot change; their external data can.
     """
-    folder = source.external_dir
     for file in identity.files:
-        path = source.path if not file.location else None if folder is None else folder / file.location
+        path = source.path_of(file.location)
         try:
             if path is None or Fingerprint.of_path(path) != file.fingerprint:
                 return True

@@ -9,9 +9,6 @@ from typing import Protocol
 
 from enginecache.fingerprint import Fingerprint
 
-DIGEST_LENGTH = 64
-"""Hex characters of a BLAKE3 digest."""
-
 
 @dataclass(frozen=True)
 class StagedBlob:
