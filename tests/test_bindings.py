@@ -8,7 +8,7 @@ from dataclasses import replace
 import builder_models as models
 import pytest
 
-from enginecache.builders.loaded import _ask, agree, check_loaded, library_version, loaded_library
+from enginecache.bindings import _ask, agree, check_loaded, library_version, loaded_library
 from enginecache.errors import ToolchainError
 
 

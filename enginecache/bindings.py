@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.errors import ToolchainError
-from enginecache.toolchain import Flavour, Toolchain, module_name
+from enginecache.toolchain import PRODUCTS, Flavour, Toolchain, module_name
 
-PRODUCTS: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _LIBRARIES: dict[Flavour, re.Pattern[str]] = {
     # Not libnvinfer_plugin, _lean, _dispatch or _builder_resource; a wheel's repair tool may put a hash after a dash.
     "tensorrt": re.compile(r"libnvinfer(?:-[0-9a-f]+)?\.so"),
