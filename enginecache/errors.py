@@ -13,7 +13,7 @@
     │   └── ConfirmationError                      a destructive command without --yes
     ├── NotCachedError                    exit 3   (LookupError)
     ├── IntegrityError                    exit 4   (RuntimeError)
-    │   └── LoadError                              TensorRT refused to deserialize the plan
+    │   └── LoadError                              TensorRT refused a plan that should run here, or crashed on it
     ├── LockTimeoutError                  exit 5   (TimeoutError)
     ├── RegistryError                     exit 6   (RuntimeError)
     │   └── SchemaError                            registry written by another release
@@ -23,7 +23,9 @@
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
     │   ├── ToolchainError                         no TensorRT, or not the one that was expected
-    │   └── TargetError                            this TensorRT cannot build for that GPU
+    │   ├── TargetError                            this TensorRT cannot build for that GPU
+    │   ├── UnsupportedOptionError                 this TensorRT, or this GPU, lacks an option that was asked for
+    │   └── LoadRefusedError                       a good plan that cannot be loaded here and now
     └── StoreError                        exit 1   (OSError)
 
 Each takes ``what`` (what happened and why, one line) and ``fix`` (the command or flag that mends it). The fields are
@@ -111,7 +113,7 @@ class IntegrityError(EngineCacheError, RuntimeError):
 
 
 class LoadError(IntegrityError):
-    """TensorRT did not deserialize a plan whose bytes are intact."""
+    """TensorRT refused a plan that should run here, or crashed on it. The plan is set aside."""
 
 
 class LockTimeoutError(EngineCacheError, TimeoutError):
@@ -173,6 +175,14 @@ class ToolchainError(BackendError):
 
 class TargetError(BackendError):
     """The chosen TensorRT cannot build for the asked compute capability."""
+
+
+class UnsupportedOptionError(BackendError):
+    """The chosen TensorRT, or the GPU, has not what an option asks for."""
+
+
+class LoadRefusedError(BackendError):
+    """TensorRT did not load a plan for a reason outside it: GPU, driver, version, memory or plugin. The plan stays."""
 
 
 class StoreError(EngineCacheError, OSError):

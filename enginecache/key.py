@@ -15,11 +15,12 @@ import blake3
 
 from enginecache.model import ModelIdentity
 from enginecache.options import BuildOptions
+from enginecache.precision import Conversion
 from enginecache.profiles import Profile
 from enginecache.targets import Target
 from enginecache.toolchain import Toolchain
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
 
 Fields = dict[str, Any]
@@ -36,6 +37,7 @@ class EngineKey:
         options: Builder options; only their keyed fields count.
         toolchain: TensorRT flavour, version, CUDA major and platform.
         target: What the plan must run on.
+        conversion: What is done to the graph before it is built; None for nothing.
     """
 
     model_structure: str
@@ -44,6 +46,7 @@ class EngineKey:
     options: BuildOptions
     toolchain: Toolchain
     target: Target
+    conversion: Conversion | None = None
 
     @classmethod
     def of(
@@ -53,9 +56,10 @@ class EngineKey:
         options: BuildOptions,
         toolchain: Toolchain,
         target: Target,
+        conversion: Conversion | None = None,
     ) -> EngineKey:
         """The key of a request whose parts are known."""
-        return cls(identity.structure, identity.weights, profiles, options, toolchain, target)
+        return cls(identity.structure, identity.weights, profiles, options, toolchain, target, conversion)
 
     def fields(self) -> Fields:
         """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
@@ -63,6 +67,7 @@ class EngineKey:
             "model": {"structure": self.model_structure, "weights": self.model_weights},
             "profiles": [_profile_fields(profile) for profile in self.profiles],
             "options": self.options.keyed(),
+            "conversion": None if self.conversion is None else self.conversion.fields(),
             "toolchain": {
                 "flavour": self.toolchain.flavour,
                 "version": self.toolchain.version,
@@ -80,8 +85,12 @@ class EngineKey:
     @property
     def digest(self) -> str:
         """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
-        text = f"enginecache/key/v{KEY_VERSION}\n{self.canonical_json()}"
-        return blake3.blake3(text.encode("ascii")).hexdigest()
+        return key_digest(KEY_VERSION, self.canonical_json())
+
+
+def key_digest(version: int, text: str) -> str:
+    """Name of a key of any version, from its canonical text."""
+    return blake3.blake3(f"enginecache/key/v{version}\n{text}".encode("ascii")).hexdigest()
 
 
 def canonical_json(fields: Fields) -> str:
@@ -105,5 +114,6 @@ def _target_fields(target: Target) -> Fields:
     device = target.device_model
     return {
         "compute_capabilities": "portable" if target.is_portable else [list(c) for c in target.compute_capabilities],
+        "and_later": target.and_later,
         "device": None if device is None else {"name": device.name, "sm_count": device.sm_count},
     }

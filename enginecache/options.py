@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from enginecache.errors import OptionError
 
@@ -15,10 +17,38 @@ _SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MAX_BYTES = 1 << 62
 
+Precision = Literal["fp16", "bf16", "int8", "fp8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
+HARDWARE_COMPATIBILITIES: tuple[HardwareCompatibility, ...] = get_args(HardwareCompatibility)
+"""From the narrowest reach to the widest."""
+
+_FLAG = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)(?P<off>=OFF)?", re.ASCII)
+_OWN_OPTION = {
+    **{name.upper(): f"--{name}" for name in PRECISIONS},
+    "VERSION_COMPATIBLE": "--version-compatible",
+    "STRIP_PLAN": "--strip-plan",
+    "DISABLE_TIMING_CACHE": "--no-timing-cache",
+}
+"""Builder flags that have an option of their own: one request must not have two keys."""
+
 
 def _keyed(reason: str, default: Any) -> Any:
     """A field that decides the plan's bytes, and so is part of the key."""
     return field(default=default, metadata={"keyed": True, "reason": reason})
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A shared library of TensorRT plugins.
+
+    Attributes:
+        path: Where it is; not part of the key.
+        digest: BLAKE3 of its bytes, 64 hex characters.
+    """
+
+    path: Path
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +62,14 @@ class BuildOptions:
             device's whole memory. 1 GiB is usual.
         optimization_level: ``builder_optimization_level``, 0 (fastest build) to 5 (fastest engine).
             3 is TensorRT's default. Source: NVIDIA, IBuilderConfig, TensorRT 8.6 to 11.4.
+        precision: Precisions beside FP32, in the order of :data:`PRECISIONS`, each once. How each is had depends on the
+            release: see :mod:`enginecache.precision`.
+        convert_io: Whether a conversion of the graph converts its inputs and outputs too.
+        hardware_compatibility: ``hardware_compatibility_level`` in lower case.
+        version_compatible: Builder flag ``VERSION_COMPATIBLE``.
+        strip_plan: Builder flag ``STRIP_PLAN``: the plan has no weights, and must be refitted.
+        builder_flags: Further builder flags by name, sorted; ``NAME=OFF`` clears one that is set by default.
+        plugins: Libraries of plugins to load before the model is parsed, sorted by digest, each once.
 
     Raises:
         OptionError: A value is out of range.
@@ -39,6 +77,13 @@ class BuildOptions:
 
     workspace_bytes: int | None = _keyed("a smaller workspace excludes tactics, and so changes the plan", None)
     optimization_level: int = _keyed("decides how many tactics are tried", 3)
+    precision: tuple[Precision, ...] = _keyed("decides the types that layers compute in", ())
+    convert_io: bool = _keyed("decides the types of inputs and outputs", False)  # noqa: FBT003
+    hardware_compatibility: HardwareCompatibility = _keyed("decides on which GPUs the plan runs", "none")
+    version_compatible: bool = _keyed("puts a runtime into the plan", False)  # noqa: FBT003
+    strip_plan: bool = _keyed("leaves the weights out of the plan", False)  # noqa: FBT003
+    builder_flags: tuple[str, ...] = _keyed("each changes what the builder may do", ())
+    plugins: tuple[PluginLibrary, ...] = _keyed("their code computes layers; by content, not by path", ())
 
     def __post_init__(self) -> None:
         # 3.0 and True are equal to integers and make other keys: one request must not have two.
@@ -51,10 +96,20 @@ class BuildOptions:
         if not 0 <= self.optimization_level <= 5:
             message = f"optimization level {self.optimization_level} is out of range"
             raise OptionError(message, "Give --opt-level 0 (fastest build) to 5 (fastest engine); 3 is the default.")
+        for name in ("convert_io", "version_compatible", "strip_plan"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}", "Give True or False.")
+        _require_choice("hardware_compatibility", self.hardware_compatibility, HARDWARE_COMPATIBILITIES)
+        object.__setattr__(self, "precision", _precisions(self.precision))
+        object.__setattr__(self, "builder_flags", _flags(self.builder_flags))
+        by_digest = {plugin.digest: plugin for plugin in self.plugins}
+        object.__setattr__(self, "plugins", tuple(by_digest[digest] for digest in sorted(by_digest)))
 
-    def keyed(self) -> dict[str, int | None]:
-        """The fields that belong to the key, defaults written out, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["keyed"]}
+    def keyed(self) -> dict[str, Any]:
+        """The fields that belong to the key as plain JSON values, defaults written out, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["keyed"]}
+        values["plugins"] = [plugin.digest for plugin in self.plugins]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about these values before a build."""
@@ -65,6 +120,33 @@ class BuildOptions:
             )
             return (text,)
         return ()
+
+
+def _precisions(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise OptionError(f"precision is {names!r}, a text", "Give a sequence of names.")
+    for name in names:
+        _require_choice("precision", name, PRECISIONS)
+    return tuple(name for name in PRECISIONS if name in names)
+
+
+def _flags(names: Sequence[str]) -> tuple[str, ...]:
+    flags: dict[str, str] = {}
+    for text in names:
+        match = _FLAG.fullmatch(text.upper().replace("-", "_").strip()) if isinstance(text, str) else None
+        if match is None:
+            message = f"{text!r} is not the name of a builder flag"
+            raise OptionError(message, "Write TensorRT's own name, such as SPARSE_WEIGHTS, or TF32=OFF to clear one.")
+        if match["name"] in _OWN_OPTION:
+            raise OptionError(f"{match['name']} has an option of its own", f"Use {_OWN_OPTION[match['name']]}.")
+        if flags.setdefault(match["name"], match[0]) != match[0]:
+            raise OptionError(f"the builder flag {match['name']} is both set and cleared", "Leave one of them out.")
+    return tuple(sorted(flags.values()))
+
+
+def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
 
 
 def _whole(name: str, value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +65,54 @@ class DeviceModel:
     sm_count: int
 
 
+AMPERE = ComputeCapability(8, 0)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The GPUs that a plan runs on, by compute capability.
+
+    Attributes:
+        compute_capabilities: Sorted, without duplicates; at least one.
+        and_later: Whether every later one than the last is reached too.
+    """
+
+    compute_capabilities: tuple[ComputeCapability, ...]
+    and_later: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compute_capabilities", tuple(sorted(set(self.compute_capabilities))))
+
+    def covers(self, other: Reach) -> bool:
+        """Whether every GPU that ``other`` reaches is reached."""
+        if other.and_later and not (self.and_later and self.compute_capabilities[-1] <= other.compute_capabilities[-1]):
+            return False
+        return all(self.covers_one(capability) for capability in other.compute_capabilities)
+
+    def covers_one(self, capability: ComputeCapability) -> bool:
+        """Whether a GPU of that compute capability is reached."""
+        is_later = self.and_later and capability >= self.compute_capabilities[-1]
+        return is_later or capability in self.compute_capabilities
+
+    def to_texts(self) -> tuple[str, ...]:
+        """For rows and JSON: ``("8.6", "8.9")``, and ``("8.0+",)`` for 8.0 and later."""
+        texts = [str(capability) for capability in self.compute_capabilities]
+        return (*texts[:-1], texts[-1] + "+") if self.and_later else tuple(texts)
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> Reach:
+        """The inverse of :meth:`to_texts`.
+
+        Raises:
+            OptionError: A text is not a compute capability.
+        """
+        and_later = bool(texts) and texts[-1].endswith("+")
+        return cls(tuple(ComputeCapability.parse(text.removesuffix("+")) for text in texts), and_later)
+
+    def __str__(self) -> str:
+        return ", ".join(self.to_texts())
+
+
 @dataclass(frozen=True)
 class Target:
     """What a plan must run on.
@@ -71,10 +120,12 @@ class Target:
     Attributes:
         compute_capabilities: Sorted, without duplicates; empty for the portable default of TensorRT-RTX.
         device_model: Set where the plan is tuned for one device model (TensorRT without a compatibility level).
+        and_later: Whether it must run on every later compute capability too (TensorRT with ``ampere_plus``).
     """
 
     compute_capabilities: tuple[ComputeCapability, ...]
     device_model: DeviceModel | None = None
+    and_later: bool = False
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(set(self.compute_capabilities)))
@@ -89,6 +140,8 @@ class Target:
         if self.is_portable:
             return "portable"
         names = ", ".join(capability.sm for capability in self.compute_capabilities)
+        if self.and_later:
+            return f"{names} and later"
         return f"{names} ({self.device_model.name})" if self.device_model else names
 
     @classmethod

@@ -19,6 +19,9 @@ from enginecache.targets import ComputeCapability
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
+PRODUCTS: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+"""The flavours' names for people."""
+
 DPKG_STATUS = Path("/var/lib/dpkg/status")
 """Debian's list of installed packages."""
 

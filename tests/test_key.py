@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import linear, save
 
-from enginecache.key import KEY_VERSION, EngineKey
-from enginecache.options import BuildOptions
+from enginecache.key import KEY_VERSION, EngineKey, key_digest
+from enginecache.options import BuildOptions, PluginLibrary
+from enginecache.precision import Conversion
 from enginecache.profiles import Profile, ShapeRange
 from enginecache.request import Request
 from enginecache.targets import ComputeCapability, DeviceModel, Target
@@ -29,43 +30,108 @@ KEY = EngineKey(
 )
 
 # Append only. A change of any line here orphans every stored engine: raise KEY_VERSION and append new lines instead.
-GOLDEN = {
-    "v1-profile-workspace": (KEY, "18b0d22f0ee0b6558e976529f72b57efb396e6bf3b4f1d4c9d01ddc4b7d20fcf"),
-    "v1-static-portable": (
-        replace(KEY, profiles=(), options=BuildOptions(), target=Target(())),
+TEXTS_1 = {
+    "profile, workspace": (
+        '{"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"options":{"optimization_level":3,"workspace_bytes":1073741824},'
+        '"profiles":[{"x":{"kind":"shape","max":[16,8],"min":[1,8],"opt":[4,8]}}],'
+        '"target":{"compute_capabilities":[[8,9]],"device":null},'
+        '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt-rtx","os":"linux","version":"1.7.1.116"}}',
+        "18b0d22f0ee0b6558e976529f72b57efb396e6bf3b4f1d4c9d01ddc4b7d20fcf",
+    ),
+    "static, portable": (
+        '{"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"options":{"optimization_level":3,"workspace_bytes":null},"profiles":[],'
+        '"target":{"compute_capabilities":"portable","device":null},'
+        '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt-rtx","os":"linux","version":"1.7.1.116"}}',
         "4529002b3360d3f1068bdbbe57d5131e78c5572d048f6708f14cd13e16893b2b",
     ),
-    "v1-tensorrt-device": (
+    "tensorrt, device": (
+        '{"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"options":{"optimization_level":3,"workspace_bytes":1073741824},'
+        '"profiles":[{"x":{"kind":"shape","max":[16,8],"min":[1,8],"opt":[4,8]}}],'
+        '"target":{"compute_capabilities":[[9,0]],"device":{"name":"NVIDIA H100 80GB HBM3","sm_count":132}},'
+        '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt","os":"linux","version":"10.16.1.11"}}',
+        "e101f7a1dfcbdbc9ffa54cbc9c533e8e8dd00f1921796f67c20d5ccec5f61fdb",
+    ),
+    "shape values": (
+        '{"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"options":{"optimization_level":3,"workspace_bytes":1073741824},'
+        '"profiles":[{"x":{"kind":"shape","max":[16,8],"min":[1,8],"opt":[4,8]}},'
+        '{"n":{"kind":"values","max":[3],"min":[1],"opt":[2]}}],'
+        '"target":{"compute_capabilities":[[8,9]],"device":null},'
+        '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt-rtx","os":"linux","version":"1.7.1.116"}}',
+        "69ff18622fc923d075aa2a2684acf11f8d9386810e4ff9aa5d824d4f218e440e",
+    ),
+}
+"""Canonical texts of version 1, which no request makes any more, and the digests that they had."""
+
+EVERYTHING = replace(
+    KEY,
+    options=BuildOptions(
+        precision=("int8", "fp16"),
+        convert_io=True,
+        hardware_compatibility="ampere_plus",
+        version_compatible=True,
+        strip_plan=True,
+        builder_flags=("TF32=off", "sparse-weights"),
+        plugins=(PluginLibrary(Path("p.so"), "d" * 64), PluginLibrary(Path("o.so"), "c" * 64)),
+    ),
+    target=Target((ComputeCapability(8, 0),), and_later=True),
+    conversion=Conversion("fp16", "onnxconverter-common", "1.16.0", "1.23.2", keeps_io=False),
+)
+
+GOLDEN_2 = {
+    "profile, workspace": (KEY, "31420b7151e4ba9034dd0fbedf33fb23f9dcf1d5440f4a0762a36eb2023cd5e4"),
+    "static, portable": (
+        replace(KEY, profiles=(), options=BuildOptions(), target=Target(())),
+        "b7da4c791462819d9d8a3baf1f870b4a3202a68f37583649b12d7e9db00f7522",
+    ),
+    "tensorrt, device": (
         replace(
             KEY,
             toolchain=replace(TOOLCHAIN, flavour="tensorrt", version="10.16.1.11"),
             target=Target((ComputeCapability(9, 0),), H100.model),
         ),
-        "e101f7a1dfcbdbc9ffa54cbc9c533e8e8dd00f1921796f67c20d5ccec5f61fdb",
+        "a7621dc3f810bea9a18767ceb81f83e666126329f7511f4ede6bcc09b8f8fbac",
     ),
-    "v1-shape-values": (
+    "shape values": (
         replace(KEY, profiles=(PROFILE, Profile((("n", ShapeRange((1,), (2,), (3,), is_values=True)),)))),
-        "69ff18622fc923d075aa2a2684acf11f8d9386810e4ff9aa5d824d4f218e440e",
+        "f22a9d0e50492bed10c4be8e729c75cf944659b57337be647872c7f75e4db076",
     ),
+    "every option": (EVERYTHING, "74c5d5f226cec69222b46dbb085cd81b6790b567e46c9176ed8b686044fd283b"),
 }
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", TEXTS_1)
+def test_texts_of_version_1_have_the_digests_that_they_had(name):
+    text, digest = TEXTS_1[name]
+    assert key_digest(1, text) == digest
+
+
+@pytest.mark.parametrize("name", GOLDEN_2)
 def test_golden_keys_stay(name):
-    key, digest = GOLDEN[name]
+    key, digest = GOLDEN_2[name]
+    assert KEY_VERSION == 2
     assert key.digest == digest
 
 
 def test_canonical_json_is_written_out():
-    assert KEY.canonical_json() == (
-        '{"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
-        '"options":{"optimization_level":3,"workspace_bytes":1073741824},'
+    assert EVERYTHING.canonical_json() == (
+        '{"conversion":{"converter":"onnxconverter-common","keeps_io":false,"onnx_version":"1.23.2",'
+        '"precision":"fp16","version":"1.16.0"},'
+        '"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"options":{"builder_flags":["SPARSE_WEIGHTS","TF32=OFF"],"convert_io":true,'
+        '"hardware_compatibility":"ampere_plus","optimization_level":3,'
+        '"plugins":["' + "c" * 64 + '","' + "d" * 64 + '"],"precision":["fp16","int8"],"strip_plan":true,'
+        '"version_compatible":true,"workspace_bytes":null},'
         '"profiles":[{"x":{"kind":"shape","max":[16,8],"min":[1,8],"opt":[4,8]}}],'
-        '"target":{"compute_capabilities":[[8,9]],"device":null},'
+        '"target":{"and_later":true,"compute_capabilities":[[8,0]],"device":null},'
         '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt-rtx","os":"linux","version":"1.7.1.116"}}'
     )
-    assert KEY_VERSION == 1
 
+
+CONVERSION = Conversion("fp16", "onnxconverter-common", "1.16.0", "1.23.2", keeps_io=True)
 
 OTHERS = {
     "model.structure": replace(KEY, model_structure="c" * 64),
@@ -82,6 +148,24 @@ OTHERS = {
     "options.workspace_bytes": replace(KEY, options=BuildOptions(workspace_bytes=1 << 29)),
     "options.workspace_bytes: default": replace(KEY, options=BuildOptions()),
     "options.optimization_level": replace(KEY, options=BuildOptions(1 << 30, optimization_level=5)),
+    "options.precision": replace(KEY, options=BuildOptions(1 << 30, precision=("fp16",))),
+    "options.precision: another": replace(KEY, options=BuildOptions(1 << 30, precision=("bf16",))),
+    "options.convert_io": replace(KEY, options=BuildOptions(1 << 30, convert_io=True)),
+    "options.hardware_compatibility": replace(
+        KEY, options=BuildOptions(1 << 30, hardware_compatibility="same_compute_capability")
+    ),
+    "options.version_compatible": replace(KEY, options=BuildOptions(1 << 30, version_compatible=True)),
+    "options.strip_plan": replace(KEY, options=BuildOptions(1 << 30, strip_plan=True)),
+    "options.builder_flags": replace(KEY, options=BuildOptions(1 << 30, builder_flags=("TF32",))),
+    "options.builder_flags: off": replace(KEY, options=BuildOptions(1 << 30, builder_flags=("TF32=OFF",))),
+    "options.plugins": replace(KEY, options=BuildOptions(1 << 30, plugins=(PluginLibrary(Path("a"), "e" * 64),))),
+    "conversion": replace(KEY, conversion=CONVERSION),
+    "conversion.precision": replace(KEY, conversion=replace(CONVERSION, precision="bf16")),
+    "conversion.converter": replace(KEY, conversion=replace(CONVERSION, converter="nvidia-modelopt")),
+    "conversion.version": replace(KEY, conversion=replace(CONVERSION, version="1.17.0")),
+    "conversion.onnx_version": replace(KEY, conversion=replace(CONVERSION, onnx_version="1.24.0")),
+    "conversion.keeps_io": replace(KEY, conversion=replace(CONVERSION, keeps_io=False)),
+    "target.and_later": replace(KEY, target=Target((ComputeCapability(8, 9),), and_later=True)),
     "toolchain.flavour": replace(KEY, toolchain=replace(TOOLCHAIN, flavour="tensorrt")),
     "toolchain.version: build number": replace(KEY, toolchain=replace(TOOLCHAIN, version="1.7.1.117")),
     "toolchain.cuda_major": replace(KEY, toolchain=replace(TOOLCHAIN, cuda_major=12)),
@@ -103,7 +187,8 @@ def test_each_keyed_field_makes_another_key(name):
 
 
 def test_every_keyed_field_has_its_test():
-    flat = {f"{group}.{name}" for group, value in KEY.fields().items() if isinstance(value, dict) for name in value}
+    fields = EVERYTHING.fields().items()
+    flat = {f"{group}.{name}" for group, value in fields if isinstance(value, dict) for name in value}
     tested = " ".join(OTHERS)
     for field in flat - {"target.compute_capabilities"}:
         assert field in tested, field
@@ -145,6 +230,20 @@ def test_none_counts_as_omitted(open_cache, model):
     cache = open_cache()
     nothing = {"workspace_bytes": None, "optimization_level": None, "backend": None, "target": None, "device": None}
     assert _key(cache, model, dims={"batch": 4}, **nothing) == _key(cache, model, dims={"batch": 4})
+
+
+def test_a_plugins_path_does_not_count():
+    one, other = (BuildOptions(plugins=(PluginLibrary(Path(path), "e" * 64),)) for path in ("a.so", "b.so"))
+    assert replace(KEY, options=one).digest == replace(KEY, options=other).digest
+
+
+def test_order_and_repetition_of_precisions_flags_and_plugins_do_not_count():
+    one, two = PluginLibrary(Path("a.so"), "e" * 64), PluginLibrary(Path("b.so"), "f" * 64)
+    first = BuildOptions(precision=("fp16", "int8"), builder_flags=("REFIT", "TF32=OFF"), plugins=(one, two))
+    second = BuildOptions(
+        precision=("int8", "fp16", "int8"), builder_flags=("tf32=off", "refit", "REFIT"), plugins=(two, one, two)
+    )
+    assert replace(KEY, options=first).digest == replace(KEY, options=second).digest
 
 
 def test_a_default_written_out_counts_as_omitted(open_cache, model):

@@ -1,11 +1,12 @@
 """Builder options and sizes."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from enginecache.errors import OptionError
-from enginecache.options import BuildOptions, format_size, parse_size
+from enginecache.options import BuildOptions, PluginLibrary, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_every_option_says_whether_and_why_it_is_keyed():
     for field in fields(BuildOptions):
         assert isinstance(field.metadata["keyed"], bool)
         assert field.metadata["reason"]
-    assert BuildOptions().keyed() == {"workspace_bytes": None, "optimization_level": 3}
+    assert set(BuildOptions().keyed()) == {field.name for field in fields(BuildOptions) if field.metadata["keyed"]}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,54 @@ def test_a_workspace_under_16_mib_is_warned_about_with_what_is_usual():
 def test_what_only_looks_like_an_integer_is_refused(name, value):
     with pytest.raises(OptionError, match="not a whole number"):
         BuildOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"precision": ("fp32",)}, "is not one of fp16, bf16, int8, fp8"),
+        ({"precision": "fp16"}, "a text"),
+        ({"hardware_compatibility": "AMPERE_PLUS"}, "is not one of none"),
+        ({"version_compatible": 1}, "version_compatible is 1"),
+        ({"strip_plan": None}, "strip_plan is None"),
+        ({"builder_flags": ("SPARSE WEIGHTS",)}, "is not the name of a builder flag"),
+        ({"builder_flags": ("TF32=ON",)}, "is not the name of a builder flag"),
+        ({"builder_flags": (3,)}, "is not the name of a builder flag"),
+        ({"builder_flags": ("TF32", "tf32=off")}, "both set and cleared"),
+    ],
+)
+def test_values_of_other_kinds_are_refused(values, what):
+    with pytest.raises(OptionError, match=what) as caught:
+        BuildOptions(**values)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("flag", "option"),
+    [
+        ("FP16", "--fp16"),
+        ("int8", "--int8"),
+        ("version-compatible", "--version-compatible"),
+        ("STRIP_PLAN", "--strip-plan"),
+        ("DISABLE_TIMING_CACHE", "--no-timing-cache"),
+    ],
+)
+def test_a_builder_flag_with_an_option_of_its_own_is_refused_with_that_option(flag, option):
+    with pytest.raises(OptionError, match="an option of its own") as caught:
+        BuildOptions(builder_flags=(flag,))
+    assert option in caught.value.fix
+
+
+def test_names_are_brought_to_one_form():
+    options = BuildOptions(precision=["int8", "fp16", "int8"], builder_flags=["tf32=off", "sparse-weights"])
+    assert options.precision == ("fp16", "int8")
+    assert options.builder_flags == ("SPARSE_WEIGHTS", "TF32=OFF")
+
+
+def test_plugins_are_sorted_by_content_each_once():
+    one, two = PluginLibrary(Path("b.so"), "1" * 64), PluginLibrary(Path("a.so"), "2" * 64)
+    assert BuildOptions(plugins=(two, one, two)).plugins == (one, two)
+    assert BuildOptions(plugins=(two, one)).keyed()["plugins"] == ["1" * 64, "2" * 64]
 
 
 def test_integers_of_other_libraries_are_integers():
