@@ -61,7 +61,14 @@ _count = struct.Struct("<Q").pack
 OnTensor = Callable[[Any, Mapping[str, Any]], None]
 """Called with a ``TensorProto`` and its fields out of ``CONTENT_FIELDS``, when its structure has been written."""
 
+OnNode = Callable[[Any], None]
+"""Called with each ``NodeProto``, those of subgraphs and functions too, before its structure is written."""
+
 _Step = Callable[[Any], None]
+
+
+def _ignore(_value: Any) -> None:
+    pass
 
 
 class StructureWriter:
@@ -69,11 +76,13 @@ class StructureWriter:
 
     Args:
         on_tensor: Takes each tensor's content, after which it is cleared from the message.
+        on_node: Sees each node. It decides nothing about the digest.
     """
 
-    def __init__(self, on_tensor: OnTensor) -> None:
+    def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore) -> None:
         self._hasher = blake3.blake3(STRUCTURE_DOMAIN)
         self._on_tensor = on_tensor
+        self._on_node = on_node
         # Appending to this at a million places is what the walk's speed hangs on.
         self._out = bytearray()
         # One step for each field of each message, made when it is first met.
@@ -97,6 +106,10 @@ class StructureWriter:
         if len(self._out) > FLUSH_BYTES:
             self._flush()
 
+    def _node(self, node: Any) -> None:
+        self._on_node(node)
+        self._message(node)
+
     def _tensor(self, tensor: Any) -> None:
         content = {}
         for field, value in tensor.ListFields():
@@ -119,11 +132,11 @@ class StructureWriter:
         head = struct.pack("<I", field.number)
         is_repeated = not isinstance(value, int | float | str | bytes) and not hasattr(value, "ListFields")
         if field.name == "doc_string":
-            step: _Step = _leave_out
+            step: _Step = _ignore
         elif field.name == "metadata_props":
             step = self._metadata(head)
         elif field.cpp_type == field.CPPTYPE_MESSAGE:
-            write = self._tensor if field.message_type.name == "TensorProto" else self._message
+            write = {"TensorProto": self._tensor, "NodeProto": self._node}.get(field.message_type.name, self._message)
             step = self._messages(head, write) if is_repeated else self._single(head, write)
         elif field.cpp_type == field.CPPTYPE_STRING:
             step = self._strings(head) if is_repeated else self._string(head)
@@ -192,7 +205,3 @@ class StructureWriter:
                 write(kept)
 
         return step
-
-
-def _leave_out(_value: Any) -> None:
-    pass

@@ -123,6 +123,8 @@ class ModelIdentity:
         files: The ONNX file first (not for bytes), then each external data file once, in order of first use.
         is_settled: Whether every file was old enough, and unchanged before and after, for its fingerprint to stand
             for its bytes.
+        quantization: The types that its Q/DQ nodes quantize to, sorted: ``int8``, ``fp8``, ... Not part of the key:
+            the structure digest has it.
     """
 
     structure: str
@@ -130,6 +132,7 @@ class ModelIdentity:
     inputs: tuple[ModelInput, ...]
     files: tuple[ModelFile, ...]
     is_settled: bool = False
+    quantization: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -145,6 +148,7 @@ class ModelIdentity:
             "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in self.inputs],
             "files": [{"location": f.location, "fingerprint": list(f.fingerprint)} for f in self.files],
             "is_settled": self.is_settled,
+            "quantization": list(self.quantization),
         }
 
     @classmethod
@@ -156,6 +160,7 @@ class ModelIdentity:
             inputs=tuple(ModelInput(i["name"], i["dtype"], tuple(i["dims"])) for i in record["inputs"]),
             files=tuple(ModelFile(f["location"], Fingerprint(*f["fingerprint"])) for f in record["files"]),
             is_settled=record["is_settled"],
+            quantization=tuple(record["quantization"]),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from enginecache.model.external import ExternalData
 from enginecache.model.files import ModelFiles, advice_for, unreadable
 from enginecache.model.graph import StructureWriter
 from enginecache.model.identity import Dimension, ModelIdentity, ModelInput, ModelSource
+from enginecache.model.quantization import QuantizationFinder
 from enginecache.model.tensors import ELEMENT_TYPES, WEIGHTS_DOMAIN, WeightsWriter
 
 MAX_PROTOBUF_BYTES = (1 << 31) - 1
@@ -61,12 +62,13 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
         model = _parse(source, files)
         _check(model, source.name)
         inputs = tuple(_inputs(model.graph, source.name))
-        structure, weights = _digests(model, source, files)
+        structure, weights, quantization = _walk(model, source, files)
     except RecursionError as error:
         raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{source.name} has text that is not UTF-8", EXPORT_AGAIN) from error
-    return ModelIdentity(structure, weights, inputs, files.as_tuple(), is_settled=files.are_settled(started_ns))
+    is_settled = files.are_settled(started_ns)
+    return ModelIdentity(structure, weights, inputs, files.as_tuple(), is_settled, quantization)
 
 
 def _parse(source: ModelSource, files: ModelFiles) -> Any:
@@ -130,16 +132,23 @@ def _check(model: Any, name: str) -> None:
         raise ModelError(message, EXPORT_AGAIN)
 
 
-def _digests(model: Any, source: ModelSource, files: ModelFiles) -> tuple[str, str]:
-    """Structure and weights; the model has no tensor content afterwards."""
+def _walk(model: Any, source: ModelSource, files: ModelFiles) -> tuple[str, str, tuple[str, ...]]:
+    """Digests of structure and weights, and the quantized types; the model has no tensor content afterwards."""
+    quantization = QuantizationFinder()
     with (
         closing(StreamDigest(WEIGHTS_DOMAIN)) as weights,
         closing(ExternalData(source.external_dir, files)) as external,
     ):
-        structure = StructureWriter(WeightsWriter(weights, external).write)
+        writer = WeightsWriter(weights, external)
+
+        def on_tensor(tensor: Any, content: Mapping[str, Any]) -> None:
+            quantization.see_tensor(tensor)
+            writer.write(tensor, content)
+
+        structure = StructureWriter(on_tensor, quantization.see_node)
         structure.write(model)
     _refuse_unknown_fields(model, source.name)
-    return structure.hexdigest(), weights.hexdigest()
+    return structure.hexdigest(), weights.hexdigest(), quantization.types()
 
 
 def _refuse_unknown_fields(model: Any, name: str) -> None:

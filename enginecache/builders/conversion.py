@@ -1,0 +1,277 @@
+"""The conversion of an ONNX graph to another precision, in the builder's child process.
+
+``fp16`` by onnxconverter-common, ``bf16`` by NVIDIA ModelOpt. The same model, converter and onnx give the same bytes.
+Needs memory for the whole model, and for a few times its largest tensor: 5.6 GB where 2.4 GB of weights are three
+tensors (onnxconverter-common 1.16, 2026-11); ModelOpt copies the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from enginecache.builders import preparation
+from enginecache.builders.base import BuildRequest
+from enginecache.builders.logs import BuildLog
+from enginecache.errors import BuildError, ModelChangedError, ToolchainError
+from enginecache.model import ModelSource
+from enginecache.model.external import Extent
+from enginecache.model.tensors import ELEMENT_TYPES
+from enginecache.precision import Conversion
+
+MAX_FP16 = 65504.0
+"""The largest finite number. The converter's own default is 10000, which turns a weight of 20000 into half of it."""
+
+MIN_FP16 = 1e-7
+"""Smaller weights that are not zero become this, the converter's default: FP16's smallest is 6e-8."""
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+"""Stay in FP32: scales are small numbers, and before opset 19 ONNX has them in FP32 alone.
+
+TensorRT-RTX 1.7.1 builds graphs of int8 and fp8 with scales of either type, with equally large weights, 2026-11.
+"""
+
+FOLDER = "converted"
+WEIGHTS = "weights.data"
+EXTERNAL_FROM_BYTES = 1 << 16
+SMALL_BYTES = 1 << 16
+"""Tensors up to this size may tell shapes, and take part in shape inference; larger ones are weights."""
+
+_CLAMPED = re.compile(r"the float32 number (?P<value>\S+) will be truncated to (?P<limit>\S+)")
+_NOT_IN_ONNX = re.compile(r"No Op registered for|No opset import for domain")
+_OTHER_WAY = "or convert the model yourself and give that"
+
+_Converter = Callable[[Any, ModelSource, Conversion], Any]
+
+
+def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
+    """Do the request's conversion, into files of the build's folder.
+
+    Args:
+        request: With the pinned model as its source.
+        log: Gets what the converter says; a warning where weights were clamped.
+
+    Returns:
+        The request with the converted model as its source; as it was where it asks for no conversion.
+
+    Raises:
+        BuildError: The converter failed, or what it made is no ONNX model.
+        ToolchainError: Converter or onnx have other versions than the key says.
+        ModelChangedError: External data is shorter than it was.
+    """
+    conversion = request.conversion
+    if conversion is None:
+        return request
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            _require_versions(conversion)
+            model = _CONVERTERS[conversion.precision](_read(request.source), request.source, conversion)
+            path = _write(model, request)
+            _check(path, log)
+        except (MemoryError, OSError, ToolchainError, ModelChangedError):
+            raise
+        except Exception as error:
+            raise _refused(request.source.name, conversion, error) from error
+    by = f"{conversion.converter} {conversion.version}"
+    log.write("I", f"{request.source.name} was converted to {conversion.precision} by {by}")
+    _summarize(conversion, caught, log)
+    return replace(request, source=ModelSource(path=path))
+
+
+@contextlib.contextmanager
+def told_of_conversion(conversion: Conversion | None) -> Iterator[None]:
+    """Say in TensorRT's refusals that the graph is a converted one: the one that the user has may build."""
+    try:
+        yield
+    except BuildError as error:
+        if conversion is None or type(error) is not BuildError:  # a killed builder says nothing of the graph
+            raise
+        what = f"{error.what} (the graph was converted to {conversion.precision} first)"
+        raise BuildError(what, f"{error.fix}\nOr try it without --{conversion.precision}.") from error
+
+
+def _require_versions(conversion: Conversion) -> None:
+    """Compare what is loaded with what the key names: packages may have been replaced since, or lie elsewhere too."""
+    import onnx
+
+    try:
+        if conversion.converter == "nvidia-modelopt":
+            import modelopt as converter
+        else:
+            import onnxconverter_common as converter
+    except ImportError as error:
+        message = f"{conversion.converter} {conversion.version}, which is to convert the graph, cannot be imported"
+        raise ToolchainError(f"{message}: {error}", "Install it again, with what it requires.") from error
+    for name, loaded, wanted in (
+        (conversion.converter, converter.__version__, conversion.version),
+        ("onnx", onnx.__version__, conversion.onnx_version),
+    ):
+        if loaded != wanted:
+            message = f"{name} {wanted} was expected to convert the graph, and {loaded} was loaded"
+            raise ToolchainError(message, f"Nothing was built. Install it once: pip install {name}=={wanted}")
+
+
+def _read(source: ModelSource) -> Any:
+    """The model without its external data, with functions inlined and weights taken from the inputs."""
+    import onnx
+    from onnx.inliner import inline_local_functions
+
+    data = source.data if source.path is None else source.path.read_bytes()
+    model = onnx.ModelProto.FromString(data)
+    if model.functions:
+        # The converters do not look into them.
+        model = inline_local_functions(model)
+    preparation.take_weights_from_inputs(model)
+    preparation.name_nodes(model.graph)
+    return model
+
+
+def _load_external(model: Any, source: ModelSource, at_most_bytes: int | None = None) -> None:
+    """Bring external data into the model: what stays outside would get another type and keep its bytes.
+
+    Not ``onnx.load_external_data_for_model``, which refuses the links of a pinned model.
+    """
+    for tensor in preparation.tensors_of(model.graph):
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        label = f"tensor {tensor.name!r}"
+        size_bytes = ELEMENT_TYPES[tensor.data_type].size_bytes(tensor.dims, label)
+        if at_most_bytes is None or size_bytes <= at_most_bytes:
+            tensor.raw_data = _read_extent(source, Extent.of_entries(tensor.external_data, label), size_bytes)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+
+
+def _read_extent(source: ModelSource, extent: Extent, size_bytes: int) -> bytes:
+    with Path(source.path_of(extent.location) or "").open("rb") as file:
+        file.seek(extent.offset_bytes)
+        data = file.read(size_bytes)
+    if len(data) < size_bytes:
+        message = f"the external data {extent.location!r} became shorter while it was being converted"
+        raise ModelChangedError(message, "Nothing was published. Run it again when the files are at rest.")
+    return data
+
+
+def _to_fp16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
+    from onnxconverter_common import float16
+
+    if conversion.keeps_io:
+        preparation.separate_outputs(model.graph)
+    operators = {*float16.DEFAULT_OP_BLOCK_LIST, *QUANTIZERS}
+    _load_external(model, source, SMALL_BYTES)
+    model = _infer_shapes(model)
+    _load_external(model, source)
+    kept = preparation.kept_nodes(model.graph, operators)
+    preparation.separate_weights(model.graph, lambda node: node.op_type in operators or node.name in kept)
+    names = {node.name for node in preparation.nodes_of(model.graph)}
+    model = float16.convert_float_to_float16(
+        model,
+        min_positive_val=MIN_FP16,
+        max_finite_val=MAX_FP16,
+        keep_io_types=conversion.keeps_io,
+        disable_shape_infer=True,
+        op_block_list=sorted(operators),
+        node_block_list=sorted(kept),
+    )
+    preparation.straighten_casts(model.graph, names)
+    return model
+
+
+def _infer_shapes(model: Any) -> Any:
+    """The model with the types of its tensors, which the converter goes by.
+
+    Weights are kept out: inference copies the model, and takes none above 2 GiB.
+    """
+    import onnx
+
+    aside = {}
+    for index, tensor in enumerate(model.graph.initializer):
+        data = tensor.raw_data  # a copy each time
+        if len(data) > SMALL_BYTES:
+            aside[index] = data
+            tensor.ClearField("raw_data")
+    model = onnx.shape_inference.infer_shapes(model)
+    for index in list(aside):
+        model.graph.initializer[index].raw_data = aside.pop(index)
+    return model
+
+
+def _to_bf16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
+    """By ModelOpt's AutoCast, with every node in BF16 that can be.
+
+    ``convert_to_f16`` and not ``convert_to_mixed_precision``, which runs the model on random numbers to decide which
+    nodes to leave in FP32: one model would have many conversions.
+
+    Source: modelopt.onnx.autocast, nvidia-modelopt 0.47. Tried by hand, with an empty module in place of PyTorch, which
+    AutoCast loads and does not use: all nine light models build with TensorRT-RTX 1.7.1. light_densenet121 was
+    converted in 107 s, the others in 0.1 to 18 s, 2026-11.
+    """
+    from modelopt.onnx.autocast import convert_to_f16
+
+    _load_external(model, source)
+    return convert_to_f16(model, low_precision_type="bf16", keep_io_types=conversion.keeps_io)
+
+
+_CONVERTERS: Mapping[str, _Converter] = {"fp16": _to_fp16, "bf16": _to_bf16}
+
+
+def _write(model: Any, request: BuildRequest) -> Path:
+    """Write the model, with its weights beside it: they may be more than a protobuf message can hold."""
+    import onnx
+
+    folder = request.work_dir / FOLDER
+    folder.mkdir()
+    name = request.source.name
+    is_usable = name.isprintable() and name.isascii() and name != WEIGHTS
+    path = folder / (name if is_usable else "model.onnx")
+    onnx.save_model(
+        model,
+        str(path),
+        format="protobuf",  # else by the ending of the name, which may be any
+        save_as_external_data=True,
+        location=WEIGHTS,
+        size_threshold=EXTERNAL_FROM_BYTES,
+    )
+    return path
+
+
+def _check(path: Path, log: BuildLog) -> None:
+    """Whether what the converter made is an ONNX model. Operators that ONNX does not have are left to TensorRT."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        if not _NOT_IN_ONNX.search(str(error)):
+            raise
+        log.write("I", f"onnx.checker cannot judge the converted graph: {_first_line(error)}")
+
+
+def _refused(name: str, conversion: Conversion, error: Exception) -> BuildError:
+    precision = conversion.precision
+    by = f"{conversion.converter} {conversion.version}"
+    message = f"{name} could not be converted to {precision} by {by}: {type(error).__name__}: {_first_line(error)}"
+    return BuildError(message, f"Leave --{precision} out, {_OTHER_WAY}.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")[:600]
+
+
+def _summarize(conversion: Conversion, caught: Sequence[warnings.WarningMessage], log: BuildLog) -> None:
+    """One warning for all weights that were clamped to the largest number."""
+    beyond = []
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        match = _CLAMPED.search(text)
+        if match and abs(float(match["limit"])) == MAX_FP16:
+            beyond.append(float(match["value"]))
+        log.write("I", text)
+    if beyond:
+        most, limit = max(beyond, key=abs), f"{MAX_FP16:.0f}"
+        log.write("W", f"weights beyond {conversion.precision}'s range, up to {most:g}, became {limit} or -{limit}")
