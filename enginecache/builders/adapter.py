@@ -1,7 +1,7 @@
 """Every call of TensorRT's builder, for ``tensorrt`` 8.6 to 11.4 and for ``tensorrt_rtx``.
 
 Releases differ in what they have: that is asked with ``hasattr``, never read off a version. What a flavour has but
-ignores cannot be asked: that stands in :data:`IGNORED_OPTIONS`.
+ignores, or cannot do, cannot be asked: that stands in :mod:`enginecache.flavours`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from enginecache.builders.base import BuildRequest
 from enginecache.builders.inputs import check_profiles, network_inputs
 from enginecache.builders.logs import BuildLog, make_logger, shown_warnings
 from enginecache.builders.phases import PhaseReporter, Report, make_monitor
+from enginecache.builders.plugins import load_plugins
 from enginecache.builders.reasons import ParserProblem, clean_line, clean_lines, explain_build, explain_parsing, product
+from enginecache.builders.settings import apply_options
+from enginecache.builders.timing import attach_timing_cache, timing_cache_of
 from enginecache.errors import NoDeviceError, ProfileError, TargetError, ToolchainError
+from enginecache.flavours import IGNORED_OPTIONS, check_options
 from enginecache.options import BuildOptions
 from enginecache.profiles import Profile, ShapeRange, format_range
-from enginecache.targets import ComputeCapability
-from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES, Flavour
-
-IGNORED_OPTIONS: dict[Flavour, frozenset[str]] = {
-    "tensorrt": frozenset(),
-    # Source: levels 0, 1, 3, 4 and 5 give the same bytes for light_resnet50 on TensorRT-RTX 1.7.1, 2026-11.
-    "tensorrt-rtx": frozenset({"optimization_level"}),
-}
-"""Fields of ``BuildOptions`` that a flavour can be told and does nothing with."""
+from enginecache.targets import ComputeCapability, Reach, Target
+from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,15 @@ class SerializedPlan:
 
     Attributes:
         memory: An ``IHostMemory``: read it through ``memoryview``, without a copy.
-        compute_capabilities: What the plan reaches.
+        reach: The GPUs that the plan runs on.
         warnings: Lines that the user should see.
+        timing_cache: The timing cache after the build; None where none was asked for.
     """
 
     memory: Any
-    compute_capabilities: tuple[ComputeCapability, ...]
+    reach: Reach
     warnings: tuple[str, ...] = field(default=())
+    timing_cache: bytes | None = None
 
 
 def build_plan(
@@ -69,23 +68,20 @@ def build_plan(
         BuildError: TensorRT refused the model, or gave no plan.
         ProfileError: The profiles lack something that only TensorRT knows of.
         TargetError: This TensorRT cannot build for the target.
+        UnsupportedOptionError: It has not what an option asks for, or does not take it.
+        OptionError: A library of plugins is not the one that the key names.
         NoDeviceError: This TensorRT builds on a GPU, and finds none.
         ToolchainError: TensorRT gave no builder.
     """
+    check_options(request.toolchain.flavour, request.options)
     logger = make_logger(trt, log)
-    try:
-        builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:
-        # pybind11 turns the null pointer of a failed factory into a TypeError.
-        lines = clean_lines(log.errors)
-        message = f"{product(request)} gave no builder: {lines[0] if lines else error}"
-        raise ToolchainError(
-            message, "`enginecache doctor` shows the driver, the GPUs and what each TensorRT needs."
-        ) from error
+    builder = _make_builder(trt, logger, request, log)
     config = builder.create_builder_config()
     # First what needs no model: a target that cannot be had is said at once, not after minutes of parsing.
     reach = _set_target(trt, config, request)
-    _set_options(trt, config, request.options)
+    left_out = apply_options(trt, builder, config, request, log)
+    left_out += _start_timing(config, request, log)
+    load_plugins(trt, builder, logger, request, log)
     network = builder.create_network(_network_flags(trt))
     # The parser owns the weights that the network points to, so it is kept until the plan is there.
     parser = trt.OnnxParser(network, logger)
@@ -100,7 +96,28 @@ def build_plan(
         if memory is None:
             raise explain_build(request, log.errors)
         complete()
-    return SerializedPlan(memory, reach, _warnings(request, log))
+    timing_cache = None if request.timing_cache is None else timing_cache_of(config)
+    return SerializedPlan(memory, reach, (*left_out, *_warnings(request, log)), timing_cache)
+
+
+def _make_builder(trt: Any, logger: Any, request: BuildRequest, log: BuildLog) -> Any:
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        # pybind11 turns the null pointer of a failed factory into a TypeError.
+        lines = clean_lines(log.errors)
+        message = f"{product(request)} gave no builder: {lines[0] if lines else error}"
+        raise ToolchainError(
+            message, "`enginecache doctor` shows the driver, the GPUs and what each TensorRT needs."
+        ) from error
+
+
+def _start_timing(config: Any, request: BuildRequest, log: BuildLog) -> tuple[str, ...]:
+    """Attach the request's timing cache, if it has one; says when TensorRT does not take it."""
+    refusal = "" if request.timing_cache is None else attach_timing_cache(config, request.timing_cache, log)
+    if not refusal:
+        return ()
+    return (f"{product(request)} does not take the timing cache, and began with an empty one: {refusal}",)
 
 
 @contextlib.contextmanager
@@ -172,20 +189,13 @@ def _bad_range(index: int, name: str, shapes: ShapeRange, reasons: list[str]) ->
     return ProfileError(message, "Give minimum <= optimum <= maximum, in the rank of the model's input.")
 
 
-def _set_options(trt: Any, config: Any, options: BuildOptions) -> None:
-    if options.workspace_bytes is not None:
-        # max_workspace_size of 8.6 is its deprecated double; every release from 8.6 on has the pool's limit.
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.builder_optimization_level = options.optimization_level
-
-
-def _set_target(trt: Any, config: Any, request: BuildRequest) -> tuple[ComputeCapability, ...]:
+def _set_target(trt: Any, config: Any, request: BuildRequest) -> Reach:
     """Set what the plan must run on, and give what it will reach."""
     wanted = request.target.compute_capabilities
     if not hasattr(config, "set_compute_capability"):
         return _device_target(request, wanted)
     if request.target.is_portable:
-        return PORTABLE_COMPUTE_CAPABILITIES
+        return Reach(PORTABLE_COMPUTE_CAPABILITIES)
     buildable = _buildable(trt)
     for capability in wanted:
         if capability not in buildable:
@@ -200,7 +210,7 @@ def _set_target(trt: Any, config: Any, request: BuildRequest) -> tuple[ComputeCa
         if not config.set_compute_capability(buildable[capability], index):
             message = f"{product(request)} does not take compute capability {capability} among {request.target}"
             raise TargetError(message, "Build for each target on its own, or use --target portable.")
-    return wanted
+    return Reach(wanted)
 
 
 def _buildable(trt: Any) -> dict[ComputeCapability, Any]:
@@ -209,17 +219,25 @@ def _buildable(trt: Any) -> dict[ComputeCapability, Any]:
     return {ComputeCapability.parse(name[2:]): getattr(trt.ComputeCapability, name) for name in members}
 
 
-def _device_target(request: BuildRequest, wanted: tuple[ComputeCapability, ...]) -> tuple[ComputeCapability, ...]:
+def _device_target(request: BuildRequest, wanted: tuple[ComputeCapability, ...]) -> Reach:
     """TensorRT builds for the GPU that it builds on, so the target must be that one."""
     if request.device is None:
         message = f"{product(request)} builds on the GPU that the engine is for, and none was given"
         raise NoDeviceError(message, "Run on a host with that GPU, or name a --target with --backend tensorrt-rtx.")
     here = request.device.compute_capability
-    if wanted != (here,):
+    reach = Reach(wanted, request.target.and_later)
+    if not reach.covers_one(here) or len(wanted) > 1:
         name = request.device.name
         message = f"{product(request)} builds for the GPU that it runs on ({name}, {here}), not for {request.target}"
-        raise TargetError(message, "Build on that GPU, or with --backend tensorrt-rtx.")
-    return wanted
+        raise TargetError(message, _elsewhere(request.target))
+    return reach
+
+
+def _elsewhere(target: Target) -> str:
+    if target.and_later:
+        first = target.compute_capabilities[-1]
+        return f"Build on a GPU of compute capability {first} or later, or leave --hardware-compatibility out."
+    return "Build on that GPU, or with --backend tensorrt-rtx."
 
 
 def _warnings(request: BuildRequest, log: BuildLog) -> tuple[str, ...]:

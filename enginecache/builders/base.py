@@ -10,8 +10,9 @@ from typing import Protocol
 from enginecache.devices import Device
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.options import BuildOptions
+from enginecache.precision import Conversion
 from enginecache.profiles import Profile
-from enginecache.targets import ComputeCapability, Target
+from enginecache.targets import Reach, Target
 from enginecache.toolchain import Toolchain
 
 
@@ -29,6 +30,9 @@ class BuildRequest:
         device: The device to build on; None where no GPU takes part.
         work_dir: A private, empty folder of this build; the plan is written there.
         log_path: Where the log goes; created by the builder.
+        conversion: What is done to the graph before TensorRT parses it; None for nothing.
+        timing_cache: A timing cache to start from, or no bytes for a new one; None for a build without. Bytes of
+            ``ITimingCache.serialize``.
     """
 
     source: ModelSource
@@ -40,6 +44,8 @@ class BuildRequest:
     device: Device | None
     work_dir: Path
     log_path: Path
+    conversion: Conversion | None = None
+    timing_cache: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class BuildProgress:
     """One step of a build.
 
     Attributes:
-        phase: TensorRT's name of the outermost phase that is running, such as ``Building engine``.
+        phase: TensorRT's name of the outermost phase that is running, such as ``Building engine``; before it
+            ``Converting the graph``, where that is done.
         fraction: From 0 to 1 over the whole build, or None where TensorRT does not say.
         elapsed_seconds: Since the builder started.
     """
@@ -67,16 +74,18 @@ class BuiltPlan:
     Attributes:
         plan_path: The plan; the builder has closed it.
         build_seconds: From the start of the builder to the written plan.
-        compute_capabilities: What the plan really reaches.
+        reach: The GPUs that the plan really runs on.
         loaded_version: Version that the loaded library reported.
         warnings: Lines that the user should see.
+        timing_cache: The timing cache after the build; None for a build without.
     """
 
     plan_path: Path
     build_seconds: float
-    compute_capabilities: tuple[ComputeCapability, ...]
+    reach: Reach
     loaded_version: str
     warnings: tuple[str, ...] = field(default=())
+    timing_cache: bytes | None = None
 
 
 class Builder(Protocol):

@@ -11,10 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from enginecache.builders.base import BuildRequest
-from enginecache.builders.loaded import PRODUCTS
-from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError, NoDeviceError, ProfileError
+from enginecache.errors import (
+    BuilderKilledError,
+    BuildError,
+    EngineCacheError,
+    NoDeviceError,
+    ProfileError,
+    UnsupportedOptionError,
+)
 from enginecache.profiles import describe_inputs
 from enginecache.shapes import quote_shape
+from enginecache.toolchain import PRODUCTS
 
 MAX_REASON_LETTERS = 600
 
@@ -27,6 +34,7 @@ _PLACES = (
 _CONDITION = re.compile(r'^\w+ && "(?P<text>.*)"$')
 _NO_DRIVER = re.compile(r"cudaError (?:35|100)\b|driver version is insufficient|no CUDA-capable device")
 _UNSUPPORTED = re.compile(r"Plugin not found|No importer registered|UNSUPPORTED_NODE\b|is not supported")
+_NO_PLUGIN = "Plugin not found"
 _OPERATOR = re.compile(r'While parsing node number (?P<index>\d+) \[(?P<operator>\S+) -> "')
 
 
@@ -121,11 +129,23 @@ def explain_parsing(request: BuildRequest, problems: Sequence[ParserProblem], li
             f"{_refusal(request)}: it has no operator {problem.operator or 'of this kind'} as {problem.place} uses it"
         )
         unsupported = clean_lines([problem.text])[:1]
-        return BuildError(f"{what}: {unsupported[0] if unsupported else problem.text}{others}", _REPLACE)
+        fix = _name_plugin(request, problem) if _NO_PLUGIN in problem.text else _REPLACE
+        return BuildError(f"{what}: {unsupported[0] if unsupported else problem.text}{others}", fix)
     reason_lines = clean_lines([problem.text])
     reason = "; ".join(reason_lines[:2]) or "no reason given"
     place = f" at {problem.place}" if problem.place else ""
     return BuildError(f"{_refusal(request)}{place}: {reason}{others}", _LOOK_AT_NODE)
+
+
+def _name_plugin(request: BuildRequest, problem: ParserProblem) -> str:
+    """A node that is no operator is a plugin of the same name, so TensorRT looks for that at last."""
+    plugin = f"the plugin {problem.operator}" if problem.operator else "the plugin"
+    names = ", ".join(library.path.name for library in request.options.plugins)
+    if names:
+        first = f"None of {names} has {plugin}: compare its name, version and namespace with the node's attributes."
+    else:
+        first = f"If {plugin} is in a library of plugins, name that: --plugin FILE."
+    return f"{first}\n{_REPLACE}"
 
 
 def _with_operator(problem: ParserProblem, lines: Sequence[str]) -> ParserProblem:
@@ -160,8 +180,9 @@ def _find_known(request: BuildRequest, lines: Sequence[str]) -> EngineCacheError
     for pattern, explain in _KNOWN:
         for line in lines:
             match = pattern.search(line)
-            if match:
-                return explain(_Context(request, line, match))
+            error = explain(_Context(request, line, match)) if match else None
+            if error is not None:
+                return error
     return None
 
 
@@ -232,6 +253,28 @@ def _no_tactic(context: _Context) -> EngineCacheError:
     return BuildError(f"{context.refusal}: {context.line}", fix)
 
 
+def _no_lean_runtime(context: _Context) -> EngineCacheError:
+    what = f"{product(context.request)} puts its lean runtime into a version compatible plan, and cannot load it"
+    fix = (
+        "Install the lean runtime of this TensorRT (packages tensorrt-lean, libnvinfer-lean), add --builder-flag "
+        "EXCLUDE_LEAN_RUNTIME, or leave --version-compatible out."
+    )
+    return UnsupportedOptionError(f"{what}: {context.line}", fix)
+
+
+def _no_refitting(context: _Context) -> EngineCacheError | None:
+    """A plan for refitting is compiled with CUDA's own calls, so that it needs the GPU that other plans do not."""
+    options = context.request.options
+    asked = ["--strip-plan"] if options.strip_plan else []
+    asked += [f"--builder-flag {flag}" for flag in options.builder_flags if re.fullmatch(r"REFIT(?:_\w+)?", flag)]
+    if not asked:
+        return None
+    names = " and ".join(asked)
+    what = f"{product(context.request)} calls CUDA while it builds a plan with {names}, and that failed"
+    fix = f"Build on a host with a GPU and its driver (`enginecache doctor` shows both), or leave {names} out."
+    return UnsupportedOptionError(f"{what}: {context.line}", fix)
+
+
 def _assertion(context: _Context) -> EngineCacheError:
     what = f"{context.refusal}: an internal check of TensorRT failed, which the model need not be to blame for"
     return BuildError(f"{what}: {context.line}", _SIMPLIFY)
@@ -247,7 +290,7 @@ _SIMPLIFY = (
     "OUT`), or try another TensorRT release."
 )
 
-_KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError]], ...] = (
+_KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError | None]], ...] = (
     (
         re.compile(r"out of memory|OutOfMemory|bad_alloc|cudaError 2:|cudaErrorMemoryAllocation", re.IGNORECASE),
         _out_of_memory,
@@ -260,9 +303,11 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError]], ..
         _bad_corner,
     ),
     (re.compile(r"no optimization profile has been defined"), _no_profile),
+    (re.compile(r"Unable to load library: libnvinfer_lean"), _no_lean_runtime),
+    (re.compile(r"CHECK\(status == CUDA_SUCCESS\) failed"), _no_refitting),
     (re.compile(r"image size is smaller than filter size|is smaller than the (?:kernel|window)"), _too_small),
     (re.compile(r"no tactics to implement|Could not find any implementation for node"), _no_tactic),
     (re.compile(r"Assertion .* failed|Internal Error:? .*assert", re.IGNORECASE), _assertion),
     (_NO_DRIVER, _no_driver),
 )
-"""In order: the first pattern that any line has wins, so a cause stands before its consequences."""
+"""In order: the first pattern that any line has wins, so a cause stands before its consequences. None passes it on."""

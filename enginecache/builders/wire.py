@@ -6,7 +6,6 @@ pass as lone surrogates, which JSON keeps.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from enginecache.builders.base import BuildRequest
 from enginecache.devices import Device
 from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError
 from enginecache.model import ModelIdentity, ModelSource
-from enginecache.options import BuildOptions
+from enginecache.options import BuildOptions, PluginLibrary
+from enginecache.precision import Conversion
 from enginecache.profiles import Profile, ShapeRange
-from enginecache.targets import ComputeCapability, DeviceModel, Target
+from enginecache.targets import ComputeCapability, DeviceModel, Reach, Target
 from enginecache.toolchain import Toolchain
 
 MODEL_NAME = "model.onnx"
 PLAN_NAME = "plan.engine"
+TIMING_CACHE_NAME = "timing.cache"
 """Names in the build's own folder."""
 
 _ERRORS: dict[str, type[EngineCacheError]] = {
@@ -34,32 +35,33 @@ _ERRORS: dict[str, type[EngineCacheError]] = {
         errors.ModelChangedError,
         errors.ModelError,
         errors.NoDeviceError,
+        errors.OptionError,
         errors.ProfileError,
         errors.StoreError,
         errors.TargetError,
         errors.ToolchainError,
+        errors.UnsupportedOptionError,
     )
 }
 """The errors that a worker may name; by a table, so that a line cannot name any other class."""
 
 
-def encode_request(request: BuildRequest, event_fd: int, parent_pid: int) -> bytes:
-    """The one line that a worker reads. Model bytes are not in it: they go through :data:`MODEL_NAME`."""
-    record = {
-        "event_fd": event_fd,
-        "parent_pid": parent_pid,
+def encode_request(request: BuildRequest) -> dict[str, Any]:
+    """What a worker reads. Bytes of a model or timing cache go through files of the build's folder."""
+    return {
         "path": None if request.source.path is None else str(request.source.path),
         "base_dir": None if request.source.base_dir is None else str(request.source.base_dir),
         "identity": request.identity.to_record(),
         "profiles": [[[name, asdict(shapes)] for name, shapes in profile.ranges] for profile in request.profiles],
-        "options": asdict(request.options),
+        "options": {**asdict(request.options), "plugins": [[str(p.path), p.digest] for p in request.options.plugins]},
         "toolchain": asdict(request.toolchain),
         "target": asdict(request.target),
         "device": None if request.device is None else asdict(request.device),
+        "conversion": None if request.conversion is None else request.conversion.fields(),
+        "has_timing_cache": request.timing_cache is not None,
         "work_dir": str(request.work_dir),
         "log_path": str(request.log_path),
     }
-    return json.dumps(record).encode() + b"\n"
 
 
 def decode_request(record: dict[str, Any]) -> BuildRequest:
@@ -69,13 +71,20 @@ def decode_request(record: dict[str, Any]) -> BuildRequest:
         source=_source(record, work_dir),
         identity=ModelIdentity.from_record(record["identity"]),
         profiles=tuple(Profile(tuple((name, _range(r)) for name, r in ranges)) for ranges in record["profiles"]),
-        options=BuildOptions(**record["options"]),
+        options=_options(record["options"]),
         toolchain=Toolchain(**record["toolchain"]),
         target=_target(record["target"]),
         device=None if record["device"] is None else _device(record["device"]),
         work_dir=work_dir,
         log_path=Path(record["log_path"]),
+        conversion=None if record["conversion"] is None else Conversion(**record["conversion"]),
+        timing_cache=(work_dir / TIMING_CACHE_NAME).read_bytes() if record["has_timing_cache"] else None,
     )
+
+
+def _options(record: dict[str, Any]) -> BuildOptions:
+    plugins = tuple(PluginLibrary(Path(path), digest) for path, digest in record["plugins"])
+    return BuildOptions(**{**record, "plugins": plugins})
 
 
 def _source(record: dict[str, Any], work_dir: Path) -> ModelSource:
@@ -93,7 +102,7 @@ def _range(record: dict[str, Any]) -> ShapeRange:
 def _target(record: dict[str, Any]) -> Target:
     model = record["device_model"]
     capabilities = tuple(ComputeCapability(*numbers) for numbers in record["compute_capabilities"])
-    return Target(capabilities, None if model is None else DeviceModel(**model))
+    return Target(capabilities, None if model is None else DeviceModel(**model), record["and_later"])
 
 
 def _device(record: dict[str, Any]) -> Device:
@@ -105,27 +114,24 @@ def _device(record: dict[str, Any]) -> Device:
     )
 
 
-def encode_progress(phase: str, fraction: float | None) -> bytes:
+def encode_progress(phase: str, fraction: float | None) -> dict[str, Any]:
     """A step of the build."""
-    return _line({"event": "progress", "phase": phase, "fraction": fraction})
+    return {"event": "progress", "phase": phase, "fraction": fraction}
 
 
-def encode_done(
-    compute_capabilities: tuple[ComputeCapability, ...], loaded_version: str, warnings: tuple[str, ...]
-) -> bytes:
-    """The plan is written and closed."""
-    record = {
+def encode_done(reach: Reach, loaded_version: str, warnings: tuple[str, ...]) -> dict[str, Any]:
+    """The plan, and the timing cache where there is one, are written and closed."""
+    return {
         "event": "done",
-        "compute_capabilities": compute_capabilities,
+        "reach": reach.to_texts(),
         "loaded_version": loaded_version,
         "warnings": warnings,
     }
-    return _line(record)
 
 
-def encode_error(error: EngineCacheError) -> bytes:
+def encode_error(error: EngineCacheError) -> dict[str, Any]:
     """Why there is no plan."""
-    return _line({"event": "error", "class": type(error).__name__, "what": error.what, "fix": error.fix})
+    return {"event": "error", "class": type(error).__name__, "what": error.what, "fix": error.fix}
 
 
 def decode_error(record: dict[str, Any], log_path: Path) -> EngineCacheError:
@@ -134,7 +140,3 @@ def decode_error(record: dict[str, Any], log_path: Path) -> EngineCacheError:
     if issubclass(kind, BuildError):
         return kind(record["what"], record["fix"], str(log_path))
     return kind(record["what"], record["fix"])
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"

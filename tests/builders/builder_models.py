@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ ADA = Device(
     driver_version="580.65.06",
     cuda_driver_version=(13, 0),
 )
+TURING = replace(ADA, name="Tesla T4", compute_capability=ComputeCapability(7, 5), sm_count=40)
 
 
 def tensor(name, dims, dtype=TensorProto.FLOAT):

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from dataclasses import replace
 
 import builder_models as models
 import pytest
-from listed_api import RELEASES, Script, listed_module
+from listed_api import ALWAYS_ASKED, RELEASES, STATIC, Script, a_request, is_rtx, run
 
-from enginecache.builders.adapter import build_plan
-from enginecache.builders.base import BuildRequest
-from enginecache.builders.logs import BuildLog
 from enginecache.errors import BuildError, NoDeviceError, ProfileError, TargetError
-from enginecache.model import ModelIdentity, ModelInput, ModelSource
+from enginecache.model import ModelSource
 from enginecache.options import BuildOptions
 from enginecache.targets import ComputeCapability, Target
 from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
-from enginecache.toolchain import Toolchain
 
-INPUTS = (ModelInput("s", "INT64", (2,)), ModelInput("x", "FLOAT", ("n", 4)))
 NETWORK_INPUTS = [("s", (2,), True), ("x", (-1, 4), False)]
-STATIC = [("x", (1, 4), False)]
 SHAPES = models.profile(x=((1, 4), (4, 4), (8, 4)))
 VALUES = models.profile(x=((1, 4), (4, 4), (8, 4)), s=((1, 1), (2, 8), (8, 32), "values"))
-
-
-def is_rtx(release):
-    return release.startswith("tensorrt_rtx")
-
-
-def a_request(tmp_path, release, **changes):
-    flavour = "tensorrt-rtx" if is_rtx(release) else "tensorrt"
-    fields = {
-        "source": ModelSource.of(tmp_path / "model.onnx"),
-        "identity": ModelIdentity("0" * 64, "1" * 64, INPUTS, (), is_settled=True),
-        "profiles": (),
-        "options": BuildOptions(),
-        "toolchain": Toolchain(flavour, release.partition("-")[2], 13, "linux", "x86_64"),
-        "target": models.SM89,
-        "device": None if is_rtx(release) else models.ADA,
-        "work_dir": tmp_path / "work",
-        "log_path": tmp_path / "log",
-    }
-    return BuildRequest(**{**fields, **changes})
-
-
-def run(release, request, script, reports=None):
-    reports = [] if reports is None else reports
-    log = BuildLog(io.StringIO())
-    return build_plan(listed_module(release, script), request, log, lambda *report: reports.append(report))
 
 
 MATRIX = list(
@@ -73,7 +40,7 @@ def test_whole_matrix_builds_with_the_names_that_the_release_has(tmp_path, relea
     plan = run(release, request, script, reports)
 
     assert bytes(memoryview(plan.memory)) == b"vtrt plan"
-    assert plan.compute_capabilities == (ComputeCapability(8, 9),)
+    assert plan.reach.compute_capabilities == (ComputeCapability(8, 9),)
     if kind == "bytes":
         assert script.arguments("OnnxParser.parse") == [(b"onnx", str(tmp_path / "model.onnx"))]
     else:
@@ -88,11 +55,7 @@ def test_whole_matrix_builds_with_the_names_that_the_release_has(tmp_path, relea
     has_monitor = release != "tensorrt-8.6.1"
     assert ("IBuilderConfig.progress_monitor" in script.names()) is has_monitor
     assert [fraction for _, fraction in reports][-1:] == ([1.0] if has_monitor else [])
-    absent = {
-        "tensorrt-8.6.1": {"module.IProgressMonitor", "IBuilderConfig.set_compute_capability"},
-        "tensorrt_rtx-1.7.1.116": set(),
-    }
-    assert script.absent == absent.get(release, {"IBuilderConfig.set_compute_capability"})
+    assert script.absent == ALWAYS_ASKED[release]
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -111,13 +74,13 @@ def test_targets_of_rtx_are_set_in_order(tmp_path):
         (80, 0),
         (89, 1),
     ]
-    assert plan.compute_capabilities == (ComputeCapability(8, 0), ComputeCapability(8, 9))
+    assert plan.reach.compute_capabilities == (ComputeCapability(8, 0), ComputeCapability(8, 9))
 
 
 def test_portable_target_sets_no_compute_capability(tmp_path):
     release, script = "tensorrt_rtx-1.7.1.116", Script(inputs=STATIC)
     plan = run(release, a_request(tmp_path, release, target=Target(())), script)
-    assert plan.compute_capabilities == PORTABLE
+    assert plan.reach.compute_capabilities == PORTABLE
     assert not script.names() & {"IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
 
 
@@ -171,6 +134,14 @@ def test_option_without_effect_is_a_warning(tmp_path):
         plan = run(release, a_request(tmp_path, release, options=options), Script(inputs=STATIC))
         expected = ("TensorRT-RTX 1.7.1.116 ignores the optimization level",) if is_rtx(release) else ()
         assert plan.warnings == expected
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_standard_plugins_are_registered_before_the_model_is_read(tmp_path, release):
+    script = Script(inputs=STATIC)
+    run(release, a_request(tmp_path, release), script)
+    names = [name for name, _ in script.calls]
+    assert names.index("module.init_libnvinfer_plugins") < names.index("OnnxParser.parse_from_file")
 
 
 def test_path_that_is_not_utf8_goes_as_bytes(tmp_path):

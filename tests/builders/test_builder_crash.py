@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import builder_models as models
 import pytest
 from builder_processes import ENVIRONMENT, children, is_running, seconds_until_gone
 
-from enginecache.builders.child import _Child
+from enginecache import processes
 from enginecache.errors import BuilderCrashError, BuilderKilledError
 
 pytestmark = pytest.mark.rtx
@@ -68,7 +67,7 @@ def test_worker_ended_by_another_signal_from_outside_is_not_to_be_remembered(tmp
 def test_worker_that_aborts_is_a_crash(tmp_path, builder):
     error = death(tmp_path, builder, signal.SIGABRT)
     assert type(error) is BuilderCrashError
-    assert "crashed with SIGABRT" in error.what
+    assert "crashed: it was ended by SIGABRT" in error.what
 
 
 def test_native_segmentation_fault_is_an_error_with_the_python_line(tmp_path, shim_builder_of):
@@ -76,7 +75,7 @@ def test_native_segmentation_fault_is_an_error_with_the_python_line(tmp_path, sh
     with pytest.raises(BuilderCrashError) as caught:
         shim_builder_of(defines=["CRASH"]).build(request)
     assert type(caught.value) is BuilderCrashError
-    assert "crashed with SIGSEGV" in caught.value.what
+    assert "crashed: it was ended by SIGSEGV" in caught.value.what
     assert "adapter.py" in caught.value.fix
     assert "Segmentation fault" in request.log_path.read_text()
 
@@ -153,12 +152,12 @@ def test_death_is_seen_although_another_process_holds_the_event_pipe(tmp_path):
     # A process that another thread forks while the worker is being started keeps the pipe's writing end.
     reader, writer = os.pipe()
     process = subprocess.Popen(["true"], stdin=subprocess.PIPE, bufsize=0)
-    child = _Child(process, reader, time.monotonic())
+    worker = processes.Worker(process, reader)
     try:
         os.write(writer, b'{"event": 1}\n{"half')
-        assert [line for line in child._lines() if line is not None] == [b'{"event": 1}']
+        assert [report for report in worker.reports() if report is not None] == [{"event": 1}]
     finally:
-        child.end()
+        worker.end()
         os.close(writer)
 
 

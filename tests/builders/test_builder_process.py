@@ -14,7 +14,7 @@ import onnx
 import pytest
 from builder_processes import ENVIRONMENT, children
 
-from enginecache.builders.child import ProcessBuilder, module_search_path
+from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import (
     BuildError,
     ModelChangedError,
@@ -25,6 +25,7 @@ from enginecache.errors import (
 )
 from enginecache.model import ModelSource, identify
 from enginecache.options import BuildOptions
+from enginecache.processes import module_search_path
 from enginecache.targets import ComputeCapability, Target
 from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
 
@@ -52,7 +53,7 @@ def test_real_model_gives_a_plan_a_log_and_progress_that_never_falls(tmp_path, b
     assert plan.plan_path.read_bytes()[:4] == b"vtrt"
     assert plan.plan_path.stat().st_mode & 0o777 == 0o600
     assert plan.loaded_version == "1.7.1.116"
-    assert plan.compute_capabilities == (ComputeCapability(8, 9),)
+    assert plan.reach.compute_capabilities == (ComputeCapability(8, 9),)
     assert plan.warnings == ()
     assert {event.phase for event in events} == {"Building engine"}
     fractions = [event.fraction for event in events]
@@ -78,7 +79,7 @@ def test_real_model_gives_a_plan_a_log_and_progress_that_never_falls(tmp_path, b
 )
 def test_targets_decide_what_the_plan_reaches(tmp_path, builder, targets, reach):
     plan = builder.build(models.request_for(tmp_path, models.conv_model(1), target=Target.parse(targets)))
-    assert tuple(str(capability) for capability in plan.compute_capabilities) == reach
+    assert tuple(str(capability) for capability in plan.reach.compute_capabilities) == reach
 
 
 def test_target_that_rtx_lacks_is_refused_with_those_that_it_has(tmp_path, builder):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import builder_models as models
 import pytest
 
 from enginecache.builders.logs import MAX_SHOWN, shown_warnings
 from enginecache.builders.reasons import ParserProblem, clean_lines, explain_build, explain_parsing
-from enginecache.errors import BuilderKilledError, BuildError, NoDeviceError, ProfileError
+from enginecache.errors import BuilderKilledError, BuildError, NoDeviceError, ProfileError, UnsupportedOptionError
+from enginecache.options import BuildOptions, PluginLibrary
 
 DRIVER = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
@@ -23,6 +27,16 @@ BAD_OPT = (
     "constraints: IShuffleLayer rs: reshaping failed for tensor: x Reshape dimension of -1 has no solution. In "
     "executeReshape at /_src/runtime/core/shapeMachine.cpp:340 In evaluateShapeChecks at "
     "/_src/optimizer/common/shapeCompiler.cpp:1375)"
+)
+LEAN = (
+    "IBuilder::buildSerializedNetwork: Error Code 6: API Usage Error (Unable to load library: libnvinfer_lean.so.1: "
+    "libnvinfer_lean.so.1: cannot open shared object file: No such file or directory In Impl at "
+    "/_src/runtime/dispatch/libLoader.cpp:305)"
+)
+MYELIN = (
+    "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] "
+    "MyelinCheckException: graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.  In compileGraph at "
+    "/_src/optimizer/myelin/codeGenerator.cpp:2012)"
 )
 CLEAN_BAD_OPT = (
     "kOPT values for profile 0 violate shape constraints: IShuffleLayer rs: reshaping failed for tensor: x Reshape "
@@ -75,6 +89,47 @@ def test_known_lines_have_a_reason_and_a_remedy(request_, line, kind, what, fix)
     assert fix in error.fix
     assert "\n" not in error.what
     assert "/_src/" not in str(error)
+
+
+def test_missing_lean_runtime_is_an_option_that_this_machine_lacks(request_):
+    error = explain_build(request_, [LEAN, DRIVER])
+    assert type(error) is UnsupportedOptionError
+    assert "its lean runtime into a version compatible plan, and cannot load it: Unable to load library" in error.what
+    assert "leave --version-compatible out" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (BuildOptions(strip_plan=True), "--strip-plan"),
+        (BuildOptions(builder_flags=("REFIT_IDENTICAL", "TF32=OFF")), "--builder-flag REFIT_IDENTICAL"),
+        (
+            BuildOptions(strip_plan=True, builder_flags=("REFIT",)),
+            "--strip-plan and --builder-flag REFIT",
+        ),
+    ],
+)
+def test_failing_cuda_call_of_a_plan_for_refitting_is_put_down_to_the_option(request_, options, asked):
+    error = explain_build(replace(request_, options=options), [MYELIN])
+    assert type(error) is UnsupportedOptionError
+    assert f"with {asked}, and that failed: MyelinCheckException: graph_jit.cpp:278: CHECK" in error.what
+    assert error.fix.endswith(f"or leave {asked} out.")
+
+
+def test_failing_cuda_call_of_another_plan_is_the_builds_own_failure(request_):
+    options = BuildOptions(builder_flags=("REFIT=OFF",))
+    error = explain_build(replace(request_, options=options), [MYELIN])
+    assert type(error) is BuildError
+    assert "refused model0.onnx: MyelinCheckException" in error.what
+
+
+def test_missing_plugin_says_which_libraries_did_not_have_it(request_):
+    problem = ParserProblem(3, "frob1", "Frobnicate", "Plugin not found, are the plugin name, version correct?")
+    assert "name that: --plugin FILE" in explain_parsing(request_, [problem], []).fix
+    plugins = (PluginLibrary(Path("/lib/liba.so"), "0" * 64),)
+    error = explain_parsing(replace(request_, options=BuildOptions(plugins=plugins)), [problem], [])
+    assert "it has no operator Frobnicate as node 'frob1' (Frobnicate) uses it" in error.what
+    assert error.fix.startswith("None of liba.so has the plugin Frobnicate: compare its name, version and namespace")
 
 
 def test_cause_stands_before_its_consequences(request_):
