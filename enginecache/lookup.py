@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enginecache.entry import Neighbour, Reason
+from enginecache.entry import Candidate
+from enginecache.errors import NotCachedError
 from enginecache.key import EngineKey
 from enginecache.locks.base import KeyLocks
-from enginecache.matching import nearest
+from enginecache.matching import Reason, distance, is_same_model, judge
 from enginecache.memo import BlobState, FileMemo
+from enginecache.placement import required_reach
 from enginecache.registry.base import EntryRecord, Registry
 from enginecache.store.base import BlobStore
 
@@ -21,20 +23,31 @@ Without it an eviction could unlink a blob after its equal is published and befo
 STORE_LOCK_TIMEOUT_S = 60.0
 """It is held for a few renames and one transaction, so who waits longer waits for a stopped process."""
 
-NEAREST_SHOWN = 3
-
 
 @dataclass(frozen=True)
 class Miss:
-    """No stored engine serves the request.
+    """No stored engine serves the request exactly.
 
     Attributes:
         reasons: Why; the first one's code is ``absent``, ``differs`` or ``corrupt``.
-        neighbours: The nearest stored engines, nearest first.
+        candidates: The engines of this model that are stored, best first, each with its verdict.
     """
 
     reasons: tuple[Reason, ...]
-    neighbours: tuple[Neighbour, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+
+    def error(self, key: EngineKey) -> NotCachedError:
+        """The miss as an error, for a caller who must not build."""
+        why = "; ".join(reason.text for reason in self.reasons)
+        message = f"no stored engine serves this request (key {key.digest[:12]}): {why}"
+        return NotCachedError(
+            message, "Leave --offline out to build it, or see `enginecache explain` with the same options."
+        )
+
+    @property
+    def nearest(self) -> Candidate | None:
+        """The candidate whose key is least apart from the asked one."""
+        return min(self.candidates, key=lambda candidate: distance(candidate.verdict.differing), default=None)
 
 
 class Lookup:
@@ -81,16 +94,40 @@ class Lookup:
         where = "" if kept is None else f"; the file is kept as {kept}"
         return Reason("corrupt", f"the stored engine {record.digest[:12]} was set aside: {what}{where}")
 
+    def quarantine(self, record: EntryRecord, why: str) -> None:
+        """Set aside a blob that TensorRT does not take although its bytes are whole."""
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+            current = self._registry.find(record.key)
+            if current is None or current.build_id != record.build_id:
+                return  # set aside or rebuilt by another process
+            self._registry.forget_blob(record.digest, why)
+            self._store.quarantine(record.digest)
+
     def explain_miss(self, key: EngineKey) -> Miss:
-        """Why no entry has this key: the nearest ones, and the fields in which they differ."""
-        relatives = self._registry.relatives(key.model_structure, key.model_weights)
-        ranked = nearest(key.fields(), ((record, record.fields) for record in relatives), NEAREST_SHOWN)
-        neighbours = tuple(Neighbour(record, differing) for record, differing in ranked)
-        if not neighbours:
-            return Miss((Reason("absent", "no engine of this model is stored"),))
-        closest = neighbours[0]
-        listed = "; ".join(str(difference) for difference in closest.differing)
+        """Why no entry has this key: what is stored of the model, and the fields in which the nearest differs."""
+        miss = Miss((Reason("absent", "no engine of this model is stored"),), self.candidates(key))
+        nearest = miss.nearest
+        if nearest is None:
+            return miss
+        listed = "; ".join(str(difference) for difference in nearest.verdict.differing)
         text = (
-            f"the nearest stored engine, {closest.record.key[:12]} ({closest.record.model_name}), differs in {listed}"
+            f"the nearest stored engine, {nearest.record.key[:12]} ({nearest.record.model_name}), differs in {listed}"
         )
-        return Miss((Reason("differs", text),), neighbours)
+        return Miss((Reason("differs", text),), miss.candidates)
+
+    def candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
+        """What is stored of models that share graph or weights with the key's: best first, newest first of equals."""
+        asked, needed = key.fields(), required_reach(key.target)
+        judged = [
+            Candidate(record, judge(asked, needed, record.fields, record.reach))
+            for record in self._registry.relatives(key.model_structure, key.model_weights)
+        ]
+        return tuple(sorted((c for c in judged if is_same_model(c.verdict.differing)), key=lambda c: c.verdict.rank))
+
+    def whole(self, candidate: Candidate) -> bool:
+        """Whether the candidate's blob is there and as its digest says; a damaged one is quarantined."""
+        record = candidate.record
+        return (
+            self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
+            or self.set_aside(record) is None
+        )

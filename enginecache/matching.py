@@ -1,22 +1,46 @@
-"""Which fields of two keys differ, and which stored key is nearest to an asked one."""
+"""Which stored engine serves a request, how well, and why not.
+
+A verdict is made from plain key fields and the reach that the builder recorded, in one function, for ``get`` and
+``explain`` alike. Whatever is not known to be harmless is a refusal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
 
+from enginecache.devices import Device
 from enginecache.key import Fields, canonical_json
+from enginecache.options import HARDWARE_COMPATIBILITIES
+from enginecache.targets import Reach
+
+Accept = Literal["exact", "compatible"]
+Level = Literal["exact", "compatible", "refused"]
+ACCEPTS: tuple[Accept, ...] = ("exact", "compatible")
 
 _ABSENT = "(absent)"
 
-_WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3}
+_WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3}
 """How far one differing field of a group moves two keys apart: another model is farther than any other difference."""
 
 _NAMES = {
     "model.structure": "the graph differs (nodes, attributes, names or static shapes)",
     "model.weights": "the weights differ (contents of initializers or constants)",
 }
+
+
+class Reason(NamedTuple):
+    """Why something came out as it did.
+
+    Attributes:
+        code: Stable, for programs.
+        text: For people.
+    """
+
+    code: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,155 @@ class Difference:
     def __str__(self) -> str:
         if self.field in _NAMES:
             return f"{self.field}: {_NAMES[self.field]}"
-        return f"{self.field}: asked {canonical_json(self.asked)}, stored {canonical_json(self.stored)}"
+        return f"{self.field}: asked {_shown(self.asked)}, stored {_shown(self.stored)}"
+
+
+def _shown(value: Any) -> str:
+    """A field's value for people: a range of shapes as the flags have it, none for nothing."""
+    if isinstance(value, Mapping) and {"min", "opt", "max"} <= value.keys():
+        return "..".join("x".join(str(size) for size in value[corner]) for corner in ("min", "opt", "max"))
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
+        return ", ".join(".".join(map(str, item)) for item in value)
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How well a stored engine serves a request.
+
+    Attributes:
+        level: ``exact``; ``compatible``: it runs, and is not what was asked; ``refused``.
+        reasons: For ``compatible``, each way in which it is not what was asked; for ``refused``, each reason.
+        differing: Every field that differs.
+    """
+
+    level: Level
+    reasons: tuple[Reason, ...]
+    differing: tuple[Difference, ...]
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Smaller is better: the level, the number of relaxations, how far the keys are apart."""
+        order: tuple[Level, ...] = ("exact", "compatible", "refused")
+        return order.index(self.level), len(self.reasons), distance(self.differing)
+
+
+EXACT = Reason("exact", "a stored engine has exactly this key")
+
+
+def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach) -> Verdict:
+    """Whether a stored engine serves a request.
+
+    Args:
+        asked: The request's key fields.
+        needed: The GPUs that the request's target stands for.
+        stored: The entry's key fields; may be of another key version.
+        reach: The GPUs that the stored plan runs on, as its builder recorded them.
+    """
+    differing = differences(asked, stored)
+    relaxed: list[Reason] = []
+    refused: list[Reason] = []
+    if not reach.covers(needed):
+        refused.append(Reason("reach", f"it runs on compute capability {reach}, and {needed} is asked"))
+    if not differing:
+        return Verdict("refused", tuple(refused), ()) if refused else Verdict("exact", (EXACT,), ())
+    for difference in differing:
+        group = _RULES.get(_rule_name(difference.field))
+        relaxation = None if group is None else group(asked, stored)
+        if relaxation is None:
+            refused.append(Reason("differs", str(difference)))
+        else:
+            relaxed += [reason for reason in relaxation if reason not in relaxed]
+    if refused:
+        return Verdict("refused", tuple(refused), differing)
+    return Verdict("compatible", tuple(relaxed), differing)
+
+
+def _rule_name(field: str) -> str:
+    return "profiles" if field.startswith("profiles[") else field
+
+
+def _wider_level(asked: Fields, stored: Fields) -> list[Reason] | None:
+    """A plan of a wider hardware compatibility runs where a narrower one would."""
+    levels = HARDWARE_COMPATIBILITIES
+    wanted, found = (fields["options"].get("hardware_compatibility") for fields in (asked, stored))
+    if found not in levels or levels.index(found) < levels.index(wanted):
+        return None
+    return [Reason("wider_reach", f"it was built with hardware compatibility {found}, which may be slower")]
+
+
+def _wider_target(asked: Fields, stored: Fields) -> list[Reason] | None:
+    """Whether the reach covers what is asked is told by the reach itself; here, whether wider is meant to be equal."""
+    shown = _target_text(stored["target"])
+    return [Reason("wider_reach", f"it was built for {shown}, not for {_target_text(asked['target'])} alone")]
+
+
+def _target_text(target: Fields) -> str:
+    capabilities = target["compute_capabilities"]
+    if isinstance(capabilities, str):
+        return capabilities
+    return ", ".join(".".join(map(str, capability)) for capability in capabilities) + (
+        " and later" if target.get("and_later") else ""
+    )
+
+
+def _other_device(asked: Fields, stored: Fields) -> list[Reason] | None:
+    """A plan tuned for another device model of the same compute capability runs, if not at its best."""
+    wanted, found = asked["target"]["device"], stored["target"].get("device")
+    if wanted is None:
+        return None  # a plan for every device model was asked, and this one is tuned for one
+    if found is None:
+        return []  # tuned for none: the wider level says so
+    text = f"it was tuned for {found['name']} ({found['sm_count']} SMs), not for {wanted['name']}"
+    return [Reason("other_device_model", f"{text} ({wanted['sm_count']} SMs)")]
+
+
+def _containing_profiles(asked: Fields, stored: Fields) -> list[Reason] | None:
+    """Profiles are ordered: each asked one must lie within the stored one of the same index."""
+    wanted, found = asked["profiles"], stored["profiles"]
+    if len(wanted) != len(found) or not all(map(_contains, found, wanted)):
+        return None
+    return [Reason("containing_profile", "its profiles contain the asked ranges, and are tuned for other shapes")]
+
+
+def _contains(outer: Fields, inner: Fields) -> bool:
+    return outer.keys() == inner.keys() and all(_contains_range(outer[name], inner[name]) for name in inner)
+
+
+def _contains_range(outer: Fields, inner: Fields) -> bool:
+    if outer["kind"] != inner["kind"] or len(outer["min"]) != len(inner["min"]):
+        return False
+    return all(low <= asked for low, asked in zip(outer["min"], inner["min"], strict=True)) and all(
+        high >= asked for high, asked in zip(outer["max"], inner["max"], strict=True)
+    )
+
+
+_RULES = {
+    "options.hardware_compatibility": _wider_level,
+    "target.compute_capabilities": _wider_target,
+    "target.and_later": _wider_target,
+    "target.device": _other_device,
+    "target.device.name": _other_device,  # both are tuned for one
+    "target.device.sm_count": _other_device,
+    "profiles": _containing_profiles,
+}
+"""The fields in which a stored engine may differ and still serve; None from a rule, and every other field, refuses."""
+
+
+def older_driver(device: Device | None, built_under: str | None) -> tuple[Reason, ...]:
+    """A newer driver runs what an older one did; the other way round nobody promises it."""
+    here, then = _version(device.driver_version if device is not None else ""), _version(built_under or "")
+    if not here or here >= then:
+        return ()
+    return (
+        Reason("older_driver", f"it was built under driver {built_under}; the one here is older, and may refuse it"),
+    )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def differences(asked: Fields, stored: Fields) -> tuple[Difference, ...]:
@@ -44,28 +216,29 @@ def differences(asked: Fields, stored: Fields) -> tuple[Difference, ...]:
 
     A field that only one of them has differs too: a stored key may come from another release.
     """
-    left, right = _flatten(asked), _flatten(stored)
-    return tuple(
-        Difference(name, left.get(name, _ABSENT), right.get(name, _ABSENT))
-        for name in sorted(left.keys() | right.keys())
-        if left.get(name, _ABSENT) != right.get(name, _ABSENT)
-    )
+    return tuple(sorted(_compare("", asked, stored), key=lambda difference: difference.field))
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        elif name == "profiles":
-            for index, profile in enumerate(value):
-                # One field an input: its three shapes are one thing to the reader.
-                flat.update({f"profiles[{index}].{entry}": shapes for entry, shapes in profile.items()})
-                if not profile:
-                    flat[f"profiles[{index}]"] = profile
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _compare(name: str, asked: Any, stored: Any) -> Iterator[Difference]:
+    if isinstance(asked, Mapping) and isinstance(stored, Mapping):
+        for key in asked.keys() | stored.keys():
+            yield from _compare(f"{name}.{key}" if name else key, asked.get(key, _ABSENT), stored.get(key, _ABSENT))
+    elif name == "profiles" and isinstance(asked, list) and isinstance(stored, list):
+        for index, (one, other) in enumerate(zip_longest(asked, stored, fillvalue=_ABSENT)):
+            yield from _compare_profiles(f"profiles[{index}]", one, other)
+    elif asked != stored:
+        yield Difference(name, asked, stored)
+
+
+def _compare_profiles(name: str, asked: Any, stored: Any) -> Iterator[Difference]:
+    """One difference an input: its three shapes are one thing to the reader."""
+    if not isinstance(asked, Mapping) or not isinstance(stored, Mapping):
+        yield Difference(name, asked, stored)
+        return
+    for entry in asked.keys() | stored.keys():
+        one, other = asked.get(entry, _ABSENT), stored.get(entry, _ABSENT)
+        if one != other:
+            yield Difference(f"{name}.{entry}", one, other)
 
 
 def distance(differing: Iterable[Difference]) -> int:
@@ -77,21 +250,6 @@ def distance(differing: Iterable[Difference]) -> int:
     return total
 
 
-Candidate = TypeVar("Candidate")
-
-
-def nearest(
-    asked: Fields, stored: Iterable[tuple[Candidate, Fields]], limit: int = 3
-) -> list[tuple[Candidate, tuple[Difference, ...]]]:
-    """The stored keys that are least apart from ``asked``, nearest first.
-
-    A key that shares neither graph nor weights with the request is no neighbour and is left out.
-    """
-    ranked = []
-    for order, (candidate, fields) in enumerate(stored):
-        differing = differences(asked, fields)
-        if {"model.structure", "model.weights"} <= {difference.field for difference in differing}:
-            continue
-        ranked.append((distance(differing), order, candidate, differing))
-    ranked.sort(key=lambda row: row[:2])
-    return [(candidate, differing) for _, _, candidate, differing in ranked[:limit]]
+def is_same_model(differing: Sequence[Difference]) -> bool:
+    """Whether graph or weights are shared: a key that shares neither is no neighbour."""
+    return not {"model.structure", "model.weights"} <= {difference.field for difference in differing}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import os
+import time
+from pathlib import Path
 
+from enginecache.digests import StreamDigest
+from enginecache.errors import OptionError
 from enginecache.fingerprint import Fingerprint, has_true_ctime
 from enginecache.key import KEY_VERSION
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.options import PluginLibrary
 from enginecache.registry.base import Registry
 from enginecache.store.base import BlobStore
 
@@ -56,6 +63,30 @@ class FileMemo:
             found = {"key_version": KEY_VERSION, "identity": identity.to_record()}
             self._registry.remember("model", identity.files[0].fingerprint, found)
         return identity
+
+    def plugin(self, path: Path) -> PluginLibrary:
+        """A plugin library with the digest of its bytes, from the memo where the file has not changed.
+
+        Raises:
+            OptionError: It cannot be read.
+        """
+        now_ns = time.time_ns()
+        try:
+            with path.open("rb", buffering=0) as file:
+                before = Fingerprint.of_stat(os.fstat(file.fileno()))
+                found = self._registry.recall("plugin", before) if has_true_ctime(before.device) else None
+                if found is not None:
+                    return PluginLibrary(path, found["digest"])
+                with contextlib.closing(StreamDigest()) as stream:
+                    stream.read_from(file, before.size_bytes)
+                    digest = stream.hexdigest()
+                after = Fingerprint.of_stat(os.fstat(file.fileno()))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            message = f"the plugin library {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+            raise OptionError(message, "Name the library's file with --plugin.") from error
+        if before == after and after.is_settled(now_ns):
+            self._registry.remember("plugin", after, {"digest": digest})
+        return PluginLibrary(path, digest)
 
     def check_blob(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
         """Whether the blob is there and whole.

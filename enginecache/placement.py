@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from enginecache.config import Backend
-from enginecache.devices import Device, find_device
+from enginecache.devices import Device, driver_problem, find_device
 from enginecache.errors import BackendError, NoDeviceError, TargetError, ToolchainError
-from enginecache.targets import ComputeCapability, Target
+from enginecache.flavours import check_options
+from enginecache.options import BuildOptions
+from enginecache.targets import AMPERE, ComputeCapability, Reach, Target
 from enginecache.toolchain import (
     PORTABLE_COMPUTE_CAPABILITIES,
     Flavour,
@@ -47,7 +49,7 @@ def place(
     target: Target | None,
     device_ordinal: int | None = None,
     *,
-    is_tuned: bool = True,
+    options: BuildOptions | None = None,
     cuda_major: int | None = None,
     find: Callable[[int | None], Device] = find_device,
     inspect: Callable[[int | None], tuple[ToolchainFinding, ...]] = inspect_toolchains,
@@ -60,7 +62,8 @@ def place(
         backend: ``tensorrt``, ``tensorrt-rtx``, or ``auto``: the first of these that can.
         target: What the plan must run on; None for the GPU here.
         device_ordinal: CUDA's number of the GPU here; None for the one that CUDA would use.
-        is_tuned: Whether a TensorRT plan is tuned for one device model: no hardware compatibility level is asked.
+        options: Builder options; their hardware compatibility widens a TensorRT plan's target, and what a flavour lacks
+            rules it out.
         cuda_major: What to take for the CUDA of a TensorRT whose packages do not tell it.
         find: Finds the GPU of an ordinal.
         inspect: Finds the installed flavours, given ``cuda_major``.
@@ -69,18 +72,20 @@ def place(
         NoDeviceError: A GPU is needed, and there is none, or not the one of that number.
         ToolchainError: The flavour is not usable here.
         TargetError: The flavour cannot build for the target.
+        UnsupportedOptionError: The flavour has not what an option asks for.
     """
     host = _Host(device_ordinal, find, inspect(cuda_major))
+    options = options or BuildOptions()
     if backend == "tensorrt":
-        return _on_tensorrt(host, target, is_tuned)
+        return _on_tensorrt(host, target, options)
     if backend == "tensorrt-rtx":
-        return _on_rtx(host, target)
+        return _on_rtx(host, target, options)
     try:
-        return _on_tensorrt(host, target, is_tuned)
+        return _on_tensorrt(host, target, options)
     except BackendError as error:
         no_tensorrt = error
     try:
-        placement = _on_rtx(host, target)
+        placement = _on_rtx(host, target, options)
     except BackendError as no_rtx:
         raise _neither(no_tensorrt, no_rtx) from None
     return replace(placement, reasons=(f"TensorRT was passed over: {no_tensorrt.what}.", *placement.reasons))
@@ -117,9 +122,15 @@ class _Host:
         return finding.toolchain
 
 
-def _on_tensorrt(host: _Host, target: Target | None, is_tuned: bool) -> Placement:
+def required_reach(target: Target) -> Reach:
+    """The GPUs that a target stands for."""
+    return Reach(target.compute_capabilities or PORTABLE_COMPUTE_CAPABILITIES, target.and_later)
+
+
+def _on_tensorrt(host: _Host, target: Target | None, options: BuildOptions) -> Placement:
     """TensorRT builds on the GPU that it builds for."""
     toolchain = host.toolchain("tensorrt")
+    check_options("tensorrt", options)
     if target is not None and target.is_portable:
         raise TargetError("TensorRT has no portable target", f"{_USE_RTX}, or leave --target out.")
     if target is not None and len(target.compute_capabilities) > 1:
@@ -132,15 +143,42 @@ def _on_tensorrt(host: _Host, target: Target | None, is_tuned: bool) -> Placemen
             f"Choose a GPU of that kind with --device, build on a host that has one, or use --target {capability.sm}.\n"
             f"{_USE_RTX}",
         )
-    placed = Target((capability,), device.model if is_tuned else None)
+    _check_driver(toolchain, device)
+    placed = _device_target(device, options)
     return Placement(
         toolchain, placed, device, (f"TensorRT {toolchain.version} is installed, and builds on {_named(device)}.",)
     )
 
 
-def _on_rtx(host: _Host, target: Target | None) -> Placement:
+def _device_target(device: Device, options: BuildOptions) -> Target:
+    """What a plan that TensorRT builds on the device must run on: as far as its hardware compatibility reaches."""
+    if options.hardware_compatibility == "none":
+        return Target((device.compute_capability,), device.model)
+    if options.hardware_compatibility == "same_compute_capability":
+        return Target((device.compute_capability,))
+    if device.compute_capability < AMPERE:
+        raise TargetError(
+            f"hardware compatibility ampere_plus needs a GPU of compute capability 8.0 or later, and {_named(device)} "
+            "is older",
+            "Build on such a GPU with --device, or leave --hardware-compatibility out.",
+        )
+    # One key for all of them, whichever builds first.
+    return Target((AMPERE,), and_later=True)
+
+
+def _check_driver(toolchain: Toolchain, device: Device) -> None:
+    problem = driver_problem(device, toolchain.cuda_major)
+    if problem:
+        raise ToolchainError(
+            f"TensorRT {toolchain.version} cannot run here: {problem}",
+            "Update the NVIDIA driver, or install a TensorRT for an older CUDA; see `enginecache doctor`.",
+        )
+
+
+def _on_rtx(host: _Host, target: Target | None, options: BuildOptions) -> Placement:
     """TensorRT-RTX builds for compute capabilities, with or without a GPU."""
     toolchain = host.toolchain("tensorrt-rtx")
+    check_options("tensorrt-rtx", options)
     name = f"TensorRT-RTX {toolchain.version}"
     if target is None:
         device = host.device()

@@ -6,18 +6,22 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
 
 from enginecache.builders.base import ProgressCallback
 from enginecache.config import BACKENDS, Backend
 from enginecache.errors import OptionError, ProfileError
 from enginecache.locks.base import WaitingCallback
+from enginecache.matching import ACCEPTS, Accept
 from enginecache.model import ModelSource
-from enginecache.options import BuildOptions
+from enginecache.options import BuildOptions, HardwareCompatibility, Precision
 from enginecache.profiles import Corners, ProfileRequest
 from enginecache.targets import Target
 
 Model = str | os.PathLike[str] | bytes
+IfUnloadable = Literal["rebuild", "raise"]
+IF_UNLOADABLE: tuple[IfUnloadable, ...] = get_args(IfUnloadable)
 
 
 class Ask(TypedDict, total=False):
@@ -30,9 +34,17 @@ class Ask(TypedDict, total=False):
         dims: From the name of an ONNX dimension to (minimum, optimum, maximum), or to one fixed size.
         workspace_bytes: Limit of the workspace in bytes; None leaves TensorRT's default.
         optimization_level: 0 to 5; 3 is the default.
+        precision: ``fp16``, ``bf16``, ``int8``, ``fp8``, or several.
+        convert_io: Where the graph is converted to a precision: its inputs and outputs too.
+        hardware_compatibility: ``none``, ``same_compute_capability`` or ``ampere_plus``.
+        version_compatible: A plan that later TensorRT releases of the same major version load.
+        strip_plan: A plan without weights.
+        builder_flags: Names of further builder flags; ``TF32=OFF`` clears one.
+        plugins: Paths of libraries with TensorRT plugins.
         backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; None takes the configuration's.
         target: ``sm_89``, ``8.9``, ``89``, ``portable``, or several; None takes the device's.
         device: CUDA ordinal; None takes the one that CUDA would use.
+        accept: ``exact``, or ``compatible`` for a stored engine that runs here and is not quite what was asked.
     """
 
     base_dir: str | os.PathLike[str] | None
@@ -40,9 +52,17 @@ class Ask(TypedDict, total=False):
     dims: Mapping[str, tuple[int, int, int] | int]
     workspace_bytes: int | None
     optimization_level: int | None
+    precision: Precision | Sequence[Precision]
+    convert_io: bool
+    hardware_compatibility: HardwareCompatibility
+    version_compatible: bool
+    strip_plan: bool
+    builder_flags: Sequence[str]
+    plugins: Sequence[str | os.PathLike[str]]
     backend: Backend | None
     target: str | Sequence[str] | None
     device: int | None
+    accept: Accept
 
 
 class GetAsk(Ask, total=False):
@@ -53,6 +73,7 @@ class GetAsk(Ask, total=False):
         rebuild: Build even if an engine is stored, and replace it.
         timeout_s: Longest wait for another builder, in seconds; None takes the configuration's. The build itself has
             no limit.
+        timing_cache: Whether a build begins with the timing cache that is kept for its kind, and adds to it.
         progress: Called with each step of a build, from the calling thread.
         waiting: Called about once a second while another process builds.
     """
@@ -60,6 +81,7 @@ class GetAsk(Ask, total=False):
     offline: bool
     rebuild: bool
     timeout_s: float | None
+    timing_cache: bool
     progress: ProgressCallback | None
     waiting: WaitingCallback | None
 
@@ -71,18 +93,22 @@ class Request:
     Attributes:
         source: The model.
         shapes: Profiles and dimensions as given.
-        options: Builder options.
+        options: Builder options, without plugins.
+        plugins: Paths of plugin libraries, absolute.
         backend: Which flavour; None leaves it to the configuration.
         target: What the plan must run on; None leaves it to the device.
         device: CUDA ordinal; None leaves it to CUDA.
+        accept: How far the caller goes.
     """
 
     source: ModelSource
     shapes: ProfileRequest
     options: BuildOptions
+    plugins: tuple[Path, ...] = ()
     backend: Backend | None = None
     target: Target | None = None
     device: int | None = None
+    accept: Accept = "exact"
 
     @classmethod
     def of(cls, model: Model, ask: Ask) -> Request:
@@ -94,11 +120,7 @@ class Request:
         unknown = set(ask) - _KEYWORDS
         if unknown:
             raise TypeError(f"there is no such keyword: {', '.join(sorted(unknown))}; see enginecache.request.GetAsk")
-        level = ask.get("optimization_level")
         target = ask.get("target")
-        options = BuildOptions(workspace_bytes=ask.get("workspace_bytes"))
-        if level is not None:
-            options = BuildOptions(workspace_bytes=ask.get("workspace_bytes"), optimization_level=level)
         targets = _target_names(target)
         return cls(
             source=ModelSource.of(model, ask.get("base_dir")),
@@ -106,11 +128,35 @@ class Request:
                 profiles_of(ask.get("profiles") or ()),
                 _dims_of(ask.get("dims") or {}),
             ),
-            options=options,
-            backend=_backend(ask.get("backend")),
+            options=_options(ask),
+            plugins=_plugins(ask.get("plugins") or ()),
+            backend=_choice("backend", ask.get("backend"), BACKENDS),
             target=Target.parse(targets) if targets else None,
             device=ask.get("device"),
+            accept=_choice("accept", ask.get("accept"), ACCEPTS) or "exact",
         )
+
+
+def _options(ask: Ask) -> BuildOptions:
+    """Only what was given: a value that is None counts as left out."""
+    precision = ask.get("precision")
+    given: dict[str, Any] = {
+        "workspace_bytes": ask.get("workspace_bytes"),
+        "optimization_level": ask.get("optimization_level"),
+        "precision": (precision,) if isinstance(precision, str) else precision,
+        "convert_io": ask.get("convert_io"),
+        "hardware_compatibility": ask.get("hardware_compatibility"),
+        "version_compatible": ask.get("version_compatible"),
+        "strip_plan": ask.get("strip_plan"),
+        "builder_flags": ask.get("builder_flags"),
+    }
+    return BuildOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _plugins(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    if isinstance(paths, str | os.PathLike):
+        raise OptionError(f"plugins is one path: {os.fspath(paths)!r}", "Give a list of paths.")
+    return tuple(Path(path).absolute() for path in paths)
 
 
 def _target_names(target: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -120,10 +166,10 @@ def _target_names(target: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _backend(backend: Backend | None) -> Backend | None:
-    if backend is not None and backend not in BACKENDS:
-        raise OptionError(f"{backend!r} is not a backend", f"Choose one of {', '.join(BACKENDS)}.")
-    return backend
+def _choice(name: str, value: Any, choices: Sequence[str]) -> Any:
+    if value is not None and value not in choices:
+        raise OptionError(f"{name}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
+    return value
 
 
 _KEYWORDS = GetAsk.__required_keys__ | GetAsk.__optional_keys__

@@ -170,7 +170,7 @@ def test_nothing_stored_is_absent(open_cache, model):
     cache = open_cache()
     found = cache._lookup.find(key_of(cache, model))
     assert [reason.code for reason in found.reasons] == ["absent"]
-    assert found.neighbours == ()
+    assert found.candidates == ()
 
 
 def test_the_nearest_stored_engine_and_the_fields_that_differ_are_told(open_cache, model):
@@ -179,7 +179,7 @@ def test_the_nearest_stored_engine_and_the_fields_that_differ_are_told(open_cach
     found = cache._lookup.find(key_of(cache, model, WIDER))
     assert [reason.code for reason in found.reasons] == ["differs"]
     assert entry.key[:12] in found.reasons[0].text
-    assert [difference.field for difference in found.neighbours[0].differing] == ["profiles[0].x"]
+    assert [difference.field for difference in found.candidates[0].verdict.differing] == ["profiles[0].x"]
 
 
 def test_a_root_whose_folder_of_locks_is_gone_cannot_set_aside_silently(tmp_path, model):

@@ -1,14 +1,18 @@
-"""Which fields of two keys differ, and which entry is nearest."""
+"""Which fields of two keys differ, and the verdict on a stored engine."""
 
 from dataclasses import replace
 
-from fakes import TOOLCHAIN
-from hypothesis import given
+import pytest
+from fakes import H100, TOOLCHAIN
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_key import KEY, OTHERS, keys
 
-from enginecache.matching import differences, distance, nearest
-from enginecache.options import BuildOptions
+from enginecache.matching import Verdict, differences, distance, judge
+from enginecache.options import HARDWARE_COMPATIBILITIES, BuildOptions
+from enginecache.placement import required_reach
+from enginecache.profiles import Profile, ShapeRange
+from enginecache.targets import AMPERE, ComputeCapability, DeviceModel, Reach, Target
 
 
 def test_equal_keys_do_not_differ():
@@ -25,7 +29,7 @@ def test_each_keyed_field_is_named_when_it_differs():
 
 def test_a_difference_says_what_was_asked_and_what_is_stored():
     (difference,) = differences(KEY.fields(), replace(KEY, options=BuildOptions()).fields())
-    assert str(difference) == "options.workspace_bytes: asked 1073741824, stored null"
+    assert str(difference) == "options.workspace_bytes: asked 1073741824, stored none"
 
 
 def test_other_weights_are_said_in_words():
@@ -40,20 +44,6 @@ def test_a_field_of_another_release_differs():
     assert [difference.field for difference in differences(KEY.fields(), stored)] == ["options.of_the_future"]
 
 
-def test_nearest_prefers_the_same_model_and_fewer_differences():
-    other_options = replace(KEY, options=BuildOptions()).fields()
-    other_weights = replace(KEY, model_weights="c" * 64).fields()
-    other_build = replace(KEY, toolchain=replace(TOOLCHAIN, version="1.7.1.117")).fields()
-    stranger = replace(KEY, model_weights="c" * 64, model_structure="d" * 64).fields()
-    stored = [("weights", other_weights), ("stranger", stranger), ("build", other_build), ("options", other_options)]
-    assert [name for name, _ in nearest(KEY.fields(), stored)] == ["options", "build", "weights"]
-
-
-def test_nearest_is_limited():
-    stored = [(index, replace(KEY, options=BuildOptions(index + 1)).fields()) for index in range(5)]
-    assert [index for index, _ in nearest(KEY.fields(), stored, limit=2)] == [0, 1]
-
-
 @given(keys, keys)
 def test_keys_differ_in_a_field_exactly_if_they_differ(one, other):
     found = differences(one.fields(), other.fields())
@@ -61,8 +51,159 @@ def test_keys_differ_in_a_field_exactly_if_they_differ(one, other):
     assert (distance(found) > 0) == bool(found)
 
 
-@given(st.lists(keys, max_size=4))
-def test_the_key_itself_is_always_nearest(others):
-    stored = [(index, key.fields()) for index, key in enumerate([*others, KEY])]
-    found = nearest(KEY.fields(), stored)
-    assert found[0][1] == ()
+TENSORRT = replace(TOOLCHAIN, flavour="tensorrt", version="10.16.1.11")
+HOPPER = ComputeCapability(9, 0)
+H200 = DeviceModel("NVIDIA H200", 132)
+
+
+def tuned(device=H100.model, capability=HOPPER, **changes):
+    return replace(KEY, toolchain=TENSORRT, target=Target((capability,), device), **changes)
+
+
+def wide(level, capability=HOPPER, **changes):
+    target = Target((AMPERE,), and_later=True) if level == "ampere_plus" else Target((capability,))
+    options = BuildOptions(1 << 30, hardware_compatibility=level)
+    return replace(KEY, toolchain=TENSORRT, target=target, options=options, **changes)
+
+
+def verdict_on(asked, stored, reach=None) -> Verdict:
+    reach = required_reach(stored.target) if reach is None else Reach.from_texts(reach)
+    return judge(asked.fields(), required_reach(asked.target), stored.fields(), reach)
+
+
+def codes(verdict):
+    return [reason.code for reason in verdict.reasons]
+
+
+def test_the_same_key_is_exact():
+    verdict = verdict_on(KEY, KEY)
+    assert (verdict.level, codes(verdict), verdict.differing) == ("exact", ["exact"], ())
+
+
+def test_the_same_key_is_refused_where_its_plan_does_not_reach():
+    verdict = verdict_on(KEY, KEY, ["8.6"])
+    assert (verdict.level, codes(verdict)) == ("refused", ["reach"])
+    assert "it runs on compute capability 8.6, and 8.9 is asked" in verdict.reasons[0].text
+
+
+def test_another_device_model_of_the_same_compute_capability_is_compatible():
+    verdict = verdict_on(tuned(), tuned(H200))
+    assert (verdict.level, codes(verdict)) == ("compatible", ["other_device_model"])
+    assert "tuned for NVIDIA H200 (132 SMs), not for NVIDIA H100 80GB HBM3" in verdict.reasons[0].text
+
+
+def test_another_compute_capability_is_refused():
+    verdict = verdict_on(tuned(), tuned(DeviceModel("NVIDIA L4", 58), ComputeCapability(8, 9)))
+    assert verdict.level == "refused"
+    assert "reach" in codes(verdict)
+
+
+@pytest.mark.parametrize("level", ["same_compute_capability", "ampere_plus"])
+def test_a_wider_hardware_compatibility_is_compatible(level):
+    verdict = verdict_on(tuned(), wide(level))
+    assert verdict.level == "compatible"
+    assert set(codes(verdict)) == {"wider_reach"}
+    assert verdict_on(wide(level), tuned()).level == "refused"
+
+
+def test_ampere_plus_does_not_reach_what_is_older():
+    turing = tuned(DeviceModel("Tesla T4", 40), ComputeCapability(7, 5))
+    assert codes(verdict_on(turing, wide("ampere_plus"))) == ["reach"]
+
+
+def test_a_plan_for_more_targets_is_compatible_and_one_for_fewer_is_not():
+    both = replace(KEY, target=Target((ComputeCapability(8, 6), ComputeCapability(8, 9))))
+    verdict = verdict_on(KEY, both)
+    assert (verdict.level, codes(verdict)) == ("compatible", ["wider_reach"])
+    assert "built for 8.6, 8.9, not for 8.9 alone" in verdict.reasons[0].text
+    assert verdict_on(both, KEY).level == "refused"
+    portable = replace(KEY, target=Target(()))
+    assert verdict_on(KEY, portable).level == "compatible"
+    assert verdict_on(portable, KEY).level == "refused"
+
+
+def ranges(low, opt, high, **kind):
+    return (Profile((("x", ShapeRange((low, 8), (opt, 8), (high, 8), **kind)),)),)
+
+
+@pytest.mark.parametrize(
+    ("stored", "level"),
+    [
+        (ranges(1, 8, 16), "compatible"),  # another optimum
+        (ranges(1, 4, 17), "compatible"),
+        (ranges(0, 4, 16), "compatible"),
+        (ranges(2, 4, 16), "refused"),
+        (ranges(1, 4, 15), "refused"),
+        (ranges(1, 4, 16) * 2, "refused"),  # the index is part of the runtime API
+        (ranges(1, 4, 32, is_values=True), "refused"),
+        ((), "refused"),
+        ((Profile((("z", ShapeRange((1, 8), (4, 8), (32, 8))),)),), "refused"),
+        ((Profile((("x", ShapeRange((1, 8, 1), (4, 8, 1), (32, 8, 1))),)),), "refused"),
+    ],
+)
+def test_profiles_serve_if_they_contain_the_asked_ranges(stored, level):
+    verdict = verdict_on(KEY, replace(KEY, profiles=stored))
+    assert verdict.level == level
+    assert codes(verdict)[0] == {"compatible": "containing_profile", "refused": "differs"}[level]
+
+
+ALWAYS_REFUSED = ("model.", "toolchain.", "conversion", "options.")
+
+
+REFUSED = [n for n in OTHERS if n.startswith(ALWAYS_REFUSED) and n != "options.hardware_compatibility"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_whatever_else_differs_is_refused(name):
+    verdict = verdict_on(KEY, OTHERS[name])
+    assert verdict.level == "refused"
+    assert "differs" in codes(verdict)
+
+
+def test_a_key_of_another_version_is_refused():
+    stored = KEY.fields()
+    del stored["options"]["precision"]
+    assert judge(KEY.fields(), required_reach(KEY.target), stored, Reach.from_texts(["8.9"])).level == "refused"
+
+
+capabilities = st.sampled_from([ComputeCapability(*c) for c in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))])
+devices = st.sampled_from([H100.model, H200, DeviceModel("NVIDIA H100 80GB HBM3", 114)])
+reaches = st.builds(Reach, st.lists(capabilities, min_size=1, max_size=3).map(tuple), st.booleans())
+small_profiles = st.tuples(st.integers(1, 2), st.integers(2, 3), st.integers(3, 4)).map(lambda sizes: ranges(*sizes))
+
+
+@st.composite
+def tensorrt_keys(draw):
+    level = draw(st.sampled_from(HARDWARE_COMPATIBILITIES))
+    changes = {"profiles": draw(small_profiles)}
+    if level == "none":
+        return tuned(draw(devices), draw(capabilities), **changes)
+    return wide(level, draw(capabilities), **changes)
+
+
+@given(tensorrt_keys(), tensorrt_keys(), reaches)
+@example(tuned(), wide("ampere_plus"), Reach((ComputeCapability(7, 5),)))
+def test_nothing_whose_reach_does_not_cover_what_is_asked_is_ever_served(asked, stored, reach):
+    verdict = judge(asked.fields(), required_reach(asked.target), stored.fields(), reach)
+    if verdict.level != "refused":
+        assert reach.covers(required_reach(asked.target))
+        assert (asked.model_weights, asked.toolchain) == (stored.model_weights, stored.toolchain)
+    assert verdict.reasons
+    assert (verdict.level == "exact") == (asked == stored and reach.covers(required_reach(asked.target)))
+
+
+@given(st.lists(tensorrt_keys(), max_size=5), tensorrt_keys())
+def test_exact_is_preferred_to_everything_else(others, asked):
+    verdicts = [verdict_on(asked, key) for key in [*others, asked]]
+    best = min(verdicts, key=lambda verdict: verdict.rank)
+    assert best.level == "exact"
+    ranked = [verdict.level for verdict in sorted(verdicts, key=lambda verdict: verdict.rank)]
+    assert ranked == sorted(ranked, key=["exact", "compatible", "refused"].index)
+
+
+@given(reaches, reaches, capabilities)
+@example(Reach.from_texts(["8.0", "9.0+"]), Reach.from_texts(["8.0+"]), ComputeCapability(8, 6))
+def test_a_reach_that_covers_another_covers_each_of_its_gpus(one, other, capability):
+    if one.covers(other) and other.covers_one(capability):
+        assert one.covers_one(capability)
+    assert Reach.from_texts(one.to_texts()) == one

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from enginecache.devices import Device
-from enginecache.errors import NoDeviceError, TargetError, ToolchainError
-from enginecache.placement import place
-from enginecache.targets import ComputeCapability, DeviceModel, Target
+from enginecache.errors import NoDeviceError, TargetError, ToolchainError, UnsupportedOptionError
+from enginecache.options import BuildOptions
+from enginecache.placement import place, required_reach
+from enginecache.targets import ComputeCapability, DeviceModel, Reach, Target
 from enginecache.toolchain import Toolchain, ToolchainFinding
 
 TENSORRT = Toolchain("tensorrt", "10.16.1.11", 12, "linux", "x86_64")
@@ -15,6 +16,8 @@ L4 = Device(
 )
 H100 = replace(L4, name="NVIDIA H100 80GB HBM3", compute_capability=ComputeCapability(9, 0), sm_count=132)
 PORTABLE = Target.parse(("portable",))
+SAME = BuildOptions(hardware_compatibility="same_compute_capability")
+AMPERE_PLUS = BuildOptions(hardware_compatibility="ampere_plus")
 
 
 class Host:
@@ -169,7 +172,44 @@ def test_tensorrt_needs_a_gpu():
 
 
 def test_tensorrt_plan_that_is_not_tuned_has_no_device_model():
-    assert Host(L4).place("tensorrt", is_tuned=False).target == Target(((8, 9),))
+    assert Host(L4).place("tensorrt", options=SAME).target == Target(((8, 9),))
+
+
+def test_ampere_plus_has_one_target_on_whichever_gpu_it_is_built():
+    targets = {Host(device).place("tensorrt", options=AMPERE_PLUS).target for device in (L4, H100)}
+    assert targets == {Target((ComputeCapability(8, 0),), and_later=True)}
+    assert str(targets.pop()) == "sm_80 and later"
+
+
+def test_ampere_plus_on_an_older_gpu_is_refused():
+    turing = replace(L4, name="Tesla T4", compute_capability=ComputeCapability(7, 5))
+    with pytest.raises(TargetError, match=r"8\.0 or later, and device 0") as caught:
+        Host(turing).place("tensorrt", options=AMPERE_PLUS)
+    assert "--hardware-compatibility" in caught.value.fix
+
+
+@pytest.mark.parametrize("options", [SAME, AMPERE_PLUS, BuildOptions(version_compatible=True)])
+def test_what_rtx_cannot_do_is_refused_with_what_can(options):
+    with pytest.raises(UnsupportedOptionError, match="TensorRT-RTX has no") as caught:
+        Host(L4).place("tensorrt-rtx", options=options)
+    assert caught.value.fix
+    with pytest.raises(UnsupportedOptionError, match="no TensorRT here can do it"):
+        Host(L4, tensorrt=False).place("auto", "sm_89", options=options)
+    assert Host(L4).place("auto", options=options).toolchain == TENSORRT
+
+
+def test_driver_that_is_too_old_for_tensorrts_cuda_is_refused():
+    old = replace(L4, driver_version="470.1", cuda_driver_version=(11, 4))
+    with pytest.raises(ToolchainError, match=r"cannot run here: driver 470\.1") as caught:
+        Host(old).place("tensorrt")
+    assert "Update the NVIDIA driver" in caught.value.fix
+    assert Host(old).place("auto").toolchain == RTX  # builds without the driver
+
+
+def test_required_reach_is_what_the_target_stands_for():
+    assert required_reach(Target.parse(("8.9", "8.6"))).to_texts() == ("8.6", "8.9")
+    assert required_reach(Target((ComputeCapability(8, 0),), and_later=True)).to_texts() == ("8.0+",)
+    assert required_reach(PORTABLE) == Reach.from_texts(["8.0", "8.6", "8.9", "12.0", "12.1"])
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])

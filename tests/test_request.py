@@ -76,7 +76,7 @@ def test_bad_values_are_errors_with_a_way_out(asked, error):
     assert caught.value.fix
 
 
-@pytest.mark.parametrize("keyword", ["ofline", "workspace", "optimisation_level", "precision"])
+@pytest.mark.parametrize("keyword", ["ofline", "workspace", "optimisation_level", "fp16"])
 def test_a_keyword_that_does_not_exist_is_an_error_and_not_ignored(keyword):
     with pytest.raises(TypeError, match=keyword):
         Request.of("model.onnx", {keyword: 1})
