@@ -10,10 +10,12 @@ from typing import Any, Literal, Protocol
 
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import Fields
+from enginecache.targets import Reach
 from enginecache.toolchain import Flavour
 
 BuildState = Literal["running", "succeeded", "failed", "abandoned"]
-MemoKind = Literal["model", "blob"]
+MemoKind = Literal["model", "blob", "plugin"]
+LoadOutcome = Literal["loaded", "refused", "bad"]
 
 
 def utc_now() -> dt.datetime:
@@ -35,12 +37,13 @@ class EntryRecord:
         size_bytes: Size of the blob.
         backend: TensorRT flavour that built it.
         tensorrt_version: Version that the builder reported.
-        compute_capabilities: What the plan reaches, such as ``("8.9",)``.
+        compute_capabilities: What the plan reaches, such as ``("8.9",)``; ``8.0+`` is 8.0 and later.
         device_name: The device model that it was built on, or None.
         driver_version: Driver of that device, or None; provenance.
         build_id: The attempt that made it.
         build_seconds: How long that took.
         created_at: When it was published.
+        timing_cache_digest: Digest of the timing cache that the build began with, or None; provenance.
         is_pinned: Whether it must stay.
     """
 
@@ -59,7 +62,13 @@ class EntryRecord:
     build_id: str
     build_seconds: float
     created_at: dt.datetime
+    timing_cache_digest: str | None = None
     is_pinned: bool = False
+
+    @property
+    def reach(self) -> Reach:
+        """The GPUs that the plan runs on, by compute capability."""
+        return Reach.from_texts(self.compute_capabilities)
 
     @property
     def fields(self) -> Fields:
@@ -81,6 +90,7 @@ class BuildRecord:
         pid: Process that waits for the builder.
         build_seconds: How long it took, or None.
         reason: Why it failed, or an empty text.
+        is_lasting: Whether a failure would come again: it was TensorRT's word, or its crash. None where nobody said.
     """
 
     id: str
@@ -91,6 +101,7 @@ class BuildRecord:
     pid: int
     build_seconds: float | None = None
     reason: str = ""
+    is_lasting: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,42 @@ class MissRecord:
     differing: tuple[str, ...]
     count: int
     last_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """What came of loading a blob.
+
+    Attributes:
+        digest: The blob.
+        device: Class of the GPU, such as ``NVIDIA H100 80GB HBM3, 132 SMs``; empty for none.
+        toolchain: Flavour and version of the TensorRT that loaded it.
+        driver: Version of the NVIDIA driver; empty for none.
+        outcome: ``loaded``; ``refused`` for a reason outside the plan; ``bad`` for a plan that was set aside.
+        reason: TensorRT's own words; empty where it was loaded.
+        at: When.
+    """
+
+    digest: str
+    device: str
+    toolchain: str
+    driver: str
+    outcome: LoadOutcome
+    reason: str
+    at: dt.datetime
+
+
+@dataclass(frozen=True)
+class InflationStep:
+    """What eviction's inflation rose to; see :mod:`enginecache.eviction`.
+
+    Attributes:
+        at: When.
+        value: In force from then on until the next step.
+    """
+
+    at: dt.datetime
+    value: float
 
 
 @dataclass(frozen=True)
@@ -178,8 +225,12 @@ class Registry(Protocol):
         """Record an attempt. The caller holds the key's lock, so other running attempts of it are abandoned."""
         ...
 
-    def fail_build(self, build_id: str, seconds: float, reason: str) -> None:
-        """Record that the attempt failed, and why. Does nothing to one that is no longer running."""
+    def fail_build(self, build_id: str, seconds: float, reason: str, *, is_lasting: bool = False) -> None:
+        """Record that the attempt failed, why, and whether the next would too. Nothing, if it no longer runs."""
+        ...
+
+    def recent_failures(self, key: str) -> list[BuildRecord]:
+        """The attempts at the key that failed since the last that succeeded, newest first."""
         ...
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
@@ -200,6 +251,34 @@ class Registry(Protocol):
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
         """Keep what was found in a file. Never blocks and never fails: a busy registry just forgets."""
+        ...
+
+    def record_load(self, load: LoadRecord) -> None:
+        """Keep what came of loading a blob, in place of what is known of the same four."""
+        ...
+
+    def find_load(self, digest: str, device: str, toolchain: str, driver: str) -> LoadRecord | None:
+        """What came of the last loading of the blob by this toolchain, on this class of GPU, under this driver."""
+        ...
+
+    def loads(self, digest: str) -> list[LoadRecord]:
+        """What is known of loading a blob, latest first."""
+        ...
+
+    def inflation(self) -> list[InflationStep]:
+        """The steps of eviction's inflation that are kept, oldest first."""
+        ...
+
+    def record_inflation(self, step: InflationStep, oldest_use: dt.datetime) -> None:
+        """Keep a step, and forget those that ended before ``oldest_use``: they are in force at no entry's last use.
+
+        Inflation never falls: a lower value than the latest is kept as that. Steps later than this one are a wrong
+        clock's, and move to its time.
+        """
+        ...
+
+    def stored_bytes(self) -> int:
+        """Bytes of all blobs that an entry names, each counted once. One quick query."""
         ...
 
     def totals(self) -> RegistryTotals:

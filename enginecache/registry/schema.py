@@ -21,10 +21,10 @@ from enginecache.registry.database import Database
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0003"
 """Revision that this release writes: the newest script in ``migrations/versions``."""
 
-KNOWN = (HEAD,)
+KNOWN = ("0001", "0002", HEAD)
 """Revisions that this release can upgrade from, oldest first."""
 
 READER = 1
@@ -47,7 +47,7 @@ def ensure_schema(database: Database, mode: int) -> None:
     """
     revision = current_revision(database.path)
     if revision == HEAD or (revision is not None and revision not in KNOWN):
-        _require_readable(database.path, revision)
+        require_readable(database.path, revision)
         return
     if revision is None:
         _create_file(database.path, mode)
@@ -77,7 +77,17 @@ def current_revision(path: Path) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _require_readable(path: Path, revision: str) -> None:
+def require_readable(path: Path, revision: str) -> None:
+    """Refuse a registry whose schema this release cannot read. Changes nothing.
+
+    Args:
+        path: The registry.
+        revision: From :func:`current_revision`; one that is not in :data:`KNOWN` is a newer release's.
+
+    Raises:
+        SchemaError: It says that only a later reader understands it.
+        RegistryError: It cannot be read.
+    """
     with _reading(path) as connection:
         row = connection.execute("SELECT oldest_reader FROM schema_info").fetchone()
     if row is None or row[0] > READER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,18 @@ from sqlalchemy.dialects.sqlite import insert
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import Fields
-from enginecache.registry.base import BuildRecord, EntryRecord, MemoKind, MissRecord, RegistryTotals, utc_now
+from enginecache.registry.base import (
+    BuildRecord,
+    EntryRecord,
+    InflationStep,
+    LoadRecord,
+    MemoKind,
+    MissRecord,
+    RegistryTotals,
+    utc_now,
+)
 from enginecache.registry.database import Database
-from enginecache.registry.tables import blobs, builds, entries, file_memo, misses, models, pins
+from enginecache.registry.tables import blobs, builds, entries, file_memo, inflation, loads, misses, models, pins
 
 _ENTRY = sa.select(
     entries,
@@ -140,12 +150,23 @@ class SqlRegistry:
             connection.execute(sa.update(builds).where(still).values(gone))
             connection.execute(sa.insert(builds).values(row))
 
-    def fail_build(self, build_id: str, seconds: float, reason: str) -> None:
+    def fail_build(self, build_id: str, seconds: float, reason: str, *, is_lasting: bool = False) -> None:
         """Record that the attempt failed, and why; an attempt whose entry is committed has succeeded."""
-        failed = {"state": "failed", "build_seconds": seconds, "reason": reason}
+        failed = {"state": "failed", "build_seconds": seconds, "reason": reason, "is_lasting": is_lasting}
         with self._database.writing() as connection:
             running = sa.and_(builds.c.id == build_id, builds.c.state == "running")
             connection.execute(sa.update(builds).where(running).values(failed))
+
+    def recent_failures(self, key: str) -> list[BuildRecord]:
+        """The attempts at the key that failed since the last that succeeded, newest first."""
+        later = builds.alias()
+        success = sa.exists().where(
+            later.c.key == key, later.c.state == "succeeded", later.c.started_at >= builds.c.started_at
+        )
+        chosen = sa.select(builds).where(builds.c.key == key, builds.c.state == "failed", ~success)
+        with self._database.reading() as connection:
+            rows = connection.execute(chosen.order_by(builds.c.started_at.desc(), builds.c.id))
+            return [BuildRecord(**row._mapping) for row in rows]  # noqa: SLF001
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts, newest first."""
@@ -206,6 +227,49 @@ class SqlRegistry:
             "mtime_ns": fingerprint.mtime_ns,
             "ctime_ns": fingerprint.ctime_ns,
         }
+
+    def record_load(self, load: LoadRecord) -> None:
+        """Keep what came of loading a blob, in place of what is known of the same four."""
+        row = {column.name: getattr(load, column.name) for column in loads.c}
+        place = ["digest", "device", "toolchain", "driver"]
+        with self._database.writing() as connection:
+            connection.execute(insert(loads).values(row).on_conflict_do_update(index_elements=place, set_=row))
+
+    def find_load(self, digest: str, device: str, toolchain: str, driver: str) -> LoadRecord | None:
+        """What came of the last loading of the blob by this toolchain, on this class of GPU, under this driver."""
+        asked = {"digest": digest, "device": device, "toolchain": toolchain, "driver": driver}
+        chosen = sa.select(loads).where(*(loads.c[name] == value for name, value in asked.items()))
+        with self._database.reading() as connection:
+            row = connection.execute(chosen).one_or_none()
+        return None if row is None else LoadRecord(**row._mapping)  # noqa: SLF001  the public way to names
+
+    def loads(self, digest: str) -> list[LoadRecord]:
+        """What is known of loading a blob, latest first."""
+        chosen = sa.select(loads).where(loads.c.digest == digest).order_by(loads.c.at.desc(), loads.c.device)
+        with self._database.reading() as connection:
+            return [LoadRecord(**row._mapping) for row in connection.execute(chosen)]  # noqa: SLF001
+
+    def inflation(self) -> list[InflationStep]:
+        """The steps of eviction's inflation that are kept, oldest first."""
+        chosen = sa.select(inflation.c.at, inflation.c.value).order_by(inflation.c.at)
+        with self._database.reading() as connection:
+            return [InflationStep(at, value) for at, value in connection.execute(chosen)]
+
+    def record_inflation(self, step: InflationStep, oldest_use: dt.datetime) -> None:
+        """Keep a step, and forget those that ended before ``oldest_use``."""
+        in_force = sa.select(sa.func.max(inflation.c.at)).where(inflation.c.at <= min(oldest_use, step.at))
+        with self._database.writing() as connection:
+            highest = connection.scalar(sa.select(sa.func.max(inflation.c.value)))
+            value = step.value if highest is None else max(highest, step.value)
+            connection.execute(sa.delete(inflation).where(inflation.c.at >= step.at))
+            connection.execute(sa.delete(inflation).where(inflation.c.at < in_force.scalar_subquery()))
+            connection.execute(sa.insert(inflation).values(at=step.at, value=value))
+
+    def stored_bytes(self) -> int:
+        """Bytes of all blobs that an entry names, each counted once."""
+        is_named = sa.exists().where(entries.c.digest == blobs.c.digest)
+        with self._database.reading() as connection:
+            return connection.scalar(sa.select(sa.func.sum(blobs.c.size_bytes)).where(is_named)) or 0
 
     def totals(self) -> RegistryTotals:
         """Counts and sums."""

@@ -70,6 +70,7 @@ builds = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("build_seconds", sa.Float),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("is_lasting", sa.Boolean),
 )
 
 entries = sa.Table(
@@ -88,6 +89,20 @@ entries = sa.Table(
     sa.Column("build_id", sa.String(32), sa.ForeignKey("builds.id"), nullable=False),
     sa.Column("build_seconds", sa.Float, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False, index=True),
+    sa.Column("timing_cache_digest", HEX),
+)
+
+loads = sa.Table(
+    "loads",
+    METADATA,
+    # No foreign key to blobs: that a plan was bad is worth knowing after it is gone.
+    sa.Column("digest", HEX, primary_key=True),
+    sa.Column("device", sa.Text, primary_key=True),
+    sa.Column("toolchain", sa.Text, primary_key=True),
+    sa.Column("driver", sa.Text, primary_key=True),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
 )
 
 pins = sa.Table(
@@ -96,6 +111,13 @@ pins = sa.Table(
     # No foreign key to entries: a pin outlives an engine that turned out corrupt, and holds for the one rebuilt.
     sa.Column("key", HEX, primary_key=True),
     sa.Column("pinned_at", UtcDateTime, nullable=False),
+)
+
+inflation = sa.Table(
+    "inflation",
+    METADATA,
+    sa.Column("at", UtcDateTime, primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
 )
 
 misses = sa.Table(

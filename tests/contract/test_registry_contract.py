@@ -19,7 +19,7 @@ from records import EPOCH, attempt, entry, fields_of, hex_of, publish
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import canonical_json
-from enginecache.registry.base import Registry, RegistryTotals
+from enginecache.registry.base import InflationStep, Registry, RegistryTotals
 from enginecache.registry.database import Database
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
@@ -276,6 +276,84 @@ def test_attempts_come_newest_first_and_as_many_as_asked(registry):
     for number in range(5):
         registry.start_build(attempt("a", number))
     assert [build.id for build in registry.builds(limit=2)] == [attempt("a", 4).id, attempt("a", 3).id]
+
+
+def test_a_failure_keeps_whether_it_would_come_again(registry):
+    for number, lasting in enumerate((True, False)):
+        registry.start_build(attempt("a", number))
+        registry.fail_build(attempt("a", number).id, 1.5, "refused", is_lasting=lasting)
+    registry.start_build(attempt("a", 2))
+    registry.fail_build(attempt("a", 2).id, 1.5, "refused")
+    publish(registry, "a", 3)
+    assert [build.is_lasting for build in registry.builds()] == [None, False, False, True]
+
+
+def test_recent_failures_are_those_of_the_key_since_its_last_success_newest_first(registry):
+    def fail(name: str, number: int) -> None:
+        registry.start_build(attempt(name, number))
+        registry.fail_build(attempt(name, number).id, 1.0, f"refused {number}")
+
+    key = attempt("a").key
+    assert registry.recent_failures(key) == []
+    fail("a", 1)
+    fail("b", 2)
+    assert [build.reason for build in registry.recent_failures(key)] == ["refused 1"]
+    publish(registry, "a", 3)
+    publish(registry, "b", 4)
+    assert registry.recent_failures(key) == []
+    fail("a", 5)
+    registry.start_build(attempt("a", 6))  # abandoned by the next
+    fail("a", 7)
+    registry.start_build(attempt("a", 8))
+    recent = registry.recent_failures(key)
+    assert [(build.reason, build.state) for build in recent] == [("refused 7", "failed"), ("refused 5", "failed")]
+
+
+# Inflation and size
+
+
+def step(minutes: float, value: float) -> InflationStep:
+    return InflationStep(EPOCH + dt.timedelta(minutes=minutes), value)
+
+
+def test_inflation_comes_back_as_it_was_oldest_first(registry, opener):
+    assert registry.inflation() == []
+    for number in (1, 2, 3):
+        registry.record_inflation(step(number, 100.5 * number), EPOCH)
+    assert registry.inflation() == opener().inflation() == [step(1, 100.5), step(2, 201.0), step(3, 301.5)]
+
+
+def test_inflation_never_falls(registry):
+    registry.record_inflation(step(1, 7.0), EPOCH)
+    registry.record_inflation(step(2, 3.0), EPOCH)
+    assert registry.inflation() == [step(1, 7.0), step(2, 7.0)]
+    registry.record_inflation(step(2, 9.0), EPOCH)
+    assert registry.inflation() == [step(1, 7.0), step(2, 9.0)]
+
+
+@pytest.mark.parametrize(("oldest", "kept"), [(0, [1, 2, 3, 4]), (2, [2, 3, 4]), (2.5, [2, 3, 4]), (99, [3, 4])])
+def test_steps_that_ended_before_the_oldest_use_are_forgotten(registry, oldest, kept):
+    for number in (1, 2, 3):
+        registry.record_inflation(step(number, float(number)), EPOCH)
+    registry.record_inflation(step(4, 4.0), step(oldest, 0.0).at)
+    assert registry.inflation() == [step(number, float(number)) for number in kept]
+
+
+def test_steps_of_a_clock_that_was_ahead_move_to_the_next_step(registry):
+    registry.record_inflation(step(1, 1.0), EPOCH)
+    registry.record_inflation(step(10**6, 5.0), EPOCH)
+    registry.record_inflation(step(2, 3.0), EPOCH)
+    assert registry.inflation() == [step(1, 1.0), step(2, 5.0)]
+
+
+def test_stored_bytes_count_each_blob_that_an_entry_names_once(registry):
+    assert registry.stored_bytes() == 0
+    first = publish(registry, "a", size_bytes=2**40)
+    publish(registry, "b", digest=first.digest, size_bytes=2**40)
+    publish(registry, "c", size_bytes=500)
+    assert registry.stored_bytes() == registry.totals().size_bytes == 2**40 + 500
+    registry.forget_blob(first.digest, "bit rot")
+    assert registry.stored_bytes() == 500
 
 
 # Misses
