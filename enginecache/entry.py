@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from enginecache.matching import Difference
+from enginecache.loader import EngineLoader, TrialPolicy
+from enginecache.matching import Reason, Verdict
 from enginecache.model import ModelSource
+from enginecache.options import PluginLibrary
 from enginecache.registry.base import EntryRecord
 
 SCHEMA = 1
@@ -18,41 +20,59 @@ SCHEMA = 1
 Outcome = Literal["hit", "built", "compatible"]
 
 
-class Reason(NamedTuple):
-    """Why something came out as it did.
-
-    Attributes:
-        code: Stable, for programs.
-        text: For people.
-    """
-
-    code: str
-    text: str
-
-
 @dataclass(frozen=True)
 class Entry:
     """A stored engine that serves the request.
 
     Attributes:
-        outcome: ``hit``, or ``built`` just now by this call.
+        outcome: ``hit``; ``built`` just now by this call; or ``compatible``: not what was asked, but it runs.
         path: The plan's file: pure plan bytes, never changed; any standard TensorRT loader reads it.
         record: Its row.
         source: The model that was asked for.
+        asked_key: Digest of what was asked; the record's own key unless the outcome is ``compatible``.
         elapsed_seconds: How long the call took.
         reasons: Why this outcome, and warnings.
+        plugins: The libraries of plugins that it was built with.
+        loader: What loads it.
     """
 
     outcome: Outcome
     path: Path
     record: EntryRecord
     source: ModelSource
+    asked_key: str
     elapsed_seconds: float
     reasons: tuple[Reason, ...]
+    plugins: tuple[PluginLibrary, ...] = ()
+    loader: EngineLoader | None = field(default=None, repr=False, compare=False)
+
+    def load(self, *, trial: TrialPolicy = "auto", trusted: bool = False) -> Any:
+        """Deserialize the engine in this process, on the CUDA device that is current. Builds nothing.
+
+        Args:
+            trial: As for :meth:`enginecache.EngineCache.load`, and so is ``trusted``.
+            trusted: Whether a version-compatible plan that was not built here may run its own host code.
+
+        Returns:
+            The ``ICudaEngine`` of the flavour that built it.
+
+        Raises:
+            IntegrityError: The file no longer has its digest.
+            LoadError: The plan is bad, and was set aside.
+            LoadRefusedError: TensorRT does not load it for a reason outside it. The plan stays.
+            ToolchainError: The flavour cannot be imported.
+        """
+        if self.loader is None:
+            raise RuntimeError("this entry came without a loader; take one from EngineCache.get")
+        return self.loader.load(self.record, self.path, plugins=self.plugins, trusted=trusted, trial=trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """An entry that is sent to another process leaves its loader behind, which holds this process's registry."""
+        return {**self.__dict__, "loader": None}
 
     @property
     def key(self) -> str:
-        """What was asked, 64 hex characters."""
+        """Key of the stored engine, 64 hex characters: what was asked when it was built."""
         return self.record.key
 
     @property
@@ -73,6 +93,7 @@ class Entry:
             "outcome": self.outcome,
             **record_json(self.record, self.path),
             "model": {**model, "digest": self.record.model_digest, "name": self.source.name},
+            "asked_key": self.asked_key,
             "elapsed_seconds": self.elapsed_seconds,
             "reasons": reasons_json(self.reasons),
         }
@@ -96,6 +117,8 @@ def record_json(record: EntryRecord, path: Path) -> dict[str, Any]:
             for profile in fields.get("profiles", [])
         ],
         "options": fields.get("options", {}),
+        "conversion": fields.get("conversion"),
+        "timing_cache": record.timing_cache_digest,
         "build_seconds": record.build_seconds,
         "created_at": time_json(record.created_at),
     }
@@ -112,16 +135,26 @@ def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A stored engine that does not serve the request, and why not.
+class Candidate:
+    """A stored engine of the model that was asked for, and how well it serves the request.
 
     Attributes:
         record: Its row.
-        differing: Every field that differs.
+        verdict: How well, and why.
     """
 
     record: EntryRecord
-    differing: tuple[Difference, ...]
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "key": self.record.key,
+            "model": self.record.model_name,
+            "verdict": self.verdict.level,
+            "reasons": reasons_json(self.verdict.reasons),
+            "differing": [{"field": d.field, "asked": d.asked, "stored": d.stored} for d in self.verdict.differing],
+        }
 
 
 @dataclass(frozen=True)
@@ -129,22 +162,22 @@ class Explanation:
     """What ``get`` would do now, and why.
 
     Attributes:
-        verdict: ``hit`` or ``miss``.
+        verdict: ``hit``, ``compatible`` or ``miss``.
         key: The key's digest.
         fields: The key's fields, plain JSON values.
         reasons: Why.
         entry: The row that serves the request, or None.
-        neighbours: The nearest stored engines of a miss, nearest first.
+        candidates: Every stored engine of the model, best first, each with its verdict.
         failure: Why the last attempt at this key failed, or an empty text.
         failure_log: Its log, or None.
     """
 
-    verdict: Literal["hit", "miss"]
+    verdict: Literal["hit", "compatible", "miss"]
     key: str
     fields: dict[str, Any]
     reasons: tuple[Reason, ...]
     entry: EntryRecord | None
-    neighbours: tuple[Neighbour, ...]
+    candidates: tuple[Candidate, ...]
     failure: str = ""
     failure_log: Path | None = None
 
@@ -157,16 +190,7 @@ class Explanation:
             "fields": self.fields,
             "reasons": reasons_json(self.reasons),
             "digest": None if self.entry is None else self.entry.digest,
-            "nearest": [
-                {
-                    "key": neighbour.record.key,
-                    "model": neighbour.record.model_name,
-                    "differing": [
-                        {"field": d.field, "asked": d.asked, "stored": d.stored} for d in neighbour.differing
-                    ],
-                }
-                for neighbour in self.neighbours
-            ],
+            "candidates": [candidate.to_json() for candidate in self.candidates],
             "last_failure": self.failure or None,
             "last_failure_log": None if self.failure_log is None else str(self.failure_log),
         }

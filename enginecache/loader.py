@@ -1,104 +1,210 @@
-"""From a stored plan to an ``ICudaEngine``."""
+"""From an entry to an ``ICudaEngine``: first in a child process, then in this one, and what came of it remembered.
+
+A plan that crashes TensorRT's deserializer crashes the child; the second loading, here, then does not happen. What is
+remembered only saves work: a registry that cannot be read or written stops no loading.
+"""
 
 from __future__ import annotations
 
-import importlib
-import mmap
-import threading
+import contextlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
-from enginecache.digests import digest_of
-from enginecache.errors import IntegrityError, LoadError, ToolchainError
-from enginecache.toolchain import Flavour, module_name
+from enginecache.devices import Device, current_device
+from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
+from enginecache.options import PluginLibrary
+from enginecache.registry.base import EntryRecord, LoadOutcome, LoadRecord, Registry, utc_now
+from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, device_class, driver_of
+from enginecache.runtimes.deserialize import deserialize
+from enginecache.runtimes.trial import ProcessTrial
+from enginecache.runtimes.verdict import judge
 
-_RUNTIMES: dict[str, tuple[Any, Any]] = {}
-_GUARD = threading.Lock()
-_REFUSED = (
-    "An engine loads on a GPU of a compute capability that it was built for, under a driver for its CUDA: "
-    "`enginecache show` and `enginecache doctor` tell both."
-)
-_REPAIR = "Run `enginecache verify --deep --repair --yes`, then ask again."
+TrialPolicy = Literal["auto", "never", "always"]
+"""``auto``: in a child first, unless the blob was built or loaded here. ``never``: in this process alone, which a bad
+plan may crash. ``always``: in a child first, also where it was refused or loaded before.
+"""
+
+MAX_KEPT_LETTERS = 8000
+"""Of TensorRT's lines, in one row."""
+
+_LOGGER = logging.getLogger("enginecache")
 
 
-def load_engine(path: Path, digest: str, flavour: Flavour) -> Any:
-    """Deserialize a plan in this process, on the CUDA device that is current.
+def device_here() -> Device | None:
+    """The GPU that is current in this thread, or None where there is none or it cannot be told."""
+    try:
+        return current_device()
+    except NoDeviceError:
+        return None
 
-    The digest is verified on the very bytes that TensorRT is given: the file is mapped once, hashed, and handed over.
-    Not for plans from strangers: deserializing runs code.
+
+class EngineLoader:
+    """Loads stored engines. Safe across threads and processes.
 
     Args:
-        path: The plan.
-        digest: BLAKE3 of its bytes, 64 hex characters.
-        flavour: Which TensorRT built it.
-
-    Returns:
-        The ``ICudaEngine`` of that flavour's module. It keeps its runtime alive.
-
-    Raises:
-        IntegrityError: The bytes do not have the digest.
-        LoadError: TensorRT refused the plan; its own reason is in the message.
-        ToolchainError: The flavour's module cannot be imported.
+        registry: Where outcomes are remembered.
+        set_aside: Quarantines an entry's blob, although its bytes are whole, and forgets its entries; given the reason.
+        find_device: Finds the GPU that TensorRT will use in this process.
+        trial: Loads a plan in another process.
+        deserialize: Loads a plan in this one.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise IntegrityError(f"the engine {path} cannot be read: {error.strerror}", _REPAIR) from error
-    with file, _mapped(file) as plan:
-        found = digest_of(plan)
-        if found != digest:
-            message = f"the engine {path} has the digest {found[:12]}, not {digest[:12]}"
-            raise IntegrityError(message, _REPAIR)
-        runtime, log = _runtime(flavour)
-        log.lines.clear()
-        engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        reason = "; ".join(log.lines) or "it gave no reason"
-        message = f"TensorRT did not load the engine {path}: {reason}"
-        raise LoadError(message, _REFUSED)
-    return engine
+
+    def __init__(
+        self,
+        registry: Registry,
+        set_aside: Callable[[EntryRecord, str], object],
+        *,
+        find_device: Callable[[], Device | None] = device_here,
+        trial: Trial | None = None,
+        deserialize: Deserializer = deserialize,
+    ) -> None:
+        self._registry = registry
+        self._set_aside = set_aside
+        self._find_device = find_device
+        self._trial = ProcessTrial() if trial is None else trial
+        self._deserialize = deserialize
+
+    def load(
+        self,
+        record: EntryRecord,
+        path: Path,
+        *,
+        plugins: Sequence[PluginLibrary] = (),
+        trusted: bool = False,
+        trial: TrialPolicy = "auto",
+    ) -> Any:
+        """Deserialize a stored engine in this process, on the CUDA device that is current.
+
+        A trial costs the time of a second loading, and for that time the engine's memory on the GPU. What is found out
+        about the blob on this class of GPU, with this TensorRT and driver, is remembered.
+
+        Args:
+            record: The entry.
+            path: Its plan.
+            plugins: Libraries of plugins that the plan needs.
+            trusted: Whether host code in a version-compatible plan that was built elsewhere may run.
+            trial: Whether it is loaded in a child process first.
+
+        Returns:
+            The ``ICudaEngine`` of the flavour's module.
+
+        Raises:
+            IntegrityError: The bytes do not have their digest; TensorRT has not seen them.
+            LoadError: TensorRT refused the plan, or crashed on it, where it should run; it was set aside.
+            LoadRefusedError: It cannot be loaded here and now, for a reason outside it; it stays.
+        """
+        device = self._find_device()
+        known = self._recall(record, device)
+        if known is not None and known.outcome == "refused" and trial != "always":
+            raise _refused_before(path, known)
+        is_built_here = self._is_built_on_this_host(record)
+        request = _request(record, path, tuple(plugins), may_run_host_code=trusted or is_built_here)
+        has_loaded = known is not None and known.outcome == "loaded"
+        if trial == "always" or (trial == "auto" and self._is_new(record, device, known, is_built_here=is_built_here)):
+            failure = self._trial(request, device)
+            if failure is not None:
+                raise self._judged(record, request, device, failure)
+            has_loaded = True
+        outcome = self._deserialize(request)
+        if isinstance(outcome, Failure):
+            raise self._judged(record, request, device, outcome, has_loaded=has_loaded)
+        if known is None or known.outcome != "loaded":  # a load of what is known writes nothing
+            self._remember(record, device, "loaded", "")
+        for line in outcome.warnings:
+            _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
+        return outcome.engine
+
+    @staticmethod
+    def _is_new(record: EntryRecord, device: Device | None, known: LoadRecord | None, *, is_built_here: bool) -> bool:
+        """Whether nothing tells that the plan loads on this GPU; a blob that was bad, and was built again, is new."""
+        if known is not None:
+            return known.outcome != "loaded"
+        return not is_built_here or device is None or record.device_name != device.name
+
+    def _judged(
+        self,
+        record: EntryRecord,
+        request: LoadRequest,
+        device: Device | None,
+        failure: Failure,
+        *,
+        has_loaded: bool = False,
+    ) -> EngineCacheError:
+        """What to raise, after a bad plan has been set aside and a lasting refusal remembered."""
+        verdict = judge(request, device, failure, has_loaded=has_loaded)
+        what = f"TensorRT did not load the engine {request.path}: {verdict.reason}"
+        if verdict.is_lasting:
+            self._remember(record, device, verdict.outcome, "\n".join((verdict.reason, *failure.lines)))
+        if verdict.outcome == "refused":
+            return LoadRefusedError(what, verdict.fix)
+        try:
+            self._set_aside(record, verdict.reason)
+        except EngineCacheError as error:
+            # The first error is the one to tell: what is bad stays so, whether or not it can be moved.
+            return LoadError(what, f"It could not be set aside: {error}")
+        return LoadError(what, verdict.fix)
+
+    def _is_built_on_this_host(self, record: EntryRecord) -> bool:
+        try:
+            builds = self._registry.builds(record.key)
+        except RegistryError:
+            return False
+        return any(build.id == record.build_id and build.host == platform.node() for build in builds)
+
+    def _recall(self, record: EntryRecord, device: Device | None) -> LoadRecord | None:
+        if device is None:  # what is not known cannot be found again
+            return None
+        with contextlib.suppress(RegistryError):
+            return self._registry.find_load(record.digest, device_class(device), _toolchain(record), driver_of(device))
+        return None
+
+    def _remember(self, record: EntryRecord, device: Device | None, outcome: LoadOutcome, reason: str) -> None:
+        if device is None:
+            return
+        text = reason.encode(errors="backslashreplace").decode()[:MAX_KEPT_LETTERS]
+        row = LoadRecord(
+            digest=record.digest,
+            device=device_class(device),
+            toolchain=_toolchain(record),
+            driver=driver_of(device),
+            outcome=outcome,
+            reason=text,
+            at=utc_now(),
+        )
+        with contextlib.suppress(RegistryError):
+            self._registry.record_load(row)
 
 
-def _mapped(file: BinaryIO) -> mmap.mmap:
-    try:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # nothing to map
-        raise IntegrityError(f"the engine {file.name} is empty", _REPAIR) from error
+def _toolchain(record: EntryRecord) -> str:
+    return f"{record.backend} {record.tensorrt_version}"
 
 
-def _runtime(flavour: Flavour) -> tuple[Any, Any]:
-    """One runtime and its log a flavour and process: both must outlive every engine."""
-    with _GUARD:
-        if flavour not in _RUNTIMES:
-            try:
-                trt = importlib.import_module(module_name(flavour))
-            except (ImportError, OSError) as error:
-                message = f"{module_name(flavour)} cannot be imported: {error}"
-                raise ToolchainError(message, "Install the package, and see `enginecache doctor`.") from error
-            log = _make_log(trt)
-            _RUNTIMES[flavour] = (trt.Runtime(log), log)
-        return _RUNTIMES[flavour]
+def _request(
+    record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, may_run_host_code: bool
+) -> LoadRequest:
+    fields = record.fields
+    device = fields.get("target", {}).get("device")
+    is_version_compatible = bool(fields.get("options", {}).get("version_compatible"))
+    return LoadRequest(
+        path=Path(os.path.abspath(path)),  # noqa: PTH100  # Path.resolve would follow links
+        digest=record.digest,
+        flavour=record.backend,
+        version=record.tensorrt_version,
+        reach=record.reach,
+        tuned_for=None if device is None else f"{device['name']}, {device['sm_count']} SMs",
+        is_version_compatible=is_version_compatible,
+        plugins=plugins,
+        allows_host_code=is_version_compatible and may_run_host_code,
+    )
 
 
-def _make_log(trt: Any) -> Any:
-    errors = {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the base class exists only where TensorRT does
-        """Keeps what TensorRT says of errors, a list for each thread."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._local = threading.local()
-
-        @property
-        def lines(self) -> list[str]:
-            if not hasattr(self._local, "lines"):
-                self._local.lines = []
-            lines: list[str] = self._local.lines
-            return lines
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in errors:
-                self.lines.append(message.strip())
-
-    return Log()
+def _refused_before(path: Path, known: LoadRecord) -> LoadRefusedError:
+    age_s = (utc_now() - known.at).total_seconds()
+    age = f"{age_s / 3600:.0f} h" if age_s >= 5400 else f"{age_s / 60:.0f} min"
+    reason = known.reason.partition("\n")[0]
+    message = f"TensorRT did not load the engine {path} {age} ago, on this class of GPU and this driver: {reason}"
+    return LoadRefusedError(message, "Load it with trial='always' to try it again; the engine is kept.")

@@ -4,8 +4,10 @@ import json
 import pytest
 from fakes import H100, TOOLCHAIN, place_with
 
-from enginecache.entry import Reason, reasons_json, time_json
+from enginecache.entry import reasons_json, time_json
 from enginecache.errors import BuildError
+from enginecache.matching import Reason
+from enginecache.options import BuildOptions
 
 FIELDS = {
     "schema": int,
@@ -21,6 +23,9 @@ FIELDS = {
     "model": dict,
     "profiles": list,
     "options": dict,
+    "conversion": (dict, type(None)),
+    "timing_cache": (str, type(None)),
+    "asked_key": str,
     "build_seconds": float,
     "elapsed_seconds": float,
     "created_at": str,
@@ -47,7 +52,8 @@ def test_record_has_exactly_its_fields_and_types(open_cache, model, device, outc
     assert record["compute_capabilities"] == ["8.9"]
     assert record["device"] == (None if device is None else device.name)
     assert record["profiles"] == [{"x": {"min": [1, 8], "opt": [8, 8], "max": [32, 8]}}]
-    assert record["options"] == {"workspace_bytes": None, "optimization_level": 3}
+    assert record["options"] == BuildOptions().keyed()
+    assert (record["asked_key"], record["conversion"], record["timing_cache"]) == (entry.key, None, None)
     assert set(record["model"]) == {"path", "digest", "name"}
     assert (record["model"]["path"], record["model"]["name"]) == (str(model), "model.onnx")
     assert all(set(reason) == {"code", "text"} for reason in record["reasons"])
@@ -68,7 +74,7 @@ EXPLANATION = {
     "fields",
     "reasons",
     "digest",
-    "nearest",
+    "candidates",
     "last_failure",
     "last_failure_log",
 }
@@ -78,8 +84,13 @@ def test_explanation_is_plain_json_on_miss_failure_and_hit(open_cache, model):
     cache = open_cache()
     missed = cache.explain(model, **BATCH).to_json()
     assert set(missed) == EXPLANATION
-    assert (missed["verdict"], missed["digest"], missed["nearest"], missed["last_failure"]) == ("miss", None, [], None)
-    assert set(missed["fields"]) == {"model", "profiles", "options", "toolchain", "target"}
+    assert (missed["verdict"], missed["digest"], missed["candidates"], missed["last_failure"]) == (
+        "miss",
+        None,
+        [],
+        None,
+    )
+    assert set(missed["fields"]) == {"model", "profiles", "options", "conversion", "toolchain", "target"}
 
     def refuse(_request):
         raise BuildError("no tactic")
@@ -97,8 +108,10 @@ def test_explanation_is_plain_json_on_miss_failure_and_hit(open_cache, model):
     assert (hit["verdict"], hit["digest"], hit["key"]) == ("hit", entry.digest, missed["key"])
     near = cache.explain(model, dims={"batch": 2}).to_json()
     assert json.loads(json.dumps(near)) == near
-    assert set(near["nearest"][0]) == {"key", "model", "differing"}
-    assert set(near["nearest"][0]["differing"][0]) == {"field", "asked", "stored"}
+    (candidate,) = near["candidates"]
+    assert set(candidate) == {"key", "model", "verdict", "reasons", "differing"}
+    assert set(candidate["differing"][0]) == {"field", "asked", "stored"}
+    assert [candidate["verdict"] for candidate in hit["candidates"]] == ["exact"]
 
 
 def test_times_are_rfc_3339_in_utc():

@@ -1,0 +1,104 @@
+"""A plan's first loading on a host, in a child process: a plan that crashes TensorRT takes no server with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from enginecache.devices import Device
+from enginecache.errors import IntegrityError
+from enginecache.processes import (
+    Worker,
+    child_environment,
+    describe_status,
+    is_from_outside,
+    is_out_of_memory,
+    running_worker,
+    tail_of,
+)
+from enginecache.runtimes.base import Failure, LoadRequest
+from enginecache.runtimes.wire import decode_failure, encode_request
+
+WORKER = "enginecache.runtimes.worker"
+TIMEOUT_S = 300.0
+
+
+class ProcessTrial:
+    """A :data:`~enginecache.runtimes.base.Trial` in a process of its own, which leaves nothing behind.
+
+    The child sees one GPU. It needs as much memory there as the engine itself, and gives it back before this returns.
+    Safe to call from several threads at once.
+
+    Args:
+        python: The interpreter itself, no script that starts one; default: this one.
+        search_path: Where the child looks for modules; default: where this process does, without its current folder.
+        timeout_s: After so many seconds it is killed.
+    """
+
+    def __init__(
+        self, python: str | None = None, search_path: Sequence[str] | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._python = python or sys.executable
+        self._search_path = search_path
+        self._timeout_s = timeout_s
+
+    def __call__(self, request: LoadRequest, device: Device | None) -> Failure | None:
+        """Load the plan in a child; None where that went well.
+
+        Raises:
+            IntegrityError: The plan's bytes do not have its digest.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        # In memory, since a disk may be full or read-only.
+        with contextlib.ExitStack() as stack:
+            try:
+                log = stack.enter_context(os.fdopen(os.memfd_create("trial", os.MFD_CLOEXEC), "w+b", buffering=0))
+                worker = stack.enter_context(self._running(request, device, log))
+            except OSError as error:
+                return Failure("not_started", what=f"a child process to try it in cannot be started: {error}")
+            return self._outcome(worker, log, deadline)
+
+    def _running(
+        self, request: LoadRequest, device: Device | None, log: IO[bytes]
+    ) -> contextlib.AbstractContextManager[Worker]:
+        return running_worker(
+            WORKER,
+            encode_request(request),
+            python=self._python,
+            environment=child_environment(device, self._search_path),
+            folder="/",  # where no model lies, and no module beside it
+            log=log,
+        )
+
+    def _outcome(self, worker: Worker, log: IO[bytes], deadline: float) -> Failure | None:
+        has_plan = False
+        for report in worker.reports():
+            event = None if report is None else report["event"]
+            if report is None and time.monotonic() > deadline:
+                lines = tuple(tail_of(log))
+                return Failure("timeout", lines, what=f"it took longer than {self._timeout_s:.0f} s")
+            if event == "deserializing":
+                has_plan = True
+            elif event == "loaded":
+                return None
+            elif report is not None and event == "damaged":
+                raise IntegrityError(report["what"], report["fix"])
+            elif report is not None:
+                return decode_failure(report["failure"])
+        return _death(worker.wait(), tail_of(log), has_plan=has_plan)
+
+
+def _death(status: int, tail: list[str], *, has_plan: bool) -> Failure:
+    """What it means that the child ended without an outcome."""
+    what = f"the process that tried it ended {describe_status(status)}"
+    if is_out_of_memory(tail):
+        return Failure("memory", tuple(tail), what=f"{what}, out of memory")
+    if is_from_outside(status, tail):
+        return Failure("killed", tuple(tail), what=what)
+    if has_plan:
+        return Failure("crash", tuple(tail), what=what)
+    return Failure("toolchain", tuple(tail), what=f"{what} before TensorRT had the plan")

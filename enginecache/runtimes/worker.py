@@ -1,0 +1,44 @@
+"""The child process of a trial: ``python -m enginecache.runtimes.worker``.
+
+It loads one plan and says what came of it; see :mod:`enginecache.processes` for its pipes. Each line of TensorRT's goes
+to standard error at once, since a crash would take the kept ones with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+
+from enginecache.errors import IntegrityError
+from enginecache.processes import Reports, end_process, receive_request
+from enginecache.runtimes.base import Failure, LoadRequest
+from enginecache.runtimes.deserialize import deserialize
+from enginecache.runtimes.wire import decode_request, encode_failure
+
+
+def main() -> None:
+    """Read the request, load the plan, report, and end the process."""
+    record, reports = receive_request()
+    with contextlib.suppress(OSError, ValueError):
+        # A crash is an outcome here, and a core of this process would be as large as the GPU's mappings.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    run(decode_request(record), reports)
+    end_process(0)
+
+
+def run(request: LoadRequest, reports: Reports) -> None:
+    """Load the plan, and send exactly one outcome."""
+    try:
+        outcome = deserialize(request, echo=sys.stderr, before=lambda: reports.send({"event": "deserializing"}))
+    except IntegrityError as error:
+        reports.send({"event": "damaged", "what": error.what, "fix": error.fix})
+        return
+    if isinstance(outcome, Failure):
+        reports.send({"event": "failed", "failure": encode_failure(outcome)})
+    else:
+        reports.send({"event": "loaded"})
+
+
+if __name__ == "__main__":
+    main()
