@@ -7,13 +7,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from enginecache.config import DAY_S
 from enginecache.eviction import Garbage
-from enginecache.store.root import Root
+from enginecache.store.root import ArtefactKind, Root
 
 KEPT_FOR_S = 30 * DAY_S
 """Quarantined engines and logs are for people, who may look weeks later."""
+
+ARTEFACTS_KEPT_FOR_S = 90 * DAY_S
+"""Since their last use. Those of a TensorRT or driver that is gone, or of a deleted engine, are not used again; to lose
+another costs a slower build."""
 
 
 def find_garbage(
@@ -59,6 +64,9 @@ def _candidates(root: Root, is_named: Callable[[str], bool], grace_s: float) -> 
         yield path, "a quarantined engine", KEPT_FOR_S
     for path in sorted(root.logs.iterdir()):
         yield path, "a builder's log", KEPT_FOR_S
+    for kind in get_args(ArtefactKind):
+        for path in sorted(root.artefacts(kind).iterdir()):
+            yield path, f"one of the {kind.replace('-', ' ')}, long unused", ARTEFACTS_KEPT_FOR_S
 
 
 def _size_bytes(path: Path) -> int:

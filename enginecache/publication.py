@@ -1,29 +1,38 @@
-"""From a resolved request to a published engine: build, store, commit."""
+"""From a resolved request to a published engine: build, store, commit.
+
+Locks are taken in this order alone: the key's (by the caller), the device's, the timing cache's, the store's. The
+device's and the timing cache's are given back before the store's is taken.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enginecache.builders.base import Builder, BuildRequest, BuiltPlan, ProgressCallback
-from enginecache.errors import EngineCacheError, RegistryError, StoreError
+from enginecache.devices import Device
+from enginecache.errors import EngineCacheError, LockTimeoutError, RegistryError, StoreError
 from enginecache.key import KEY_VERSION, EngineKey
-from enginecache.locks.base import KeyLocks
+from enginecache.locks.base import KeyLocks, WaitingCallback
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
+from enginecache.matching import Accept
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.placement import Placement
 from enginecache.profiles import Profile
 from enginecache.registry.base import BuildRecord, EntryRecord, Registry, utc_now
 from enginecache.store.base import BlobStore, StagedBlob
 from enginecache.store.root import Root
+from enginecache.store.uses import UseLog
+from enginecache.timing import TimingCaches, TimingStart
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Resolved:
         placement: Who builds, for what.
         key: All of it.
         warnings: What the caller should know before a build.
+        accept: How far the caller goes.
     """
 
     source: ModelSource
@@ -45,26 +55,100 @@ class Resolved:
     placement: Placement
     key: EngineKey
     warnings: tuple[str, ...] = ()
+    accept: Accept = "exact"
 
 
 class Publication:
-    """Builds engines and publishes them. The caller holds the key's lock."""
+    """Builds engines and publishes them. The caller holds the key's lock.
 
-    def __init__(self, root: Root, registry: Registry, store: BlobStore, locks: KeyLocks, builder: Builder) -> None:
+    Args:
+        root: The cache folder.
+        registry: For the rows.
+        store: For the plans.
+        locks: For the device's lock, the store's, and the timing caches'.
+        builder: Makes the plans.
+        timing_caches: What TensorRT builds begin with; default: those of the root.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        registry: Registry,
+        store: BlobStore,
+        locks: KeyLocks,
+        builder: Builder,
+        timing_caches: TimingCaches | None = None,
+    ) -> None:
         self._root = root
         self._registry = registry
         self._store = store
         self._locks = locks
         self._builder = builder
+        self._uses = UseLog(root)
+        self._timing_caches = TimingCaches(root, locks) if timing_caches is None else timing_caches
 
-    def build(self, resolved: Resolved, progress: ProgressCallback | None = None) -> tuple[EntryRecord, BuiltPlan]:
-        """Build the plan, store it durably, then commit its row.
+    def build(
+        self,
+        resolved: Resolved,
+        progress: ProgressCallback | None = None,
+        *,
+        timeout_s: float | None = None,
+        waiting: WaitingCallback | None = None,
+        uses_timing_cache: bool = True,
+    ) -> tuple[EntryRecord, BuiltPlan]:
+        """Build the plan, keep its timing cache, store the plan durably, then commit its row.
 
-        Every attempt leaves a row and a log; a failed one leaves nothing else.
+        Every attempt leaves a row and a log; a failed one leaves nothing else. Builds that measure tactics on one GPU
+        run one at a time, whatever their keys: they would disturb each other's measurements. Waiting for the GPU is no
+        attempt.
+
+        Args:
+            resolved: What to build.
+            progress: Called with each step of the build.
+            timeout_s: Longest wait for the GPU, in seconds; None waits as long as it takes.
+            waiting: Called about once a second while another build has the GPU.
+            uses_timing_cache: Whether the build may begin with a kept timing cache, and adds to it.
+
+        Returns:
+            The entry, and the plan with its warnings; a timing cache that was not kept is one.
 
         Raises:
+            LockTimeoutError: Another build still had the GPU.
             EngineCacheError: Whatever the builder, the store or the registry says.
         """
+        placement = resolved.placement
+        slot = self._timing_caches.slot(placement.toolchain, placement.device, resolved.key.options)
+        slot = slot if uses_timing_cache else None
+        with contextlib.ExitStack() as device:
+            self._take_device(device, placement, timeout_s, waiting)
+            start = None if slot is None else self._timing_caches.begin(slot)
+            return self._publish(resolved, progress, start, device)
+
+    def _take_device(
+        self,
+        held: contextlib.ExitStack,
+        placement: Placement,
+        timeout_s: float | None,
+        waiting: WaitingCallback | None,
+    ) -> None:
+        """Take the GPU's lock; TensorRT-RTX measures nothing and takes none."""
+        device = placement.device
+        if device is None or placement.toolchain.flavour == "tensorrt-rtx":
+            return
+        say = None if waiting is None else lambda wait: waiting(replace(wait, device=device.name))
+        try:
+            held.enter_context(self._locks.hold(device_lock(device), timeout_s, say))
+        except LockTimeoutError as error:
+            message = f"{device.name} (device {device.ordinal}) is busy with another build: {error.what}"
+            raise LockTimeoutError(message, error.fix) from error
+
+    def _publish(
+        self,
+        resolved: Resolved,
+        progress: ProgressCallback | None,
+        start: TimingStart | None,
+        device: contextlib.ExitStack,
+    ) -> tuple[EntryRecord, BuiltPlan]:
         attempt = BuildRecord(
             id=uuid.uuid4().hex,
             key=resolved.key.digest,
@@ -75,16 +159,24 @@ class Publication:
         )
         self._registry.start_build(attempt)
         with self._recorded(attempt), self._work_dir(attempt) as work_dir:
-            built = self._builder.build(self._request(resolved, attempt, work_dir), progress)
+            built = self._builder.build(self._request(resolved, attempt, work_dir, start), progress)
+            if start is not None and built.timing_cache:
+                # With the GPU in hand: the next build on it begins with what this one has measured. The measurements
+                # are good whatever becomes of the plan.
+                kept = self._timing_caches.keep(start, built.timing_cache)
+                built = replace(built, warnings=(*built.warnings, *kept))
+            device.close()
             staged = self._store.stage(built.plan_path)
-            record = self._commit(resolved, attempt, built, staged)
+            record = self._commit(resolved, attempt, built, staged, start)
         return record, built
 
     def log_path(self, build_id: str) -> Path:
         """Where the attempt's log is."""
         return self._root.logs / f"{build_id}.log"
 
-    def _request(self, resolved: Resolved, attempt: BuildRecord, work_dir: Path) -> BuildRequest:
+    def _request(
+        self, resolved: Resolved, attempt: BuildRecord, work_dir: Path, start: TimingStart | None
+    ) -> BuildRequest:
         return BuildRequest(
             source=resolved.source,
             identity=resolved.identity,
@@ -95,9 +187,18 @@ class Publication:
             device=resolved.placement.device,
             work_dir=work_dir,
             log_path=self.log_path(attempt.id),
+            conversion=resolved.key.conversion,
+            timing_cache=None if start is None else start.data,
         )
 
-    def _commit(self, resolved: Resolved, attempt: BuildRecord, built: BuiltPlan, staged: StagedBlob) -> EntryRecord:
+    def _commit(
+        self,
+        resolved: Resolved,
+        attempt: BuildRecord,
+        built: BuiltPlan,
+        staged: StagedBlob,
+        start: TimingStart | None,
+    ) -> EntryRecord:
         device = resolved.placement.device
         record = EntryRecord(
             key=resolved.key.digest,
@@ -109,18 +210,20 @@ class Publication:
             size_bytes=staged.size_bytes,
             backend=resolved.placement.toolchain.flavour,
             tensorrt_version=built.loaded_version,
-            compute_capabilities=tuple(str(capability) for capability in built.compute_capabilities),
+            compute_capabilities=built.reach.to_texts(),
             device_name=None if device is None else device.name,
             driver_version=None if device is None else device.driver_version,
             build_id=attempt.id,
             build_seconds=built.build_seconds,
             created_at=utc_now(),
+            timing_cache_digest=None if start is None else start.digest,
         )
         try:
             with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
                 previous = self._registry.find(record.key)
                 self._store.publish(staged)
                 try:
+                    self._uses.touch(record.key)  # before the row: no eviction takes it for long unused
                     self._registry.publish(record, resolved.key.fields())
                 except BaseException:
                     # Nobody else can have named it while the lock is held. On a full disk it is in the way.
@@ -168,6 +271,14 @@ class Publication:
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.log_path(attempt.id).chmod(self._root.file_mode)
+
+
+def device_lock(device: Device) -> str:
+    """Name of the lock that builds on this GPU hold; of the whole GPU also for a MIG instance.
+
+    The UUID names it in every container and on every host; without NVML the PCI bus has to.
+    """
+    return "device-" + re.sub(r"[^A-Za-z0-9-]", "-", device.uuid or device.pci_bus_id)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from enginecache.eviction import Garbage
 from enginecache.memo import BlobState, FileMemo
 from enginecache.registry.base import EntryRecord, Registry
+from enginecache.store.artefacts import Artefacts
 from enginecache.store.base import BlobStore
-from enginecache.store.root import Root
+from enginecache.store.root import ArtefactKind, Root
 
-Kind = Literal["dangling", "size", "digest", "mode", "orphan"]
+Kind = Literal["dangling", "size", "digest", "mode", "orphan", "artefact"]
 
 _KINDS: dict[BlobState, Kind] = {
     BlobState.MISSING: "dangling",
@@ -127,6 +129,22 @@ def check_entries(
         repair = "forget the entry" if state is BlobState.MISSING else "quarantine the file and forget the entry"
         finding = Finding(_KINDS[state], record.key, text, f"{repair}; the next get builds it anew")
         yield finding, lambda record=record: (set_aside(record), True)[1]  # type: ignore[misc]
+
+
+def check_artefacts(root: Root) -> Iterator[tuple[Finding, Repair]]:
+    """Read every timing cache and runtime cache; each that is not whole with the function that deletes it."""
+    for kind in get_args(ArtefactKind):
+        for path, problem in Artefacts(root, kind).check():
+            finding = Finding("artefact", str(path), f"{path}: {problem}", "delete the file; later work is slower once")
+            yield finding, lambda path=path: _delete(path)  # type: ignore[misc]
+
+
+def _delete(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _set_mode(path: Any, mode: int) -> bool:

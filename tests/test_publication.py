@@ -6,13 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fakes import FakeBuilder, fake_cache
+from fakes import H100, TOOLCHAIN, FakeBuilder, fake_cache, place_with
 
 from enginecache.cache import EngineCache
-from enginecache.errors import BuildError, RegistryError, StoreError
+from enginecache.digests import digest_of
+from enginecache.errors import BuildError, LockTimeoutError, RegistryError, StoreError
+from enginecache.publication import device_lock
+from enginecache.request import Request
+from enginecache.timing import TimingCaches
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -256,3 +262,157 @@ def test_a_crash_leaves_a_blob_without_a_row_but_never_a_row_without_a_blob(
     cache.config = dataclasses.replace(cache.config, grace_s=0.0)
     cache.verify(repair=True)
     assert list(cache.root.tmp.iterdir()) == []
+
+
+# Timing caches and the GPU's lock. The builder is a fake: TensorRT measures tactics only where there is a GPU.
+
+TENSORRT = dataclasses.replace(TOOLCHAIN, flavour="tensorrt", version="11.4.0.106")
+SECOND_GPU = dataclasses.replace(H100, ordinal=1, uuid="GPU-00000000-0000-0000-0000-000000000002")
+ON_A_GPU = place_with(toolchain=TENSORRT, device=H100)
+
+
+class TimingBuilder(FakeBuilder):
+    """Adds one measurement a build to the timing cache that it is given."""
+
+    def build(self, request, progress=None):
+        built = super().build(request, progress)
+        if request.timing_cache is None:
+            return built
+        return dataclasses.replace(built, timing_cache=request.timing_cache + b"%d;" % self.count)
+
+
+def asked(cache: EngineCache, model: Path, largest: int):
+    """A request whose key no other size has."""
+    return cache.resolve(Request.of(model, {"dims": {"batch": (1, 2, largest)}}))
+
+
+def started(cache: EngineCache) -> list[bytes | None]:
+    return [request.timing_cache for request in cache._publication._builder.requests]
+
+
+def kept_in(cache: EngineCache) -> list[str]:
+    return files_in(cache, "timing-caches")
+
+
+def test_a_build_begins_with_the_timing_cache_of_the_last_one_and_its_entry_says_which(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    records = [cache._publication.build(asked(cache, model, size))[0] for size in (4, 8, 16)]
+    assert started(cache) == [b"", b"1;", b"1;2;"]
+    assert [record.timing_cache_digest for record in records] == [None, digest_of(b"1;"), digest_of(b"1;2;")]
+    assert cache.require(records[2].key) == records[2]
+
+
+def test_a_build_without_a_timing_cache_begins_with_none_and_keeps_none(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    cache._publication.build(asked(cache, model, 4))
+    (before,) = kept_in(cache)
+    record, _ = cache._publication.build(asked(cache, model, 8), uses_timing_cache=False)
+    assert started(cache) == [b"", None]
+    assert record.timing_cache_digest is None
+    cache._publication.build(asked(cache, model, 16))
+    assert started(cache)[2] == b"1;"
+    assert kept_in(cache) == [before]
+
+
+def test_tensorrt_rtx_has_no_timing_cache(open_cache, model):
+    cache = open_cache(TimingBuilder(), place_with(device=H100))
+    record, _ = cache._publication.build(asked(cache, model, 4))
+    assert (started(cache), record.timing_cache_digest, kept_in(cache)) == ([None], None, [])
+
+
+def test_a_failed_build_keeps_no_timing_cache(open_cache, model):
+    cache = open_cache(fail_with(BuildError("TensorRT refused node 7")), ON_A_GPU)
+    with pytest.raises(BuildError):
+        cache._publication.build(asked(cache, model, 4))
+    assert kept_in(cache) == []
+
+
+def test_a_timing_cache_that_is_not_kept_is_a_warning_and_the_build_a_success(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    timing_caches = TimingCaches(cache.root, cache._locks, lambda *_: None)
+    cache._publication._timing_caches = timing_caches
+    resolved = asked(cache, model, 4)
+    slot = timing_caches.slot(TENSORRT, H100, resolved.key.options)
+    # Another GPU of this model finishes a build meanwhile.
+    cache._publication._builder.before = lambda _: timing_caches.keep(timing_caches.begin(slot), b"theirs;")
+    record, built = cache._publication.build(resolved)
+    (warning,) = built.warnings
+    assert "timing cache was not kept" in warning
+    assert cache.require(record.key) == record
+    assert timing_caches.begin(slot).data == b"theirs;"
+
+
+def most_at_once(cache: EngineCache, model: Path, places: list, patience_s: float) -> int:
+    """How many builds ran at once when one was asked for at each place, each of another key."""
+    running, most = 0, 0
+    changed = threading.Condition()
+
+    def run(_request):
+        nonlocal running, most
+        with changed:
+            running += 1
+            most = max(most, running)
+            changed.notify_all()
+            changed.wait_for(lambda: most > 1, patience_s)
+            running -= 1
+
+    cache._publication._builder.before = run
+    resolved = [
+        dataclasses.replace(asked(cache, model, 4 * number), placement=place("auto"))
+        for number, place in enumerate(places, 1)
+    ]
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(cache._publication.build, resolved))
+    return most
+
+
+@pytest.mark.parametrize(
+    ("places", "most"),
+    [
+        ([ON_A_GPU] * 3, 1),
+        ([ON_A_GPU, place_with(toolchain=TENSORRT, device=SECOND_GPU)], 2),
+        ([place_with(device=H100)] * 2, 2),
+        ([ON_A_GPU, place_with()], 2),
+    ],
+    ids=["one GPU", "two GPUs", "TensorRT-RTX", "a GPU and TensorRT-RTX without one"],
+)
+def test_builds_that_measure_on_one_gpu_run_one_at_a_time(open_cache, model, places, most):
+    patience_s = 0.15 if most == 1 else 30.0
+    assert most_at_once(open_cache(TimingBuilder()), model, places, patience_s) == most
+
+
+def test_who_waits_too_long_for_a_gpu_is_told_for_whom_and_leaves_no_attempt(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    heard = []
+    with cache._locks.hold(device_lock(H100), None), pytest.raises(LockTimeoutError) as caught:
+        cache._publication.build(asked(cache, model, 4), timeout_s=0.1, waiting=heard.append)
+    assert caught.value.what.startswith(f"{H100.name} (device 0) is busy with another build: timed out after 0.1 s")
+    assert f"process {os.getpid()} on" in caught.value.what
+    assert "--timeout" in caught.value.fix
+    assert {wait.holder.pid for wait in heard} == {os.getpid()}
+    assert cache.builds() == []
+
+
+def test_a_gpu_is_free_when_the_plan_is_there_and_when_the_build_failed(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    stage, states = cache._store.stage, []
+
+    def stage_with_the_gpu_free(path):
+        with cache._locks.hold(device_lock(H100), 0.0):
+            states.append("free")
+        return stage(path)
+
+    cache._store.stage = stage_with_the_gpu_free
+    cache._publication.build(asked(cache, model, 4))
+    assert states == ["free"]
+    cache._publication._builder.before = fail_with(BuildError("TensorRT refused node 7")).before
+    with pytest.raises(BuildError):
+        cache._publication.build(asked(cache, model, 8))
+    with cache._locks.hold(device_lock(H100), 0.0):
+        pass
+
+
+def test_a_gpu_is_known_by_its_uuid_else_by_its_bus():
+    assert device_lock(H100) == "device-GPU-00000000-0000-0000-0000-000000000001"
+    assert device_lock(dataclasses.replace(H100, uuid="")) == "device-00000000-17-00-0"
+    assert device_lock(dataclasses.replace(H100, uuid="../GPU/1")) == "device----GPU-1"

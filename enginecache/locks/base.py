@@ -30,10 +30,12 @@ class Waiting:
     Attributes:
         holder: Who has it; None where that is not known.
         waited_seconds: How long we have waited.
+        device: Name of the GPU that is waited for, where another key is built on it; empty for the lock of the key.
     """
 
     holder: Holder | None
     waited_seconds: float
+    device: str = ""
 
 
 WaitingCallback = Callable[[Waiting], None]

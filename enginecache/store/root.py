@@ -6,11 +6,12 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from enginecache.errors import StoreError
 
-FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses")
+ArtefactKind = Literal["timing-caches", "runtime-caches"]
+FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Root:
     def uses(self) -> Path:
         """One empty file a key; its modification time is the entry's last use."""
         return self.path / "uses"
+
+    def artefacts(self, kind: ArtefactKind) -> Path:
+        """What only saves time: one file a slot."""
+        return self.path / kind
 
     @classmethod
     def open(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
