@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterable, Sequence
 
 from enginecache.errors import OptionError
-from enginecache.eviction import Garbage, PrunePlan, Used
+from enginecache.eviction import Garbage, Going, PrunePlan, Used, inflation_after, plan_prune
 from enginecache.garbage import delete_garbage
 from enginecache.locks.base import KeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
-from enginecache.registry.base import EntryRecord, Registry
+from enginecache.registry.base import EntryRecord, InflationStep, Registry, utc_now
 from enginecache.store.base import BlobStore
+from enginecache.store.leases import UseScan
 from enginecache.store.root import Root
 from enginecache.store.uses import UseLog
 
+Usability = Callable[[EntryRecord], bool]
+
+
+def _all_usable() -> Usability:
+    return lambda _: True
+
 
 class Removal:
-    """Every removal holds the store's lock. Safe across threads and processes."""
+    """Every removal holds the store's lock. Safe across threads and processes.
 
-    def __init__(self, root: Root, registry: Registry, store: BlobStore, locks: KeyLocks, uses: UseLog) -> None:
+    Args:
+        root: The cache folder.
+        registry: The rows.
+        store: The blobs.
+        locks: For the store's lock.
+        uses: The last uses.
+        usability: Finds out which entries this host can use; asked once a plan, and not where none is needed.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        registry: Registry,
+        store: BlobStore,
+        locks: KeyLocks,
+        uses: UseLog,
+        usability: Callable[[], Usability] = _all_usable,
+    ) -> None:
         self._root = root
         self._registry = registry
         self._store = store
         self._locks = locks
         self._uses = uses
+        self._usability = usability
 
     def used(self, record: EntryRecord) -> Used:
         """An entry with its last use."""
@@ -41,28 +67,91 @@ class Removal:
             self._uses.forget(record.key)
             return self._delete_unnamed(record.digest)
 
+    def plan(
+        self,
+        garbage: Iterable[Garbage],
+        *,
+        max_size_bytes: int | None = None,
+        older_than_s: float | None = None,
+    ) -> PrunePlan:
+        """Decide what a prune would delete. Deletes nothing.
+
+        Args:
+            garbage: Files past their grace time.
+            max_size_bytes: Bytes of blobs that may stay; None is no limit.
+            older_than_s: Entries not used for so many seconds go; None is no limit.
+        """
+        return plan_prune(
+            [self.used(record) for record in self._registry.entries()],
+            garbage,
+            utc_now(),
+            max_size_bytes=max_size_bytes,
+            older_than_s=older_than_s,
+            inflation=self._registry.inflation(),
+            is_usable=_all_usable() if max_size_bytes is None else self._usability(),
+            is_in_use=UseScan(self._store.path).is_in_use,
+        )
+
+    def enforce(self, max_size_bytes: int) -> PrunePlan | None:
+        """Shrink the cache to a size, after a publication; what was done, or None where it fits.
+
+        One query where it fits. What was used or published within the last minute stays, so the engine just built does.
+        """
+        if self._registry.stored_bytes() <= max_size_bytes:
+            return None
+        plan = self.plan((), max_size_bytes=max_size_bytes)
+        self.execute(plan)
+        return plan
+
     def execute(self, plan: PrunePlan) -> int:
-        """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
-        freed = sum(self._evict(used) for used in plan.entries)
+        """Carry out a plan; the bytes freed. What was pinned, rebuilt, used or opened since the plan was made stays.
+
+        Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done.
+        """
+        started_at = utc_now()
+        scan = UseScan(self._store.path)
+        evicted: list[Going] = []
+        freed = 0
+        try:
+            for group in plan.groups:
+                with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+                    freed_now = self._evict(group, scan)
+                if freed_now is not None:
+                    freed += freed_now
+                    evicted.extend(group)
+        finally:
+            self._inflate(evicted, started_at)
         return freed + sum(item.size_bytes for item in plan.garbage if self.delete_garbage(item))
 
-    def _evict(self, planned: Used) -> int:
-        if self.used(planned.record) != planned:
-            return 0
-        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S), contextlib.suppress(OptionError):  # pinned since
-            current = self._registry.find(planned.record.key)
-            if current is None or current.build_id != planned.record.build_id:
-                return 0  # rebuilt since, to the same bytes perhaps
-            if not self._removed_row(planned.record):
-                return 0
-            if self.used(planned.record) != planned:
+    def _inflate(self, evicted: Sequence[Going], started_at: dt.datetime) -> None:
+        """Keep what inflation rose to, from before the eviction on: what is used from now is worth more."""
+        value = inflation_after(evicted)
+        if value is not None:
+            uses = (self.used(record).last_used_at for record in self._registry.entries())
+            self._registry.record_inflation(InflationStep(started_at, value), min(uses, default=started_at))
+
+    def _evict(self, group: Sequence[Going], scan: UseScan) -> int | None:
+        """Delete a blob with all its entries, with the store's lock held; the bytes freed, or None where it stays."""
+        digest = group[0].record.digest
+        with scan.unused(digest) as is_unused:
+            if not is_unused or not all(self._is_as_planned(going) for going in group):
+                return None
+            # Not those that were pinned just now: with them the blob stays.
+            removed = [going for going in group if self._registry.remove(going.record.key, digest=digest)]
+            if any(self.used(going.record) != going.used for going in removed):
                 # A hit noted its use and read the row just before it went, and hands the path out now. The blob is
                 # garbage, and young.
-                self._store.retire(planned.record.digest)
-                return 0
-            self._uses.forget(planned.record.key)
-            return self._delete_unnamed(planned.record.digest)
-        return 0
+                self._store.retire(digest)
+                return None
+            for going in removed:
+                self._uses.forget(going.record.key)
+            return self._delete_unnamed(digest)
+
+    def _is_as_planned(self, going: Going) -> bool:
+        current = self._registry.find(going.record.key)
+        # Rebuilt since, to the same bytes perhaps: another attempt.
+        is_same = current is not None and current.build_id == going.record.build_id and not current.is_pinned
+        return is_same and self.used(going.record) == going.used
 
     def delete_garbage(self, item: Garbage) -> bool:
         """Delete a file that no row names; False if that failed, or if a row names it by now."""
@@ -78,9 +167,14 @@ class Removal:
             return True
         current = self._registry.find(record.key)
         if current is not None and current.is_pinned:
-            short = record.key[:12]
-            raise OptionError(f"the entry {short} is pinned", f"Run `enginecache unpin {short}`.")
+            raise pinned_error(record)
         return False
 
     def _delete_unnamed(self, digest: str) -> int:
         return 0 if self._registry.is_referenced(digest) else self._store.delete(digest)
+
+
+def pinned_error(record: EntryRecord) -> OptionError:
+    """Says that a pinned entry is not deleted."""
+    short = record.key[:12]
+    return OptionError(f"the entry {short} is pinned", f"Run `enginecache unpin {short}`.")

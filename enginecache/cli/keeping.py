@@ -10,11 +10,27 @@ import typer
 from enginecache.cli.output import Column, count, print_json, print_rows, say
 from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, open_cache, read_value
 from enginecache.config import parse_duration_s
-from enginecache.entry import SCHEMA
+from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
-from enginecache.eviction import PrunePlan
+from enginecache.eviction import Going, PrunePlan, Staying, StayReason
 from enginecache.options import format_size, parse_size
+from enginecache.removal import pinned_error
 from enginecache.verification import Verification
+
+_COLUMNS = (
+    Column("key", "key"),
+    Column("model"),
+    Column("size", "size"),
+    Column("last used", "age"),
+    Column("build", "seconds"),
+    Column("why", "word"),
+    Column("priority", "word", is_wide=True),
+)
+_STAYING: dict[StayReason, str] = {
+    "pinned": "pinned",
+    "young": "used or published within the last minute",
+    "in_use": "in use by a program",
+}
 
 
 def require_leave(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
@@ -80,6 +96,8 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
     """
     cache = open_cache(dir)
     record = cache.require(key)
+    if record.is_pinned:
+        raise pinned_error(record)
     what = f"delete the engine {record.key[:12]} of {record.model_name} ({format_size(record.size_bytes)})"
     freed = 0
     if not dry_run:
@@ -103,10 +121,17 @@ def prune(
     json: Json = False,
     dir: Dir = None,
 ) -> None:
-    """Delete the least recently used engines, and stray files.
+    """Delete the engines that are cheapest to lose, and stray files.
 
-    Stray files are what crashes left behind. Pinned engines stay. Engines used within the last minute stay too: their
-    path may have been handed out and not opened yet.
+    With --max-size, engines go until the rest fits: first those that no TensorRT and no GPU of this host can use, and
+    that nobody used for a day; then those whose build took the fewest seconds for each byte, where what was used lately
+    counts more. Stray files are what crashes left behind.
+
+    Pinned engines stay, and those that a program has open or a lease on. Engines used within the last minute stay too:
+    their path may have been handed out and not opened yet.
+
+    On a pipe a line for each engine: key, model, bytes, last used, seconds of its build, why it goes (old, unusable,
+    cheapest), its priority in seconds per GiB.
 
     \b
     Examples:
@@ -133,7 +158,8 @@ def prune(
     else:
         say(f"would delete {_summary(plan)}" if dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
     if plan.shortfall_bytes:
-        say(f"{format_size(plan.shortfall_bytes)} more than asked stay: they are pinned or were used just now")
+        why = ", ".join(map(_staying_text, plan.staying))
+        say(f"{format_size(plan.shortfall_bytes)} more than asked stay: {why}")
     elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
         say("no limit was given: engines go by --max-size or --older-than, or the setting max_size")
 
@@ -144,22 +170,48 @@ def _summary(plan: PrunePlan) -> str:
 
 
 def _print_plan(plan: PrunePlan) -> None:
-    columns = (Column("key", "key"), Column("model"), Column("size", "size"), Column("last used", "age"))
-    rows = [
-        [used.record.key, used.record.model_name, used.record.size_bytes, used.last_used_at] for used in plan.entries
-    ]
+    rows = [_going_row(going) for going in plan.entries]
     if rows:
-        print_rows(columns, rows)
+        print_rows(_COLUMNS, rows)
     if plan.garbage:
         rows = [[str(item.path), item.what, item.size_bytes] for item in plan.garbage]
         print_rows((Column("file"), Column("what"), Column("size", "size")), rows)
+
+
+def _going_row(going: Going) -> list[object]:
+    record = going.record
+    # Numbers on a pipe, as everywhere; a priority means something beside another one only.
+    priority = round(going.priority, 3)
+    return [
+        record.key,
+        record.model_name,
+        record.size_bytes,
+        going.last_used_at,
+        record.build_seconds,
+        going.reason,
+        priority,
+    ]
+
+
+def _staying_text(staying: Staying) -> str:
+    return f"{count(staying.blobs, 'engine')} {_STAYING[staying.reason]} ({format_size(staying.size_bytes)})"
 
 
 def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "dry_run": is_dry_run,
-        "entries": [{"key": used.record.key, "size_bytes": used.record.size_bytes} for used in plan.entries],
+        "entries": [
+            {
+                "key": going.record.key,
+                "size_bytes": going.record.size_bytes,
+                "build_seconds": going.record.build_seconds,
+                "last_used_at": time_json(going.last_used_at),
+                "reason": going.reason,
+                "priority": going.priority,
+            }
+            for going in plan.entries
+        ],
         "garbage": [
             {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what} for item in plan.garbage
         ],
@@ -167,6 +219,10 @@ def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, ob
         "freed_bytes": freed,
         "kept_bytes": plan.kept_bytes,
         "shortfall_bytes": plan.shortfall_bytes,
+        "staying": [
+            {"reason": staying.reason, "engines": staying.blobs, "size_bytes": staying.size_bytes}
+            for staying in plan.staying
+        ],
     }
 
 

@@ -121,7 +121,20 @@ class LocalBlobStore:
     def retire(self, digest: str) -> None:
         """Move the blob's ctime, which its age as garbage counts from; no error if it is gone."""
         with _translated("an engine cannot be retired"), contextlib.suppress(FileNotFoundError):
-            self.path(digest).chmod(self._root.blob_mode)
+            try:
+                self.path(digest).chmod(self._root.blob_mode)
+            except PermissionError:
+                # Another user's, in a shared folder. Only a new file of ours is young: its times cannot be set by who
+                # may only read it, nor may it be linked (fs.protected_hardlinks), and a rename that goes there and back
+                # leaves a moment without it.
+                self._replace_by_copy(digest)
+
+    def _replace_by_copy(self, digest: str) -> None:
+        staged = self.stage(self.path(digest))
+        if staged.digest == digest:
+            self.publish(staged)
+        else:
+            self.discard(staged)  # damaged: whoever is given its path is told so
 
     def delete(self, digest: str) -> int:
         """Delete the blob; readers that have it mapped keep their bytes."""

@@ -35,7 +35,7 @@ class UseLog:
         """When the entry was last used; None where no use was noted."""
         try:
             return dt.datetime.fromtimestamp(self._path(key).stat().st_mtime, dt.timezone.utc)
-        except OSError:
+        except (OSError, ValueError, OverflowError):  # a wrong clock's year may be beyond any calendar's
             return None
 
     def forget(self, key: str) -> None:

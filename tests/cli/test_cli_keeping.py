@@ -90,7 +90,20 @@ def test_dry_run_changes_nothing(cli, stored):
     assert keys(cli) == before
 
 
-def test_prune_takes_the_least_recently_used_first(cli, stored):
+def test_prune_takes_what_is_quickest_to_build_again_and_says_why(cli, stored, builder, model, folder):
+    builder.seconds = 0.2
+    dear = cli("get", model, "--dim", "batch=9", "--json").json
+    os.utime(folder / "uses" / dear["key"], (time.time() - 9 * DAY_S,) * 2)
+    ran = cli("prune", "--max-size", "8KiB", "--dry-run")
+    assert [row[0] for row in ran.rows] == [record["key"] for record in stored[:2]]
+    assert [(row[2], *row[4:6]) for row in ran.rows] == [("4096", "0.001", "cheapest")] * 2
+    assert float(ran.rows[0][6]) == pytest.approx(0.001 * 2**18, abs=1e-3)
+    ran = cli("prune", "--older-than", "8d", "--dry-run")
+    assert [(row[0], row[5]) for row in ran.rows] == [(dear["key"], "old")]
+    assert "WHY" in cli("prune", "--max-size", "8KiB", "--dry-run", terminal=100).out
+
+
+def test_prune_takes_the_least_recently_used_of_equals_first(cli, stored):
     ran = cli("prune", "--max-size", "4KiB", "--yes")
     assert ran.code == 0
     assert [row[0] for row in ran.rows] == [record["key"] for record in stored[:2]]
@@ -108,13 +121,35 @@ def test_prune_json_is_the_plan_and_what_it_freed(cli, stored):
     assert record == {
         "schema": 1,
         "dry_run": False,
-        "entries": [{"key": stored[0]["key"], "size_bytes": 4096}],
+        "entries": [
+            {
+                "key": stored[0]["key"],
+                "size_bytes": 4096,
+                "build_seconds": 0.001,
+                "last_used_at": record["entries"][0]["last_used_at"],
+                "reason": "cheapest",
+                "priority": pytest.approx(0.001 * 2**18),
+            }
+        ],
         "garbage": [],
         "planned_bytes": 4096,
         "freed_bytes": 4096,
         "kept_bytes": 8192,
         "shortfall_bytes": 0,
+        "staying": [],
     }
+
+
+def test_prune_json_says_what_had_to_stay(cli, stored, model):
+    cli("pin", stored[0]["key"])
+    cli("get", model, "--dim", "batch=2")
+    record = cli("prune", "--max-size", "0", "--dry-run", "--json").json
+    assert [entry["key"] for entry in record["entries"]] == [stored[2]["key"]]
+    assert record["shortfall_bytes"] == 8192
+    assert record["staying"] == [
+        {"reason": "pinned", "engines": 1, "size_bytes": 4096},
+        {"reason": "young", "engines": 1, "size_bytes": 4096},
+    ]
 
 
 def test_prune_without_a_limit_deletes_no_engine_and_says_how_to(cli, stored, monkeypatch):
@@ -140,7 +175,7 @@ def test_prune_lists_stray_files(cli, stored, folder, monkeypatch):
 def test_what_was_used_just_now_stays_and_is_told(cli, stored, model):
     cli("get", model, "--dim", "batch=1")
     ran = cli("prune", "--max-size", "0", "--yes")
-    assert "4 KiB more than asked stay" in ran.err
+    assert "4 KiB more than asked stay: 1 engine used or published within the last minute (4 KiB)" in ran.err
     assert keys(cli) == {stored[0]["key"]}
 
 
@@ -162,6 +197,7 @@ def test_pinned_engines_stay_until_they_are_unpinned(cli, stored):
     ran = cli("rm", key, "--yes")
     assert ran.code == 2
     assert f"enginecache unpin {key[:12]}" in ran.err
+    assert cli("rm", key, "--dry-run").err == ran.err
     assert [cli("unpin", key).code for _ in range(2)] == [0, 0]
     assert cli("rm", key, "--yes").code == 0
 
