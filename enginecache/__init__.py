@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from enginecache.cache import EngineCache
     from enginecache.config import Config
-    from enginecache.entry import Entry, Explanation, Reason
+    from enginecache.entry import Entry, Explanation
     from enginecache.errors import EngineCacheError
+    from enginecache.matching import Reason, Verdict
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "EngineCache", "EngineCacheError", "Entry", "Explanation", "Reason", "__version__"]
+__all__ = ["Config", "EngineCache", "EngineCacheError", "Entry", "Explanation", "Reason", "Verdict", "__version__"]
 
 _HOMES = {
     "Config": "enginecache.config",
@@ -24,7 +25,8 @@ _HOMES = {
     "EngineCacheError": "enginecache.errors",
     "Entry": "enginecache.entry",
     "Explanation": "enginecache.entry",
-    "Reason": "enginecache.entry",
+    "Reason": "enginecache.matching",
+    "Verdict": "enginecache.matching",
 }
 
 

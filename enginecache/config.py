@@ -39,7 +39,7 @@ class Config:
         shared: ``group`` lets the folder's group read and write (2770, 0440); empty keeps it private (0700, 0400).
         backend: Which TensorRT flavour builds; ``auto`` chooses.
         timeout_s: Longest wait for another builder, in seconds; None waits as long as it lives.
-        max_size_bytes: What ``prune`` shrinks the cache to by default; None is no limit.
+        max_size_bytes: What the cache is kept under, after each build and by ``prune``; None is no limit.
         grace_s: Age in seconds under which files that no row names are left alone.
         cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
     """

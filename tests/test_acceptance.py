@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 from enginecache.cache import EngineCache
 from enginecache.cli.app import app
 from enginecache.devices import find_device
-from enginecache.errors import LoadError, NoDeviceError
+from enginecache.errors import LoadRefusedError, NoDeviceError
 
 pytestmark = [
     pytest.mark.rtx,
@@ -180,8 +181,8 @@ def test_external_data_is_found_from_any_current_folder(folder, tmp_path):
 def test_other_request_is_a_miss_that_names_its_field(shared, cifar, asked, field):
     shown = record("explain", EXAMPLE, *asked, folder=shared)
     assert shown["verdict"] == "miss"
-    assert shown["nearest"][0]["key"] == cifar["key"]
-    assert [difference["field"] for difference in shown["nearest"][0]["differing"]] == [field]
+    assert shown["candidates"][0]["key"] == cifar["key"]
+    assert [difference["field"] for difference in shown["candidates"][0]["differing"]] == [field]
     assert field in shown["reasons"][0]["text"]
 
 
@@ -192,7 +193,7 @@ def test_one_changed_weight_is_a_miss_that_names_the_weights(shared, cifar, tmp_
     changed.graph.initializer[0].raw_data = bytes(raw)
     path = save(changed, tmp_path / "changed.onnx")
     shown = record("explain", path, *BATCH, *SM_89, folder=shared)
-    assert [difference["field"] for difference in shown["nearest"][0]["differing"]] == ["model.weights"]
+    assert [difference["field"] for difference in shown["candidates"][0]["differing"]] == ["model.weights"]
     built = record("get", path, *BATCH, *SM_89, folder=shared)
     assert built["outcome"] == "built"
     assert built["key"] != cifar["key"]
@@ -204,7 +205,7 @@ def test_other_build_number_of_tensorrt_is_a_miss_that_names_the_version(open_ca
     before = open_cache().get(model, **ask)
     upgraded = open_cache(place=place_with(toolchain=replace(TOOLCHAIN, version="1.7.1.117")))
     explained = upgraded.explain(model, **ask)
-    (difference,) = explained.neighbours[0].differing
+    (difference,) = explained.candidates[0].verdict.differing
     assert (difference.field, difference.asked, difference.stored) == ("toolchain.version", "1.7.1.117", "1.7.1.116")
     assert upgraded.get(model, **ask).key != before.key
 
@@ -307,7 +308,7 @@ no_gpu = pytest.mark.skipif(_has_gpu(), reason="probe: find_device finds a GPU")
 @no_gpu
 def test_loading_without_a_gpu_is_an_error_with_tensorrts_reason_and_keeps_the_engine(shared, cifar):
     with EngineCache.open(dir=shared) as cache:
-        with pytest.raises(LoadError, match=r"deserializeCudaEngine: .*CUDA"):
+        with pytest.raises(LoadRefusedError, match=r"deserializeCudaEngine: .*CUDA"):
             cache.load(EXAMPLE, dims={"batch": (1, 32, 64)}, target="sm_89", offline=True)
         assert cache.require(cifar["key"]).digest == cifar["digest"]
 
@@ -369,10 +370,18 @@ def test_target_that_tensorrt_rtx_lacks_names_those_that_it_has(folder, model):
     assert_refused(done, 8, "cannot build for sm_90", "Name one of these")
 
 
-@pytest.mark.parametrize("option", ["--hardware-compatibility", "--fp16", "--accept"])
-def test_option_without_effect_is_not_offered(folder, model, option):
-    done = run_here("get", model, *BATCH, *SM_89, option, folder=folder)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"No such option: {option}" in done.stderr
+def test_option_that_rtx_has_not_is_refused_with_what_it_has(folder, model):
+    done = run_here("get", model, *BATCH, *SM_89, "--hardware-compatibility", "ampere_plus", folder=folder)
+    assert_refused(done, 8, "TensorRT-RTX has no hardware compatibility", "--target portable")
     with EngineCache.open(dir=folder) as cache:
         assert cache.builds() == []
+
+
+def test_fp16_is_another_engine_smaller_and_names_its_converter(folder):
+    plain = record("get", EXAMPLE, *BATCH, *SM_89, folder=folder)
+    half = record("get", EXAMPLE, *BATCH, *SM_89, "--fp16", folder=folder)
+    assert half["key"] != plain["key"]
+    assert half["size_bytes"] < plain["size_bytes"]
+    assert half["conversion"]["converter"] == "onnxconverter-common"
+    assert half["conversion"]["version"] == importlib.metadata.version("onnxconverter-common")
+    assert record("get", EXAMPLE, *BATCH, *SM_89, "--fp16", folder=folder)["outcome"] == "hit"

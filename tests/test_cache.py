@@ -16,7 +16,7 @@ import pytest
 from fakes import H100, TOOLCHAIN, FakeBuilder
 from models import linear, save
 
-from enginecache import loader, memo
+from enginecache import memo
 from enginecache.builders.base import BuildProgress
 from enginecache.cache import EngineCache
 from enginecache.config import Config
@@ -24,8 +24,7 @@ from enginecache.errors import (
     AmbiguousKeyError,
     BuildError,
     EngineCacheError,
-    IntegrityError,
-    LoadError,
+    LoadRefusedError,
     LockTimeoutError,
     ModelError,
     NotCachedError,
@@ -467,7 +466,7 @@ def test_changed_external_data_is_a_miss(cache, identified, tmp_path):
     damage(path.parent / "weights.bin")
     second = cache.get(path, dims=DIMS)
     assert second.key != first.key
-    assert [difference.field for difference in cache.explain(path, dims=DIMS).neighbours] == []
+    assert [c.verdict.level for c in cache.explain(path, dims=DIMS).candidates] == ["exact", "refused"]
     assert len(identified) == 2
 
 
@@ -497,12 +496,42 @@ def test_verified_blob_is_not_read_again_until_asked_for(cache, monkeypatch, mod
     assert reads == [entry.digest]
 
 
+# the limit
+
+
+def idle(cache, *entries):
+    """As if their last uses were an hour ago, in this order."""
+    for number, entry in enumerate(entries):
+        if (cache.root.uses / entry.key).exists():
+            os.utime(cache.root.uses / entry.key, (time.time() - HOUR_S + number,) * 2)
+
+
+def test_a_build_shrinks_the_cache_to_its_limit_and_spares_what_was_just_built(open_cache, models):
+    cache = open_cache(max_size_bytes=2 * 4096)
+    built = []
+    for path in models[:3]:
+        built.append(cache.get(path, dims=DIMS))
+        idle(cache, *built[:-1])
+    assert cache.totals().entries == 2
+    assert built[2].path.exists()
+    assert [reason.code for reason in built[2].reasons] == ["differs"]  # no warning
+
+
+def test_a_limit_that_cannot_be_kept_is_a_warning_and_fails_no_build(open_cache, models):
+    cache = open_cache(max_size_bytes=4096)
+    for path in models[:2]:
+        entry = cache.get(path, dims=DIMS)
+    assert cache.totals().entries == 2  # both used just now
+    (warning,) = [reason.text for reason in entry.reasons if reason.code == "warning"]
+    assert "4 KiB above its limit of 4 KiB" in warning
+
+
 # explain
 
 
 def test_explain_builds_nothing_and_counts_nothing(cache, builder, model):
     explained = cache.explain(model, dims=DIMS)
-    assert (explained.verdict, explained.entry, explained.neighbours) == ("miss", None, ())
+    assert (explained.verdict, explained.entry, explained.candidates) == ("miss", None, ())
     assert [reason.code for reason in explained.reasons] == ["absent"]
     assert builder.count == 0
     totals = cache.totals()
@@ -539,15 +568,15 @@ def test_explain_and_get_make_the_same_key(cache, model):
 def test_nearest_engine_comes_first(cache, models):
     far = cache.get(models[1], dims=DIMS, workspace_bytes=1 << 30)
     near = cache.get(models[0], dims=DIMS, workspace_bytes=1 << 30)
-    neighbours = cache.explain(models[0], dims=DIMS).neighbours
-    assert [neighbour.record.key for neighbour in neighbours] == [near.key, far.key]
-    assert [difference.field for difference in neighbours[0].differing] == ["options.workspace_bytes"]
+    candidates = cache.explain(models[0], dims=DIMS).candidates
+    assert [candidate.record.key for candidate in candidates] == [near.key, far.key]
+    assert [difference.field for difference in candidates[0].verdict.differing] == ["options.workspace_bytes"]
 
 
 def test_miss_is_recorded_with_the_field_that_differs(cache, model):
     near = cache.get(model, dims=DIMS)
     for _ in range(2):
-        with pytest.raises(NotCachedError, match=r"options\.workspace_bytes: asked 1073741824, stored null"):
+        with pytest.raises(NotCachedError, match=r"options\.workspace_bytes: asked 1073741824, stored none"):
             cache.get(model, dims=DIMS, workspace_bytes=1 << 30, offline=True)
     miss = cache.misses()[0]
     assert (miss.nearest_key, miss.differing, miss.count) == (near.key, ("options.workspace_bytes",), 2)
@@ -562,7 +591,7 @@ rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reaso
 @rtx
 @pytest.mark.rtx
 def test_plan_that_tensorrt_refuses_is_a_load_error_with_its_reason(cache, model):
-    with pytest.raises(LoadError, match=r"TensorRT did not load the engine .*: \S+"):
+    with pytest.raises(LoadRefusedError, match=r"TensorRT did not load the engine .*: \S+"):
         cache.load(model, dims=DIMS)
 
 
@@ -571,26 +600,11 @@ def test_plan_that_tensorrt_refuses_is_a_load_error_with_its_reason(cache, model
 def test_reason_of_a_refusal_is_of_this_load_alone(cache, models):
     reasons = []
     for path in models[:2]:
-        with pytest.raises(LoadError) as caught:
+        with pytest.raises(LoadRefusedError) as caught:
             cache.load(path, dims=DIMS)
         reasons.append(caught.value.what.partition(".engine: ")[2])
     assert reasons[0]
     assert reasons[0] == reasons[1]
-
-
-def test_flipped_bit_is_an_integrity_error_before_tensorrt_sees_it(cache, model, monkeypatch):
-    entry = cache.get(model, dims=DIMS)
-    damage(entry.path)
-    monkeypatch.setattr(loader, "_runtime", lambda _flavour: pytest.fail("TensorRT was asked"))
-    with pytest.raises(IntegrityError, match=f"not {entry.digest[:12]}"):
-        loader.load_engine(entry.path, entry.digest, entry.record.backend)
-    assert not cache.verify(repair=True).findings[0].text.startswith("its file")
-
-
-def test_emptied_plan_is_an_integrity_error(tmp_path):
-    (tmp_path / "plan").touch()
-    with pytest.raises(IntegrityError):
-        loader.load_engine(tmp_path / "plan", "0" * 64, "tensorrt-rtx")
 
 
 # Inspecting and keeping
@@ -864,7 +878,7 @@ def test_load_heals_damage_that_moved_no_fingerprint(open_cache, model):
     entry.path.chmod(0o400)
     cache._registry.remember("blob", Fingerprint.of_path(entry.path), {"digest": entry.digest})
     assert cache.get(model, dims=DIMS).outcome == "hit"  # nothing tells yet
-    with pytest.raises(LoadError):  # of the fake plan that was built anew
+    with pytest.raises(LoadRefusedError):  # of the fake plan that was built anew
         cache.load(model, dims=DIMS)
     assert builder.count == 2
     assert len(list(cache.root.quarantine.iterdir())) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import enginecache
+from enginecache.registry.schema import HEAD
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,7 +102,7 @@ def test_metadata_names_the_extras_and_what_they_bring(wheel):
     assert (metadata["Name"], metadata["Version"]) == ("enginecache", enginecache.__version__)
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"tensorrt", "cuda", "rtx", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"tensorrt", "cuda", "rtx", "modelopt", "test"}
     required = metadata.get_all("Requires-Dist")
     base = {line for line in required if "extra ==" not in line}
     assert all(">=" in line for line in base)
@@ -109,12 +110,13 @@ def test_metadata_names_the_extras_and_what_they_bring(wheel):
         extra: sorted(
             line.split(";")[0].strip() for line in required if f"extra == '{extra}'" in line.replace('"', "'")
         )
-        for extra in ("tensorrt", "cuda", "rtx")
+        for extra in ("tensorrt", "cuda", "rtx", "modelopt")
     }
     assert brought == {
-        "tensorrt": ["nvidia-ml-py", "tensorrt"],
+        "tensorrt": ["nvidia-ml-py", "onnxconverter-common>=1.16", "tensorrt"],
         "cuda": ["pycuda"],
-        "rtx": ["nvidia-ml-py", "tensorrt-rtx-cu13"],
+        "rtx": ["nvidia-ml-py", "onnxconverter-common>=1.16", "tensorrt-rtx-cu13"],
+        "modelopt": ["nvidia-modelopt[onnx]"],
     }
     assert not any(name in line for line in base for name in ("tensorrt", "pycuda", "nvidia"))
 
@@ -128,8 +130,8 @@ def test_installed_wheel_runs_from_anywhere(installed, tmp_path):
     assert must(script, "db", "current", **folder) == "none\n"
     must(script, "db", "upgrade", **folder)
     must(script, "db", "check", **folder)
-    assert must(script, "db", "current", **folder) == "0001\n"
-    assert "ok\tregistry\tschema 0001" in must(script, "doctor", **folder)
+    assert must(script, "db", "current", **folder) == f"{HEAD}\n"
+    assert f"ok\tregistry\tschema {HEAD}" in must(script, "doctor", **folder)
 
 
 def test_editable_install_finds_package_and_migrations(source, backend, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,7 +13,8 @@ import typer
 from enginecache.cache import EngineCache
 from enginecache.config import BACKENDS, Config
 from enginecache.errors import EngineCacheError, OptionError
-from enginecache.options import parse_size
+from enginecache.matching import ACCEPTS
+from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS, parse_size
 from enginecache.profiles import ProfileRequest
 from enginecache.request import Ask
 from enginecache.store.root import Root
@@ -32,13 +33,14 @@ def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(u.record.key[:16], u.record.model_name) for u in used if u.record.key.startswith(incomplete.lower())]
 
 
-def _complete_backend(incomplete: str) -> list[str]:
-    return [backend for backend in BACKENDS if backend.startswith(incomplete)]
+def _complete_from(names: Sequence[str]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
-def _complete_target(incomplete: str) -> list[str]:
-    names = ("portable", *(capability.sm for capability in NAMEABLE_COMPUTE_CAPABILITIES))
-    return [name for name in names if name.startswith(incomplete)]
+_TARGETS = ("portable", *(capability.sm for capability in NAMEABLE_COMPUTE_CAPABILITIES))
 
 
 Dir = Annotated[
@@ -127,13 +129,45 @@ def _asked(  # the parameters of every command that asks for an engine
     opt_level: Annotated[
         int | None, typer.Option("--opt-level", metavar="N", help="Optimization level, 0 to 5. Default: 3.")
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 where it is faster; see the README on precision.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="BF16 likewise.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="INT8, for a model with Q/DQ nodes.")] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="FP8, for a model with Q/DQ nodes.")] = False,
+    convert_io: Annotated[
+        bool, typer.Option("--convert-io", help="Where the graph is converted: its inputs and outputs too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str | None,
+        typer.Option(
+            "--hardware-compatibility",
+            metavar="LEVEL",
+            help=f"GPUs that the plan runs on: {', '.join(HARDWARE_COMPATIBILITIES)}. TensorRT only. Default: none.",
+            autocompletion=_complete_from(HARDWARE_COMPATIBILITIES),
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="A plan for later releases too. TensorRT only.")
+    ] = False,
+    strip_plan: Annotated[bool, typer.Option("--strip-plan", help="A plan without weights, to be refitted.")] = False,
+    builder_flag: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--builder-flag",
+            metavar="NAME",
+            help="Set a builder flag by TensorRT's name; NAME=OFF clears it. Repeat for several.",
+        ),
+    ] = None,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", metavar="FILE", help="Library of TensorRT plugins; repeat for several."),
+    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
             "--backend",
             metavar="NAME",
             help=f"Who builds: {', '.join(BACKENDS)}. Default: auto.",
-            autocompletion=_complete_backend,
+            autocompletion=_complete_from(BACKENDS),
         ),
     ] = None,
     target: Annotated[
@@ -142,17 +176,29 @@ def _asked(  # the parameters of every command that asks for an engine
             "--target",
             metavar="SM",
             help="GPU to build for: sm_89, 8.9, 89 or portable; repeat for several. Default: the device.",
-            autocompletion=_complete_target,
+            autocompletion=_complete_from(_TARGETS),
         ),
     ] = None,
     device: Annotated[
         int | None, typer.Option("--device", metavar="N", help="CUDA device. Default: the one CUDA would use.")
     ] = None,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            "--accept",
+            metavar="LEVEL",
+            help="compatible: also take, and mark, a stored engine that runs here and is not quite what was asked. "
+            "Default: exact.",
+            autocompletion=_complete_from(ACCEPTS),
+        ),
+    ] = None,
     dir: Dir = None,
 ) -> Asked:
     shapes = ProfileRequest.from_flags(min_shapes or (), opt_shapes or (), max_shapes or (), dim or ())
-    if backend is not None and backend not in BACKENDS:
-        raise OptionError(f"--backend: {backend!r} is not a backend", f"Choose one of {', '.join(BACKENDS)}.")
+    _require_choice("--backend", backend, BACKENDS)
+    _require_choice("--hardware-compatibility", hardware_compatibility, HARDWARE_COMPATIBILITIES)
+    _require_choice("--accept", accept, ACCEPTS)
+    flags = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8}
     if device is not None and device < 0:
         raise OptionError(f"--device: {device} is not a device", "CUDA counts from 0; `enginecache doctor` lists them.")
     ask: Ask = {
@@ -160,11 +206,24 @@ def _asked(  # the parameters of every command that asks for an engine
         "dims": shapes.dims,
         "workspace_bytes": read_value("--workspace", workspace, parse_size),
         "optimization_level": opt_level,
+        "precision": [name for name in PRECISIONS if flags[name]],
+        "convert_io": convert_io,
+        "hardware_compatibility": hardware_compatibility or "none",  # type: ignore[typeddict-item]  # checked above
+        "version_compatible": version_compatible,
+        "strip_plan": strip_plan,
+        "builder_flags": builder_flag or (),
+        "plugins": [path_value("--plugin", path) for path in plugin or ()],
         "backend": backend,  # type: ignore[typeddict-item]  # checked above
         "target": target,
         "device": device,
+        "accept": accept or "exact",  # type: ignore[typeddict-item]  # checked above
     }
     return Asked(path_value("MODEL", model), ask, dir)
+
+
+def _require_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise OptionError(f"{flag}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:

@@ -56,7 +56,9 @@ class BuildDisplay:
     def waiting(self, wait: Waiting) -> None:
         """Show that another process builds."""
         if not self._is_quiet and self._is_time():
-            say(f"waiting for {describe_holder(wait.holder)} to build {self._name}")
+            who = describe_holder(wait.holder)
+            what = f"be done with {wait.device}" if wait.device else f"build {self._name}"
+            say(f"waiting for {who} to {what}")
 
     def _is_time(self) -> bool:
         now = time.monotonic()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from enginecache.cli.output import flat_facts, print_json, print_line, put, say, warn
+from enginecache.cli.output import count, flat_facts, print_json, print_line, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import parse_duration_s
@@ -16,6 +16,8 @@ from enginecache.entry import Entry, Explanation
 from enginecache.errors import OptionError
 from enginecache.key import canonical_json
 from enginecache.store.export import export_plan
+
+CANDIDATES_SHOWN = 10
 
 
 @asking
@@ -32,6 +34,9 @@ def get(
             "--timeout", metavar="TIME", help="Longest wait for another builder, such as 30m; not for the build."
         ),
     ] = None,
+    no_timing_cache: Annotated[
+        bool, typer.Option("--no-timing-cache", help="Time every tactic anew, and keep no timings. TensorRT only.")
+    ] = False,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and warnings.")] = False,
 ) -> None:
@@ -55,6 +60,7 @@ def get(
             offline=offline,
             rebuild=rebuild,
             timeout_s=timeout_s,
+            timing_cache=not no_timing_cache,
             progress=display.progress,
             waiting=display.waiting,
             **asked.ask,
@@ -89,16 +95,20 @@ def _copy_path(text: str, model: Path) -> Path:
     return path
 
 
-_WARNED = {"warning", "corrupt"}
+_WARNED = {"warning", "corrupt", "older_driver"}
 
 
 def _tell(entry: Entry, *, is_quiet: bool) -> None:
     for reason in entry.reasons:
         if reason.code in _WARNED:
             warn(reason.text)
+    if entry.outcome == "compatible":
+        ways = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
+        warn(f"the engine {entry.key[:12]} is not the one that was asked for: {ways}")
     if is_quiet:
         return
     why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
+    why = "a stored engine runs here" if entry.outcome == "compatible" else why
     reach = ", ".join(entry.record.compute_capabilities)
     what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}"
     say(f"{entry.outcome} in {entry.elapsed_seconds:.2f} s ({what}): {why}")
@@ -130,9 +140,13 @@ def _print_explanation(explanation: Explanation) -> None:
         lines += [f"  {name}: {canonical_json(item)}" for name, item in flat_facts(value, group)]
     if explanation.entry is not None:
         lines.append(f"digest   {explanation.entry.digest}")
-    for neighbour in explanation.neighbours:
-        lines.append(f"nearest  {neighbour.record.key}  {neighbour.record.model_name}")
-        lines += [f"  {difference}" for difference in neighbour.differing]
+    for candidate in explanation.candidates[:CANDIDATES_SHOWN]:
+        level = candidate.verdict.level
+        lines.append(f"{level:<11} {candidate.record.key}  {candidate.record.model_name}")
+        lines += [f"  {reason.text}" for reason in candidate.verdict.reasons]
+    more = len(explanation.candidates) - CANDIDATES_SHOWN
+    if more > 0:
+        lines.append(f"and {count(more, 'stored engine')} of this model more: see --json")
     if explanation.failure:
         lines += [f"the last attempt failed: {explanation.failure}", f"  log: {explanation.failure_log}"]
     put("".join(f"{line}\n" for line in lines))

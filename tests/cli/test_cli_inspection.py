@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from enginecache.registry.schema import HEAD
+
 KEY = re.compile(r"[0-9a-f]{64}")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -170,4 +172,4 @@ def test_registry_of_a_newer_release_is_exit_6(cli, stored, folder):
     ran = cli("ls")
     assert (ran.code, ran.out) == (6, "")
     assert "Upgrade enginecache" in ran.err
-    mark_schema(folder, "0001", 1)
+    mark_schema(folder, HEAD, 1)

@@ -198,11 +198,13 @@ def test_explain_of_a_hit_names_the_digest(cli, model):
 def test_explain_names_the_nearest_engine_and_every_differing_field(cli, model):
     got = cli("get", model, *BATCH, "--json").json
     ran = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5")
-    assert f"nearest  {got['key']}  model.onnx\n" in ran.out
+    assert f"refused     {got['key']}  model.onnx\n" in ran.out
     assert "  options.optimization_level: asked 5, stored 3\n" in ran.out
-    assert "  target.compute_capabilities: asked [[12,0]], stored [[8,9]]\n" in ran.out
-    (nearest,) = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--json").json["nearest"]
-    assert [entry["field"] for entry in nearest["differing"]] == [
+    assert "  it runs on compute capability 8.9, and 12.0 is asked\n" in ran.out
+    (candidate,) = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--json").json["candidates"]
+    assert candidate["verdict"] == "refused"
+    assert [reason["code"] for reason in candidate["reasons"]] == ["reach", "differs"]
+    assert [entry["field"] for entry in candidate["differing"]] == [
         "options.optimization_level",
         "target.compute_capabilities",
     ]
@@ -241,3 +243,55 @@ def test_same_model_under_another_path_is_a_hit(cli, model, builder, tmp_path):
     os.utime(tmp_path / "other.onnx", (time.time() - 60,) * 2)
     assert cli("get", tmp_path / "other.onnx", *BATCH, "--json").json["outcome"] == "hit"
     assert builder.count == 1
+
+
+def test_options_of_precision_and_reach_are_asked_of_the_builder_and_are_in_the_key(cli, model, builder, tmp_path):
+    plugin = tmp_path / "plugin.so"
+    plugin.write_bytes(b"a library")
+    flags = ["--fp16", "--convert-io", "--strip-plan", "--builder-flag", "sparse-weights", "--builder-flag", "TF32=off"]
+    shown = cli("get", model, *BATCH, *flags, "--plugin", plugin, "--json").json
+    (request,) = builder.requests
+    assert request.options.precision == ("fp16",)
+    assert (request.options.convert_io, request.options.strip_plan) == (True, True)
+    assert request.options.builder_flags == ("SPARSE_WEIGHTS", "TF32=OFF")
+    assert [library.path for library in request.options.plugins] == [plugin]
+    assert request.conversion is not None
+    assert (shown["conversion"]["precision"], shown["conversion"]["keeps_io"]) == ("fp16", False)
+    assert shown["options"] == request.options.keyed()
+    assert cli("get", model, *BATCH, "--json").json["key"] != shown["key"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "what"),
+    [
+        (["--accept", "anything"], 2, "--accept: 'anything' is not one of exact, compatible"),
+        (["--hardware-compatibility", "all"], 2, "--hardware-compatibility: 'all' is not one of none"),
+        (["--builder-flag", "FP16"], 2, "an option of its own"),
+        (["--plugin", "/nothing/here.so"], 2, "cannot be read"),
+        (["--plugin", ""], 2, "--plugin is empty"),
+        (["--int8"], 2, "QuantizeLinear"),
+        (["--fp16", "--bf16"], 2, "together"),
+    ],
+)
+def test_option_that_cannot_be_had_is_said_before_anything_is_built(cli, model, builder, flags, code, what):
+    ran = cli("get", model, *BATCH, *flags)
+    assert (ran.code, ran.out, builder.count) == (code, "", 0)
+    assert what in ran.err
+    assert "\n  " in ran.err
+
+
+def test_compatible_engine_is_marked_and_never_silent(cli, model):
+    stored = cli("get", model, *BATCH, "--json").json
+    ran = cli("get", model, "--dim", "batch=2:4:8", "--accept", "compatible", "--quiet", "--json")
+    assert (ran.json["outcome"], ran.json["key"]) == ("compatible", stored["key"])
+    assert ran.json["asked_key"] != stored["key"]
+    assert [reason["code"] for reason in ran.json["reasons"]] == ["containing_profile"]
+    assert f"warning: the engine {stored['key'][:12]} is not the one that was asked for: its profiles" in ran.err
+    shown = cli("explain", model, "--dim", "batch=2:4:8", "--accept", "compatible")
+    assert shown.out.startswith("compatible: ")
+    assert cli("explain", model, "--dim", "batch=2:4:8").out.startswith("miss: ")
+
+
+def test_no_timing_cache_reaches_the_build(cli, model, builder):
+    cli("get", model, *BATCH, "--no-timing-cache")
+    assert builder.requests[0].timing_cache is None

@@ -10,6 +10,7 @@ import enginecache
 from enginecache.cli.app import app
 from enginecache.cli.output import _plain, format_age
 from enginecache.registry.base import utc_now
+from enginecache.registry.schema import HEAD
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,9 +102,9 @@ def test_database_commands(cli, folder):
     ran = cli("db", "check")
     assert ran.code == 6
     assert "db upgrade" in ran.err
-    assert cli("db", "upgrade", "--json").json == {"schema": 1, "before": None, "revision": "0001"}
-    assert cli("db", "upgrade").err == "schema 0001 -> 0001\n"
-    assert cli("db", "current", "--json").json == {"schema": 1, "revision": "0001", "newest_known": "0001"}
+    assert cli("db", "upgrade", "--json").json == {"schema": 1, "before": None, "revision": HEAD}
+    assert cli("db", "upgrade").err == f"schema {HEAD} -> {HEAD}\n"
+    assert cli("db", "current", "--json").json == {"schema": 1, "revision": HEAD, "newest_known": HEAD}
     assert cli("db", "check").code == 0
 
 

@@ -1,0 +1,207 @@
+"""What is stored: inspect it, keep it, remove it, verify it. Builds and loads nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from enginecache import eviction, garbage, verification
+from enginecache.config import Config
+from enginecache.devices import list_devices
+from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError
+from enginecache.locks.local import LocalKeyLocks
+from enginecache.lookup import Lookup
+from enginecache.memo import BlobState, FileMemo
+from enginecache.registry.base import BuildRecord, EntryRecord, MissRecord, RegistryTotals
+from enginecache.registry.database import Database
+from enginecache.registry.schema import ensure_schema
+from enginecache.registry.sql import SqlRegistry
+from enginecache.removal import Removal
+from enginecache.store.local import LocalBlobStore
+from enginecache.store.root import Root
+from enginecache.store.uses import UseLog
+from enginecache.toolchain import installed_toolchains
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class StoredEngines:
+    """The engines in one cache folder.
+
+    Safe from threads and processes. It holds no open file or connection between calls, so it may be carried across a
+    fork.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.root = Root.open(config.dir, config.shared)
+        database = Database(self.root.registry_path)
+        ensure_schema(database, self.root.file_mode)
+        self._database = database
+        self._registry = SqlRegistry(database)
+        self._store = LocalBlobStore(self.root)
+        self._locks = LocalKeyLocks(self.root)
+        self._uses = UseLog(self.root)
+        self._memo = FileMemo(self._registry, self._store)
+        self._lookup = Lookup(self._registry, self._store, self._memo, self._locks)
+        self._removal = Removal(self.root, self._registry, self._store, self._locks, self._uses, self._usability)
+
+    @classmethod
+    def open(cls, config: Config | None = None, **arguments: Any) -> Self:
+        """Open the cache, making its folder and registry where they are missing.
+
+        Args:
+            config: All settings; default: :meth:`Config.load`.
+            **arguments: Fields of :class:`Config` that win over the file and the environment, such as ``dir``.
+
+        Raises:
+            ConfigError: The configuration cannot be read.
+            StoreError: The folder cannot be used.
+            RegistryError: The registry cannot be opened.
+        """
+        return cls(Config.load(**arguments) if config is None else config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing is held open; the form is there so that a later implementation may."""
+
+    def entries(self, limit: int | None = None) -> list[eviction.Used]:
+        """Entries with their last use, newest first.
+
+        Args:
+            limit: Only the newest so many; None is all.
+        """
+        return [self.used(record) for record in self._registry.entries(limit)]
+
+    def used(self, record: EntryRecord) -> eviction.Used:
+        """An entry with its last use."""
+        return self._removal.used(record)
+
+    def require(self, prefix: str) -> EntryRecord:
+        """The entry whose key begins with ``prefix``.
+
+        Raises:
+            OptionError: The prefix is no hex text.
+            NotCachedError: There is none.
+            AmbiguousKeyError: There are several.
+        """
+        prefix = prefix.lower()
+        if not prefix or set(prefix) - set("0123456789abcdef"):
+            raise OptionError(
+                f"{prefix!r} is not a key", "Give a key, or the first letters of one, from `enginecache ls`."
+            )
+        found = self._registry.find_prefix(prefix)
+        if not found:
+            raise NotCachedError(f"no stored engine has a key that begins with {prefix}", "See `enginecache ls`.")
+        if len(found) > 1:
+            listed = "\n".join(f"  {record.key[:16]}  {record.model_name}" for record in found)
+            raise AmbiguousKeyError(f"several keys begin with {prefix}", f"Give more letters:\n{listed}")
+        return found[0]
+
+    def require_whole(self, prefix: str) -> EntryRecord:
+        """Like :meth:`require`, with the blob checked: what is damaged is set aside and not served. Counts as a use.
+
+        Raises:
+            NotCachedError: There is no such entry, or its blob was damaged or gone.
+        """
+        record = self.require(prefix)
+        if self._memo.check_blob(record.digest, record.size_bytes) is not BlobState.INTACT:
+            reason = self._lookup.set_aside(record)
+            if reason is not None:
+                raise NotCachedError(reason.text, "Ask `enginecache get` for it, which builds it anew.")
+        self._uses.touch(record.key)
+        return record
+
+    def path(self, record: EntryRecord) -> Path:
+        """Where the entry's plan is."""
+        return self._store.path(record.digest)
+
+    def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
+        """Attempts to build, newest first."""
+        return self._registry.builds(key, limit)
+
+    def log_path(self, build: BuildRecord) -> Path:
+        """The log of an attempt."""
+        return self.root.logs / f"{build.id}.log"
+
+    def misses(self, limit: int = 100) -> list[MissRecord]:
+        """What was asked and not found, latest first."""
+        return self._registry.misses(limit)
+
+    def totals(self) -> RegistryTotals:
+        """Counts and sums."""
+        return self._registry.totals()
+
+    # Keeping
+
+    def pin(self, record: EntryRecord) -> None:
+        """Keep the entry whatever a prune wants. Idempotent."""
+        self._registry.pin(record.key)
+
+    def unpin(self, record: EntryRecord) -> None:
+        """Let the entry go when a prune wants. Idempotent."""
+        self._registry.unpin(record.key)
+
+    def remove(self, record: EntryRecord) -> int:
+        """Delete the entry, and its blob if no other entry shares it; the bytes freed.
+
+        Programs that have the plan mapped keep their bytes.
+
+        Raises:
+            OptionError: The entry is pinned.
+        """
+        return self._removal.remove(record)
+
+    def plan_prune(self, *, max_size_bytes: int | None = None, older_than_s: float | None = None) -> eviction.PrunePlan:
+        """Decide what a prune would delete. Deletes nothing.
+
+        Args:
+            max_size_bytes: Bytes that may stay; None takes the configuration's limit.
+            older_than_s: Entries not used for so many seconds go.
+        """
+        limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
+        past, _ = self._garbage()
+        return self._removal.plan(past, max_size_bytes=limit, older_than_s=older_than_s)
+
+    def execute_prune(self, plan: eviction.PrunePlan) -> int:
+        """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
+        return self._removal.execute(plan)
+
+    def verify(self, *, deep: bool = False, repair: bool = False) -> verification.Verification:
+        """Compare rows and blobs.
+
+        Args:
+            deep: Read every blob's bytes, also where nothing changed since they were last verified.
+            repair: Mend what is found.
+        """
+        findings = []
+        entries = verification.check_entries(
+            self._registry, self.root, self._store, self._memo, self._lookup.set_aside, deep=deep
+        )
+        for finding, mend in itertools.chain(entries, verification.check_artefacts(self.root)):
+            findings.append(dataclasses.replace(finding, is_repaired=repair and mend()))
+        past, young = self._garbage()
+        for item in past:
+            finding = verification.Finding("orphan", str(item.path), item.what, "delete the file")
+            findings.append(dataclasses.replace(finding, is_repaired=repair and self._removal.delete_garbage(item)))
+        return verification.Verification(self.totals().entries, tuple(findings), tuple(young))
+
+    def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
+        named = {record.digest for record in self._registry.entries()}
+        return garbage.find_garbage(self.root, named.__contains__, self.config.grace_s)
+
+    def _usability(self) -> Callable[[EntryRecord], bool]:
+        try:
+            devices = list_devices({})  # all of the host, whatever is hidden from this process
+        except NoDeviceError:
+            devices = ()
+        return eviction.usable_here(installed_toolchains(self.config.cuda_major), devices)
