@@ -18,11 +18,12 @@ from enginecache.builders.inputs import check_profiles, network_inputs
 from enginecache.builders.logs import BuildLog, make_logger, shown_warnings
 from enginecache.builders.phases import PhaseReporter, Report, make_monitor
 from enginecache.builders.plugins import load_plugins
-from enginecache.builders.reasons import ParserProblem, clean_line, clean_lines, explain_build, explain_parsing, product
+from enginecache.builders.reasons import ParserProblem, explain_build, explain_parsing, product
 from enginecache.builders.settings import apply_options
 from enginecache.builders.timing import attach_timing_cache, timing_cache_of
 from enginecache.errors import NoDeviceError, ProfileError, TargetError, ToolchainError
 from enginecache.flavours import IGNORED_OPTIONS, check_options
+from enginecache.loglines import clean_line, clean_lines
 from enginecache.options import BuildOptions
 from enginecache.profiles import Profile, ShapeRange, format_range
 from enginecache.targets import ComputeCapability, Reach, Target

@@ -11,9 +11,10 @@ from typing import Any
 from enginecache.bindings import loaded_library
 from enginecache.builders.base import BuildRequest
 from enginecache.builders.logs import BuildLog
-from enginecache.builders.reasons import clean_lines, product
+from enginecache.builders.reasons import product
 from enginecache.digests import StreamDigest
 from enginecache.errors import BuildError, OptionError, UnsupportedOptionError
+from enginecache.loglines import clean_lines
 from enginecache.options import PluginLibrary
 
 RTX_LIBRARY = "libtensorrt_rtx.so"

@@ -19,20 +19,11 @@ from enginecache.errors import (
     ProfileError,
     UnsupportedOptionError,
 )
+from enginecache.loglines import NO_DRIVER, clean_lines
 from enginecache.profiles import describe_inputs
 from enginecache.shapes import quote_shape
 from enginecache.toolchain import PRODUCTS
 
-MAX_REASON_LETTERS = 600
-
-_WRAPPING = re.compile(r"^\S+: Error Code \d+: [\w ]+ \((?P<inner>.*)\)$", re.DOTALL)
-_PLACES = (
-    re.compile(r"\s*\bIn \w+ at \S+:\d+"),
-    re.compile(r"\[\S+:\d+: \w+\]\s*"),
-    re.compile(r"^\S+\.(?:cpp|h):\d+: "),
-)
-_CONDITION = re.compile(r'^\w+ && "(?P<text>.*)"$')
-_NO_DRIVER = re.compile(r"cudaError (?:35|100)\b|driver version is insufficient|no CUDA-capable device")
 _UNSUPPORTED = re.compile(r"Plugin not found|No importer registered|UNSUPPORTED_NODE\b|is not supported")
 _NO_PLUGIN = "Plugin not found"
 _OPERATOR = re.compile(r'While parsing node number (?P<index>\d+) \[(?P<operator>\S+) -> "')
@@ -79,32 +70,6 @@ class _Context:
 def product(request: BuildRequest) -> str:
     """``TensorRT-RTX 1.7.1.116``."""
     return f"{PRODUCTS[request.toolchain.flavour]} {request.toolchain.version}"
-
-
-def clean_lines(lines: Sequence[str]) -> list[str]:
-    """Error lines without source places, repetitions and the noise of a machine without a driver.
-
-    Each error on a machine without a driver is followed by a ``cudaError 35`` of its own, which explains nothing; it
-    stays where it is all there is.
-    """
-    cleaned = list(dict.fromkeys(filter(None, (clean_line(line) for text in lines for line in _split(text)))))
-    telling = [line for line in cleaned if not _NO_DRIVER.search(line)]
-    return telling or cleaned
-
-
-def _split(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith(("---", "Node name:"))]
-
-
-def clean_line(line: str) -> str:
-    """One line without source places, TensorRT's wrapping and the condition of a C++ check."""
-    match = _WRAPPING.match(line)
-    line = match["inner"] if match else line
-    for place in _PLACES:
-        line = place.sub("", line)
-    condition = _CONDITION.match(line.strip())
-    line = condition["text"] if condition else line
-    return line.strip(" .")[:MAX_REASON_LETTERS]
 
 
 def explain_parsing(request: BuildRequest, problems: Sequence[ParserProblem], lines: Sequence[str]) -> EngineCacheError:
@@ -308,6 +273,6 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError | Non
     (re.compile(r"image size is smaller than filter size|is smaller than the (?:kernel|window)"), _too_small),
     (re.compile(r"no tactics to implement|Could not find any implementation for node"), _no_tactic),
     (re.compile(r"Assertion .* failed|Internal Error:? .*assert", re.IGNORECASE), _assertion),
-    (_NO_DRIVER, _no_driver),
+    (NO_DRIVER, _no_driver),
 )
 """In order: the first pattern that any line has wins, so a cause stands before its consequences. None passes it on."""

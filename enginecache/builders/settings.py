@@ -11,8 +11,9 @@ from typing import Any
 
 from enginecache.builders.base import BuildRequest
 from enginecache.builders.logs import BuildLog
-from enginecache.builders.reasons import clean_lines, product
+from enginecache.builders.reasons import product
 from enginecache.errors import UnsupportedOptionError
+from enginecache.loglines import clean_lines
 from enginecache.options import PRECISIONS, BuildOptions
 
 _SINCE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from enginecache.builders.logs import BuildLog
-from enginecache.builders.reasons import clean_lines
+from enginecache.loglines import clean_lines
 
 
 def attach_timing_cache(config: Any, data: bytes, log: BuildLog) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from enginecache.devices import Device
+from enginecache.loglines import clean_line
 from enginecache.runtimes.base import Failure, FailureKind, LoadRequest, device_class
 
 MAX_REASON_LETTERS = 600
@@ -81,8 +82,9 @@ def judge(request: LoadRequest, device: Device | None, failure: Failure, *, has_
 def _reason(why: str, failure: Failure) -> str:
     header = (f"the header check says {', '.join(failure.diagnostics)}",) if failure.diagnostics else ()
     own = (failure.what,) if failure.what not in why else ()
-    said = "; ".join((*own, *header, *failure.lines)) or "TensorRT gave no reason"
-    return f"{why}: {said}"[:MAX_REASON_LETTERS]
+    lines = dict.fromkeys(map(clean_line, failure.lines))
+    text = "; ".join((*own, *header, *lines)) or "TensorRT gave no reason"
+    return f"{why}: {text}"[:MAX_REASON_LETTERS]
 
 
 def _by_kind(case: _Case) -> _Refusal | None:

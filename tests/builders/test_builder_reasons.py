@@ -9,8 +9,9 @@ import builder_models as models
 import pytest
 
 from enginecache.builders.logs import MAX_SHOWN, shown_warnings
-from enginecache.builders.reasons import ParserProblem, clean_lines, explain_build, explain_parsing
+from enginecache.builders.reasons import ParserProblem, explain_build, explain_parsing
 from enginecache.errors import BuilderKilledError, BuildError, NoDeviceError, ProfileError, UnsupportedOptionError
+from enginecache.loglines import clean_lines
 from enginecache.options import BuildOptions, PluginLibrary
 
 DRIVER = (
