@@ -24,9 +24,6 @@ from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES
 from enginecache.precision import Conversion
 
-MAX_FP16 = 65504.0
-"""The largest finite number. The converter's own default is 10000, which turns a weight of 20000 into half of it."""
-
 MIN_FP16 = 1e-7
 """Smaller weights that are not zero become this, the converter's default: FP16's smallest is 6e-8."""
 
@@ -71,7 +68,11 @@ def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
         warnings.simplefilter("always")
         try:
             _require_versions(conversion)
-            model = _CONVERTERS[conversion.precision](_read(request.source), request.source, conversion)
+            original = _read(request.source)
+            before = _types_of(original.graph)
+            model = _CONVERTERS[conversion.precision](original, request.source, conversion)
+            if conversion.keeps_io and _types_of(model.graph) != before:
+                raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # told as every failure is
             path = _write(model, request)
             _check(path, log)
         except (MemoryError, OSError, ToolchainError, ModelChangedError):
@@ -94,6 +95,11 @@ def told_of_conversion(conversion: Conversion | None) -> Iterator[None]:
             raise
         what = f"{error.what} (the graph was converted to {conversion.precision} first)"
         raise BuildError(what, f"{error.fix}\nOr try it without --{conversion.precision}.") from error
+
+
+def _types_of(graph: Any) -> list[tuple[str, int]]:
+    """Names and types of inputs and outputs."""
+    return [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
 
 
 def _require_versions(conversion: Conversion) -> None:
@@ -173,7 +179,7 @@ def _to_fp16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
     model = float16.convert_float_to_float16(
         model,
         min_positive_val=MIN_FP16,
-        max_finite_val=MAX_FP16,
+        max_finite_val=preparation.MAX_FP16,  # the converter's own is 10000, and halves a weight of 20000
         keep_io_types=conversion.keeps_io,
         disable_shape_infer=True,
         op_block_list=sorted(operators),
@@ -269,9 +275,9 @@ def _summarize(conversion: Conversion, caught: Sequence[warnings.WarningMessage]
     beyond = []
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         match = _CLAMPED.search(text)
-        if match and abs(float(match["limit"])) == MAX_FP16:
+        if match and abs(float(match["limit"])) == preparation.MAX_FP16:
             beyond.append(float(match["value"]))
         log.write("I", text)
     if beyond:
-        most, limit = max(beyond, key=abs), f"{MAX_FP16:.0f}"
+        most, limit = max(beyond, key=abs), f"{preparation.MAX_FP16:.0f}"
         log.write("W", f"weights beyond {conversion.precision}'s range, up to {most:g}, became {limit} or -{limit}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
-import os
 from typing import Any
 
 from enginecache.bindings import loaded_library
 from enginecache.builders.base import BuildRequest
 from enginecache.builders.logs import BuildLog
 from enginecache.builders.reasons import product
-from enginecache.digests import StreamDigest
-from enginecache.errors import BuildError, OptionError, UnsupportedOptionError
+from enginecache.errors import BuildError, UnsupportedOptionError
 from enginecache.loglines import clean_lines
 from enginecache.options import PluginLibrary
+from enginecache.plugin_libraries import register
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
 """The name that TensorRT-RTX's parser opens its own builder by when it meets a plugin.
@@ -59,24 +56,14 @@ def _check_rtx_library(request: BuildRequest) -> None:
 
 
 def _load(trt: Any, builder: Any, plugin: PluginLibrary, request: BuildRequest, log: BuildLog) -> None:
-    """Load one library, in either of the two ways that they are made.
-
-    Most register their plugins by themselves when they are loaded (``REGISTER_TENSORRT_PLUGIN``; ``--staticPlugins`` of
-    trtexec). ``load_library`` refuses those, after it has unloaded them again, with their creators still in the
-    registry. So the library is loaded here first, which stays, and ``load_library`` is for the others.
-    """
-    path = f"/proc/self/fd/{_open_checked(plugin)}"
-    logged, known = len(log.errors), _creator_count(trt)
-    with contextlib.suppress(OSError):  # TensorRT says it in its own words
-        ctypes.CDLL(path)
-    if _creator_count(trt) > known:
-        log.write("I", f"{plugin.path}: registered its plugins itself")
-    elif builder.get_plugin_registry().load_library(path) is None:
+    logged = len(log.errors)
+    how, path = register(trt, builder.get_plugin_registry(), plugin)
+    if how == "refused":
         reason = "; ".join(clean_lines(log.errors[logged:])[:1]) or "it gave no reason"
         reason = reason.replace(f"{path}: {path}", path).replace(path, plugin.path.name)
         raise BuildError(f"{product(request)} does not take the plugin library {plugin.path}: {reason}", _FIX)
-    else:
-        log.write("I", f"{plugin.path}: loaded as a library of plugins")
+    said = "registered its plugins itself" if how == "itself" else "loaded as a library of plugins"
+    log.write("I", f"{plugin.path}: {said}")
 
 
 _FIX = (
@@ -84,34 +71,3 @@ _FIX = (
     "loaded. Build it for this TensorRT. If it needs libraries beside it, name their folder in LD_LIBRARY_PATH: it is "
     "loaded from an open file, where $ORIGIN leads nowhere."
 )
-
-
-def _open_checked(plugin: PluginLibrary) -> int:
-    """A descriptor of the very bytes that the key names.
-
-    Never closed: the loader knows a library by the name that it was loaded by, and would take a second one under the
-    same number for the first.
-    """
-    try:
-        descriptor = os.open(plugin.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        digest = StreamDigest()
-        try:
-            digest.read_from(io.FileIO(descriptor, closefd=False), os.fstat(descriptor).st_size)
-            found = digest.hexdigest()
-        finally:
-            digest.close()
-    except OSError as error:
-        raise OptionError(f"the plugin library {plugin.path} cannot be read: {error}", _REST) from error
-    if found != plugin.digest:
-        raise OptionError(f"the plugin library {plugin.path} changed since its engine was asked for", _REST)
-    return descriptor
-
-
-_REST = "Nothing was published. Run it again when the file is in its place and at rest."
-
-
-def _creator_count(trt: Any) -> int:
-    """How many plugins are in the process's registry."""
-    registry = trt.get_plugin_registry()
-    names = ("all_creators", "plugin_creator_list")
-    return next(len(getattr(registry, name)) for name in names if hasattr(registry, name))

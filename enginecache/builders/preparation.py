@@ -12,6 +12,11 @@ from typing import Any
 FLOAT, FLOAT16 = 1, 10
 """Numbers of ``TensorProto.DataType``."""
 
+MAX_FP16 = 65504.0
+"""The largest finite number."""
+
+AS_GOOD_AS_INFINITE = 1e30
+
 FIRST_IR_WITHOUT_WEIGHTS_AS_INPUTS = 4
 
 
@@ -64,16 +69,22 @@ def name_nodes(graph: Any) -> None:
 
 
 def separate_outputs(graph: Any) -> None:
-    """Give each output that nodes read too a node of its own: those nodes would be left with FP32."""
+    """Give each output a node of its own, for the converter to cast after.
+
+    Nodes that read an output too would be left with FP32; and an output of a node that stays in FP32, or of no node at
+    all, would become FP16 although it was to keep its type.
+    """
     read = {name for node in nodes_of(graph) for name in node.input}
-    made = {name for node in graph.node for name in node.output}
-    names = [v.name for v in graph.output if v.type.tensor_type.elem_type == FLOAT and v.name in read & made]
+    made = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
+    names = [v.name for v in graph.output if v.type.tensor_type.elem_type == FLOAT and v.name in made]
     taken = read | made | {node.name for node in nodes_of(graph)}
     inner = {name: _fresh(f"{name}_inside", taken) for name in names}
     for node in nodes_of(graph):
         for names_of_node in (node.input, node.output):
             for index, name in enumerate(names_of_node):
                 names_of_node[index] = inner.get(name, name)
+    for tensor in graph.initializer:
+        tensor.name = inner.get(tensor.name, tensor.name)
     for name in names:
         graph.node.add(op_type="Identity", name=_fresh(f"{name}_output", taken), input=[inner[name]], output=[name])
 
@@ -82,9 +93,12 @@ def kept_nodes(graph: Any, kept_operators: Collection[str]) -> set[str]:
     """Names of the nodes that must stay in FP32 although their operator need not.
 
     Nodes whose type is said by an attribute, which the converter leaves as it is; those that compute with shapes, since
-    FP16 has no whole numbers above 2048 of its own; and constants that only such nodes read.
+    FP16 has no whole numbers above 2048 of its own; those that read weights beyond FP16, which the converter would
+    clamp; and constants that only such nodes read.
     """
     kept = {node.name for node in nodes_of(graph) if _makes_float(node)} | _shape_arithmetic(graph)
+    beyond = _weights_beyond_fp16(graph)
+    kept |= {node.name for node in nodes_of(graph) if not beyond.isdisjoint(node.input)}
     readers: dict[str, list[bool]] = {}
     for node in nodes_of(graph):
         is_kept = node.op_type in kept_operators or node.name in kept
@@ -92,6 +106,29 @@ def kept_nodes(graph: Any, kept_operators: Collection[str]) -> set[str]:
             readers.setdefault(name, []).append(is_kept)
     constants = (node for node in nodes_of(graph) if node.op_type == "Constant")
     return kept | {node.name for node in constants if all(readers.get(node.output[0], [False]))}
+
+
+def _weights_beyond_fp16(graph: Any) -> set[str]:
+    """Names of the weights and constants with a number too large for FP16.
+
+    Not those that stand for infinity, as in masks: in FP32 they would be infinite one node later, and a row of nothing
+    else then has no softmax; clamped they do what they are for. Nor small ones: nearly every trained weight has some
+    that vanish, and the epsilon of a division is safer clamped.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for inner in graphs_of(graph) for tensor in inner.initializer}
+    for node in nodes_of(graph):
+        if node.op_type == "Constant":
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    found = set()
+    for name, tensor in tensors.items():
+        if tensor.data_type == FLOAT and tensor.data_location != tensor.EXTERNAL:
+            sizes = np.abs(numpy_helper.to_array(tensor))
+            if bool(((sizes > MAX_FP16) & (sizes < AS_GOOD_AS_INFINITE)).any()):
+                found.add(name)
+    return found
 
 
 def _makes_float(node: Any) -> bool:

@@ -157,9 +157,29 @@ def quantized(data_type=TensorProto.INT8, opset=21):
     return graph_model(nodes, weights, opset=opset)
 
 
+def ends_in_fp32():
+    """Outputs of nodes that stay in FP32, of a cast, and of a weight."""
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Max", "a,w", "y"),
+        node("TopK", "a,k", "top,places"),
+        node("Cast", "places", "f", to=FLOAT),
+    ]
+    return graph_model(nodes, [weight("w", [0.5, 1, 2, 4]), weight("k", [2], np.int64)], outputs=("y", "top", "f"))
+
+
+def weights_too_large():
+    """A variance and a divisor that FP16 cannot hold."""
+    nodes = [node("Mul", "x,up", "a"), node("Div", "a,down", "b"), node("Relu", "b", "y")]
+    return graph_model(nodes, [weight("up", [1e5, 1e6, 7e4, 1]), weight("down", np.float32(1e6))])
+
+
 GRAPHS = {
     make.__name__: make
-    for make in (unnamed_sharing, float_makers, shape_arithmetic, shared_weights, subgraph, local_function, quantized)
+    for make in (
+        *(unnamed_sharing, float_makers, shape_arithmetic, shared_weights, subgraph, local_function, quantized),
+        *(ends_in_fp32, weights_too_large),
+    )
 }
 
 
@@ -210,7 +230,7 @@ def test_initializers_among_the_inputs_are_weights(tmp_path):
     result, _ = converted(tmp_path, model)
     assert [value.name for value in result.graph.input] == ["x"]
     assert weights_of(result)["w"].dtype == np.float16
-    assert [entry.op_type for entry in result.graph.node] == ["Cast", "Add", "Cast"]
+    assert [entry.op_type for entry in result.graph.node] == ["Cast", "Add", "Identity", "Cast"]
 
 
 def test_weights_keep_their_value_up_to_the_range_of_fp16(tmp_path):
@@ -220,11 +240,16 @@ def test_weights_keep_their_value_up_to_the_range_of_fp16(tmp_path):
     assert not [line for line in log.warnings if "became" in line and "20000" in line]
 
 
-def test_weights_beyond_the_range_are_one_warning(tmp_path):
+def test_weight_that_is_an_output_keeps_its_type(tmp_path):
+    model = graph_model([node("Add", "x,w", "y")], [weight("w", [1, 2, 3, 4])], outputs=("y", "w"))
+    assert types_of(converted(tmp_path, model)[0]) == types_of(model)
+
+
+def test_weights_that_stand_for_infinity_are_clamped_with_one_warning(tmp_path):
     nodes = [node("Add", f"{'x' if not i else f't{i - 1}'},w{i}", "y" if i == 29 else f"t{i}") for i in range(30)]
-    weights = [weight(f"w{i}", [1, 2, 3, (-1) ** i * 10.0 ** (5 + i)]) for i in range(30)]
+    weights = [weight(f"w{i}", [1, 2, 3, (-1) ** i * 10.0 ** (31 + i // 5)]) for i in range(30)]
     result, log = converted(tmp_path, graph_model(nodes, weights))
-    assert log.warnings == ["weights beyond fp16's range, up to -1e+34, became 65504 or -65504"]
+    assert log.warnings == ["weights beyond fp16's range, up to -1e+36, became 65504 or -65504"]
     assert {abs(array).max() for array in weights_of(result).values()} == {65504}
 
 
