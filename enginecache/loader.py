@@ -22,6 +22,7 @@ from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial,
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial
 from enginecache.runtimes.verdict import judge
+from enginecache.store.leases import Lease
 
 TrialPolicy = Literal["auto", "never", "always"]
 """``auto``: in a child first, unless the blob was built or loaded here. ``never``: in this process alone, which a bad
@@ -96,13 +97,21 @@ class EngineLoader:
             IntegrityError: The bytes do not have their digest; TensorRT has not seen them.
             LoadError: TensorRT refused the plan, or crashed on it, where it should run; it was set aside.
             LoadRefusedError: It cannot be loaded here and now, for a reason outside it; it stays.
+            NotCachedError: The plan was deleted since it was handed out.
+            StoreError: It cannot be opened.
         """
+        with Lease(path):
+            return self._load(record, path, tuple(plugins), trusted=trusted, trial=trial)
+
+    def _load(
+        self, record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool, trial: TrialPolicy
+    ) -> Any:
         device = self._find_device()
         known = self._recall(record, device)
-        if known is not None and known.outcome == "refused" and trial != "always":
-            raise _refused_before(path, known)
+        if known is not None and known.outcome != "loaded" and trial != "always":
+            raise _failed_before(path, known)
         is_built_here = self._is_built_on_this_host(record)
-        request = _request(record, path, tuple(plugins), may_run_host_code=trusted or is_built_here)
+        request = _request(record, path, plugins, may_run_host_code=trusted or is_built_here)
         has_loaded = known is not None and known.outcome == "loaded"
         if trial == "always" or (trial == "auto" and self._is_new(record, device, known, is_built_here=is_built_here)):
             failure = self._trial(request, device)
@@ -111,7 +120,7 @@ class EngineLoader:
             has_loaded = True
         outcome = self._deserialize(request)
         if isinstance(outcome, Failure):
-            raise self._judged(record, request, device, outcome, has_loaded=has_loaded)
+            raise self._judged_here(record, request, device, outcome, has_loaded=has_loaded)
         if known is None or known.outcome != "loaded":  # a load of what is known writes nothing
             self._remember(record, device, "loaded", "")
         for line in outcome.warnings:
@@ -120,10 +129,25 @@ class EngineLoader:
 
     @staticmethod
     def _is_new(record: EntryRecord, device: Device | None, known: LoadRecord | None, *, is_built_here: bool) -> bool:
-        """Whether nothing tells that the plan loads on this GPU; a blob that was bad, and was built again, is new."""
+        """Whether nothing tells that the plan loads on this GPU."""
         if known is not None:
             return known.outcome != "loaded"
         return not is_built_here or device is None or record.device_name != device.name
+
+    def _judged_here(
+        self,
+        record: EntryRecord,
+        request: LoadRequest,
+        device: Device | None,
+        failure: Failure,
+        *,
+        has_loaded: bool,
+    ) -> EngineCacheError:
+        """A failure in this process, which much besides the plan may be to blame for: a fresh one has the last word."""
+        if has_loaded:
+            return self._judged(record, request, device, failure, has_loaded=True)
+        again = self._trial(request, device)
+        return self._judged(record, request, device, failure if again is None else again, has_loaded=again is None)
 
     def _judged(
         self,
@@ -202,9 +226,13 @@ def _request(
     )
 
 
-def _refused_before(path: Path, known: LoadRecord) -> LoadRefusedError:
+def _failed_before(path: Path, known: LoadRecord) -> EngineCacheError:
     age_s = (utc_now() - known.at).total_seconds()
     age = f"{age_s / 3600:.0f} h" if age_s >= 5400 else f"{age_s / 60:.0f} min"
     reason = known.reason.partition("\n")[0]
     message = f"TensorRT did not load the engine {path} {age} ago, on this class of GPU and this driver: {reason}"
-    return LoadRefusedError(message, "Load it with trial='always' to try it again; the engine is kept.")
+    if known.outcome == "refused":
+        return LoadRefusedError(message, "Load it with trial='always' to try it again; the engine is kept.")
+    # Set aside then, and built again since, to the same bytes: building it once more would not help.
+    fix = "TensorRT builds the same bytes again: try another release of it, or trial='always' to load it all the same."
+    return LoadError(message, fix)

@@ -185,11 +185,14 @@ def test_plan_that_fails_its_trial_is_set_aside_and_never_loaded_here(desk, kind
     assert row.reason.splitlines()[1:] == ["line one", "line two"]
 
 
-def test_bad_plan_whose_bytes_were_built_again_is_tried_again_even_where_it_was_built(desk):
+def test_bad_plan_whose_bytes_were_built_again_is_an_error_at_once_until_it_is_tried_again(desk):
     record, desk.trial_gives = desk.publish(platform.node(), device_name=ADA.name), Failure("crash")
     desk.refusal(record, LoadError, trial="always")
+    error = desk.refusal(record, LoadError)
+    assert "builds the same bytes again" in error.fix
+    assert (len(desk.tried), len(desk.aside)) == (1, 1)
     desk.trial_gives = None
-    assert desk.load(record) == "an engine"
+    assert desk.load(record, trial="always") == "an engine"
     assert len(desk.tried) == 2
     assert desk.outcomes(record) == ["loaded"]
 
@@ -245,9 +248,15 @@ def test_failure_here_after_a_trial_that_went_well_is_not_the_plans(desk):
 
 
 def test_failure_here_without_a_trial_is_judged(desk):
-    record, desk.here_gives = desk.publish(), INTERNAL
+    record, desk.here_gives, desk.trial_gives = desk.publish(), INTERNAL, INTERNAL
     desk.refusal(record, LoadError, trial="never")
-    assert len(desk.aside) == 1
+    assert (len(desk.tried), len(desk.aside)) == (1, 1)
+
+
+def test_failure_here_of_what_a_fresh_process_loads_is_no_fault_of_the_plan(desk):
+    record, desk.here_gives = desk.publish(), INTERNAL
+    desk.refusal(record, LoadRefusedError, trial="never")
+    assert (len(desk.tried), desk.aside) == (1, [])
 
 
 def test_bad_plan_that_cannot_be_set_aside_is_still_told(desk):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any, TextIO
 
 from enginecache.bindings import agree, library_version, load_module
 from enginecache.digests import digest_of
-from enginecache.errors import IntegrityError, ToolchainError
+from enginecache.errors import IntegrityError, OptionError, ToolchainError
 from enginecache.options import PluginLibrary
+from enginecache.plugin_libraries import register
 from enginecache.runtimes.base import Failure, Loaded, LoadRequest
 from enginecache.runtimes.logs import Kept, LoadLog, make_logger
 from enginecache.toolchain import PRODUCTS, Flavour
@@ -27,6 +29,18 @@ _GUARD = threading.Lock()
 """One loading at a time: NVIDIA asks that calls on one object are serialized, and whether host code may run is a
 property of the runtime. Source: NVIDIA TensorRT documentation, "Threading", 10.x.
 """
+
+
+def _begin_anew() -> None:
+    """In a child that was forked: another thread's loading did not come along, and its lock must not either."""
+    global _GUARD, _RUNTIMES  # noqa: PLW0603
+    _GUARD = threading.Lock()
+    _LEFT_BEHIND.append(_RUNTIMES)  # kept, since a destructor would speak to a CUDA that is not there
+    _RUNTIMES = {}
+
+
+_LEFT_BEHIND: list[dict[Flavour, _Runtime]] = []
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def deserialize(
@@ -105,8 +119,8 @@ class _Runtime:
             problem = self._load_plugins(request.plugins)
             if problem:
                 return kept.failure("plugin", problem)
-            before()
             diagnostics = self._check_header(plan, kept)
+            before()
             self._runtime.engine_host_code_allowed = request.allows_host_code
             try:
                 engine = self._runtime.deserialize_cuda_engine(plan)
@@ -130,9 +144,8 @@ class _Runtime:
             if library.digest in self._plugins:
                 continue
             try:
-                with _verified("plugin library", library.path, library.digest):
-                    self._runtime.get_plugin_registry().load_library(str(library.path))
-            except IntegrityError as error:
+                register(self._trt, self._runtime.get_plugin_registry(), library)
+            except OptionError as error:
                 return error.what
             self._plugins.add(library.digest)
         return ""
@@ -142,8 +155,14 @@ class _Runtime:
         if not hasattr(self._runtime, "get_engine_validity"):
             return ()
         with self._log.collecting():  # deserializing says the same again
-            header = plan[: self._runtime.engine_header_size]
-            validity, mask = self._runtime.get_engine_validity(header)
+            try:
+                return self._diagnostics(plan, kept)
+            except Exception as error:  # noqa: BLE001  # it only adds words, so it may not end the loading
+                kept.add(f"the header check failed: {type(error).__name__}: {error}", is_error=False)
+                return ()
+
+    def _diagnostics(self, plan: mmap.mmap, kept: Kept) -> tuple[str, ...]:
+        validity, mask = self._runtime.get_engine_validity(plan[: self._runtime.engine_header_size])
         members = self._trt.EngineInvalidityDiagnostics.__members__
         found = tuple(name for name, member in members.items() if int(mask) & int(member.value))
         if validity == self._trt.EngineValidity.SUBOPTIMAL:

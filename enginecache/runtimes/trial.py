@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from enginecache.runtimes.wire import decode_failure, encode_request
 
 WORKER = "enginecache.runtimes.worker"
 TIMEOUT_S = 300.0
+
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+"""What native code dies of by itself. Of any other end a plan is not to blame."""
 
 
 class ProcessTrial:
@@ -99,6 +103,7 @@ def _death(status: int, tail: list[str], *, has_plan: bool) -> Failure:
         return Failure("memory", tuple(tail), what=f"{what}, out of memory")
     if is_from_outside(status, tail):
         return Failure("killed", tuple(tail), what=what)
-    if has_plan:
+    if has_plan and -status in _CRASHES:
         return Failure("crash", tuple(tail), what=what)
-    return Failure("toolchain", tuple(tail), what=f"{what} before TensorRT had the plan")
+    when = "" if has_plan else " before TensorRT had the plan"
+    return Failure("toolchain", tuple(tail), what=f"{what}{when}")

@@ -126,6 +126,21 @@ def _driver_trouble(case: _Case) -> _Refusal | None:
     return None
 
 
+def _host_trouble(case: _Case) -> _Refusal | None:
+    if case.search(_HOST):
+        return _Refusal(
+            "this host lacks something", "Look at the limits and the disks of this host; the engine is kept."
+        )
+    return None
+
+
+def _no_reason(case: _Case) -> _Refusal | None:
+    # An application's own logger may have had the lines: TensorRT keeps the first one that a process gives it.
+    if case.failure.kind == "no_engine" and not case.failure.lines and not case.failure.diagnostics:
+        return _Refusal("TensorRT gave no engine and no reason", _TRY_ALONE)
+    return None
+
+
 def _other_place(case: _Case) -> _Refusal | None:
     # Said although device and version are the recorded ones: what is recorded, or found here, must be wrong.
     if case.search(_PLACE) or case.finds("UNSUPPORTED_CC", "VERSION_MISMATCH"):
@@ -176,18 +191,26 @@ _KINDS: dict[FailureKind, _Refusal] = {
 
 _MEMORY = re.compile(
     r"out of memory|OutOfMemory|OUT_OF_MEMORY|bad_alloc|MemoryError|cudaErrorMemoryAllocation|cudaError 2:"
-    r"|Cannot allocate memory|failed to map segment|MEM_ALLOC_FAILED",
+    r"|Cannot allocate memory|failed to map segment|MEM_ALLOC_FAILED|could not be allocated|No free memory"
+    r"|insufficient memory|not enough memory",
     re.IGNORECASE,
 )
 _CUDA = re.compile(
     r"cudaError|CUDA_ERROR|CUDA error|Cuda (?:Runtime|Driver) \(|CUDA initiali[sz]ation fail|CUDA driver|libcuda\b"
-    r"|no CUDA-capable device|mismatch of \w+ version|cannot open shared object file",
+    r"|no CUDA-capable device|mismatch of \w+ version|cannot open shared object file|Cuda failure|launch failure"
+    r"|illegal memory access|device-side assert|GPU is lost|fallen off the bus|CUBLAS_STATUS|cublasStatus|CUDNN_STATUS"
+    r"|initialize cu(?:dnn|blas)|NVRTC|Unable to load library|undefined symbol",
     re.IGNORECASE,
 )
 """Source: TensorRT 8.4 to RTX 1.7 as quoted in issues and seen on machines without a driver, 2026-11."""
 _PLACE = re.compile(
     r"Version tag does not match|expecting library version|not compatible with this version|expecting compute"
-    r"|compute capability|incompatible device|platform specific tag",
+    r"|compute capability|incompatible device|platform specific tag|GPU SM \d+ is not supported",
+    re.IGNORECASE,
+)
+_HOST = re.compile(
+    r"std::system_error|Resource temporarily unavailable|Too many open files|No space left|Read-only file system"
+    r"|Operation not permitted|Permission denied|Input/output error",
     re.IGNORECASE,
 )
 _PLUGIN = re.compile(
@@ -209,9 +232,11 @@ _RULES: tuple[Callable[[_Case], _Refusal | None], ...] = (
     _not_covered,
     _other_device,
     _driver_trouble,
+    _host_trouble,
     _other_place,
     _missing_plugin,
     _host_code,
     _works_elsewhere,
+    _no_reason,
 )
 """In order: the first that applies names the reason. What none applies to is bad."""

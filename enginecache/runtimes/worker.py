@@ -34,6 +34,8 @@ def run(request: LoadRequest, reports: Reports) -> None:
     except IntegrityError as error:
         reports.send({"event": "damaged", "what": error.what, "fix": error.fix})
         return
+    except Exception as error:  # noqa: BLE001  # a fault of ours, or of this machine: never the plan's
+        outcome = Failure("toolchain", what=f"{type(error).__name__}: {error}")
     if isinstance(outcome, Failure):
         reports.send({"event": "failed", "failure": encode_failure(outcome)})
     else:

@@ -78,6 +78,7 @@ class ListedRelease:
             "ILogger": type("ILogger", (), SEVERITIES),
             "Runtime": self.make_runtime,
             "init_libnvinfer_plugins": lambda logger, namespace: True,
+            "get_plugin_registry": self._registry,
             "EngineValidity": enum.IntEnum("EngineValidity", {"VALID": 0, "SUBOPTIMAL": 1, "INVALID": 2}),
             "EngineInvalidityDiagnostics": enum.IntEnum(
                 "Diagnostics", {name: 1 << bit for bit, name in enumerate(DIAGNOSTICS)}
@@ -94,7 +95,7 @@ class ListedRelease:
 
     def make_runtime(self, logger):
         self._logger = logger
-        registry = self._new("IPluginRegistry", {"load_library": self._load_library})
+        registry = self._registry()
         behaviours = {
             "deserialize_cuda_engine": self._deserialize,
             "get_plugin_registry": lambda: registry,
@@ -102,6 +103,10 @@ class ListedRelease:
             "engine_header_size": 4,
         }
         return self._new("Runtime", behaviours)
+
+    def _registry(self):
+        behaviours = {"load_library": self._load_library, "all_creators": (), "plugin_creator_list": ()}
+        return self._new("IPluginRegistry", behaviours)
 
     def _new(self, class_name, behaviours):
         return Listed(class_name, self._classes[class_name], self, behaviours)

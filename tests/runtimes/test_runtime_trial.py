@@ -67,7 +67,7 @@ def test_other_ends_of_a_trial_are_told_apart(tmp_path, trial, verb, kind, what)
 
 def test_what_a_dying_process_prints_is_kept_and_is_no_result(tmp_path, trial):
     failure = trial(scripted(tmp_path, "exit"), ADA)
-    assert failure == Failure("crash", ("last words",), (), "the process that tried it ended with status 3")
+    assert failure == Failure("toolchain", ("last words",), (), "the process that tried it ended with status 3")
 
 
 def test_trial_that_hangs_ends_at_its_limit(tmp_path, trial):

@@ -83,7 +83,7 @@ def test_plan_tuned_for_another_device_model_is_refused_for_good():
     verdict = judge(request, ADA, Failure("no_engine", (INTERNAL,)))
     assert (verdict.outcome, verdict.is_lasting) == ("refused", True)
     assert "tuned for NVIDIA RTX 4090, 128 SMs, and NVIDIA L4, 58 SMs is here" in verdict.reason
-    assert judge(replace(request, tuned_for=device_class(ADA)), ADA, Failure("no_engine")).outcome == "bad"
+    assert judge(replace(request, tuned_for=device_class(ADA)), ADA, Failure("crash")).outcome == "bad"
 
 
 @pytest.mark.parametrize("line", ENVIRONMENT)
