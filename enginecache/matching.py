@@ -21,6 +21,8 @@ Level = Literal["exact", "compatible", "refused"]
 ACCEPTS: tuple[Accept, ...] = ("exact", "compatible")
 
 _ABSENT = "(absent)"
+_MIG = " MIG "
+"""In the names that CUDA gives to instances of a GPU."""
 
 _WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3}
 """How far one differing field of a group moves two keys apart: another model is farther than any other difference."""
@@ -155,12 +157,19 @@ def _target_text(target: Fields) -> str:
 
 
 def _other_device(asked: Fields, stored: Fields) -> list[Reason] | None:
-    """A plan tuned for another device model of the same compute capability runs, if not at its best."""
+    """A plan tuned for another device model of the same compute capability runs, if not at its best.
+
+    Not one tuned for more multiprocessors than are here, nor for a whole GPU on an instance of one, or the other way
+    round: TensorRT warns that such a plan may fail.
+    """
     wanted, found = asked["target"]["device"], stored["target"].get("device")
     if wanted is None:
         return None  # a plan for every device model was asked, and this one is tuned for one
     if found is None:
         return []  # tuned for none: the wider level says so
+    is_instance = [_MIG in device["name"] for device in (wanted, found)]
+    if found["sm_count"] > wanted["sm_count"] or is_instance[0] != is_instance[1]:
+        return None
     text = f"it was tuned for {found['name']} ({found['sm_count']} SMs), not for {wanted['name']}"
     return [Reason("other_device_model", f"{text} ({wanted['sm_count']} SMs)")]
 

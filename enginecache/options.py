@@ -123,25 +123,37 @@ class BuildOptions:
 
 
 def _precisions(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise OptionError(f"precision is {names!r}, a text", "Give a sequence of names.")
+    names = _texts("precision", names)
     for name in names:
         _require_choice("precision", name, PRECISIONS)
     return tuple(name for name in PRECISIONS if name in names)
 
 
+def _texts(name: str, values: Any) -> tuple[Any, ...]:
+    """The values, once: what can be read only once must not be gone when it is read again."""
+    if isinstance(values, str):
+        raise OptionError(f"{name} is {values!r}, a text", "Give a sequence of names.")
+    try:
+        return tuple(values)
+    except TypeError as error:
+        raise OptionError(f"{name} is {values!r}", "Give a sequence of names.") from error
+
+
 def _flags(names: Sequence[str]) -> tuple[str, ...]:
     flags: dict[str, str] = {}
-    for text in names:
+    for text in _texts("builder_flags", names):
         match = _FLAG.fullmatch(text.upper().replace("-", "_").strip()) if isinstance(text, str) else None
         if match is None:
             message = f"{text!r} is not the name of a builder flag"
             raise OptionError(message, "Write TensorRT's own name, such as SPARSE_WEIGHTS, or TF32=OFF to clear one.")
         if match["name"] in _OWN_OPTION:
-            raise OptionError(f"{match['name']} has an option of its own", f"Use {_OWN_OPTION[match['name']]}.")
+            instead = _OWN_OPTION[match["name"]]
+            use = f"Leave {instead} out; it is off then." if match["off"] else f"Use {instead}."
+            raise OptionError(f"{match['name']} has an option of its own", use)
         if flags.setdefault(match["name"], match[0]) != match[0]:
             raise OptionError(f"the builder flag {match['name']} is both set and cleared", "Leave one of them out.")
-    return tuple(sorted(flags.values()))
+    # TensorRT sets TF32 by default: to ask for it is to ask for nothing.
+    return tuple(sorted(text for text in flags.values() if text != "TF32"))
 
 
 def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -156,7 +156,7 @@ OTHERS = {
     ),
     "options.version_compatible": replace(KEY, options=BuildOptions(1 << 30, version_compatible=True)),
     "options.strip_plan": replace(KEY, options=BuildOptions(1 << 30, strip_plan=True)),
-    "options.builder_flags": replace(KEY, options=BuildOptions(1 << 30, builder_flags=("TF32",))),
+    "options.builder_flags": replace(KEY, options=BuildOptions(1 << 30, builder_flags=("REFIT",))),
     "options.builder_flags: off": replace(KEY, options=BuildOptions(1 << 30, builder_flags=("TF32=OFF",))),
     "options.plugins": replace(KEY, options=BuildOptions(1 << 30, plugins=(PluginLibrary(Path("a"), "e" * 64),))),
     "conversion": replace(KEY, conversion=CONVERSION),

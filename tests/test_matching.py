@@ -92,6 +92,17 @@ def test_another_device_model_of_the_same_compute_capability_is_compatible():
     assert "tuned for NVIDIA H200 (132 SMs), not for NVIDIA H100 80GB HBM3" in verdict.reasons[0].text
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        DeviceModel("NVIDIA H100 NVL", 133),  # more multiprocessors than are here
+        DeviceModel("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 16),
+    ],
+)
+def test_a_plan_tuned_for_a_larger_gpu_or_an_instance_is_refused(device):
+    assert verdict_on(tuned(), tuned(device)).level == "refused"
+
+
 def test_another_compute_capability_is_refused():
     verdict = verdict_on(tuned(), tuned(DeviceModel("NVIDIA L4", 58), ComputeCapability(8, 9)))
     assert verdict.level == "refused"

@@ -75,6 +75,8 @@ def test_what_only_looks_like_an_integer_is_refused(name, value):
     [
         ({"precision": ("fp32",)}, "is not one of fp16, bf16, int8, fp8"),
         ({"precision": "fp16"}, "a text"),
+        ({"precision": 5}, "precision is 5"),
+        ({"builder_flags": "REFIT"}, "a text"),
         ({"hardware_compatibility": "AMPERE_PLUS"}, "is not one of none"),
         ({"version_compatible": 1}, "version_compatible is 1"),
         ({"strip_plan": None}, "strip_plan is None"),
@@ -104,6 +106,15 @@ def test_a_builder_flag_with_an_option_of_its_own_is_refused_with_that_option(fl
     with pytest.raises(OptionError, match="an option of its own") as caught:
         BuildOptions(builder_flags=(flag,))
     assert option in caught.value.fix
+
+
+def test_names_that_can_be_read_only_once_count_too():
+    options = BuildOptions(precision=iter(["fp16"]), builder_flags=iter(["REFIT"]))
+    assert (options.precision, options.builder_flags) == (("fp16",), ("REFIT",))
+
+
+def test_a_flag_that_is_set_by_default_counts_as_omitted():
+    assert BuildOptions(builder_flags=("TF32",)) == BuildOptions()
 
 
 def test_names_are_brought_to_one_form():
