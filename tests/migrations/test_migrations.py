@@ -97,7 +97,8 @@ def test_a_frozen_registry_serves_its_rows(frozen, request):
     assert states[attempt("d").id] == ("running", "")
     (miss,) = registry.misses()
     assert (miss.key, miss.reason, miss.count, miss.differing) == (entry("c").key, "corrupt", 2, ())
-    assert registry.recall("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2)) == {"digest": first.digest}
+    # The memo of these releases has no seal: what it says is found out again.
+    assert registry.recall("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2)) is None
 
 
 def test_a_frozen_registry_takes_new_rows(frozen):
@@ -150,8 +151,8 @@ def test_an_upgrade_may_alter_a_table_that_others_name(frozen, next_release):
     )
     schema.ensure_schema(frozen, 0o600)
     assert len(SqlRegistry(frozen).entries()) == 2
-    with pytest.raises(RegistryError, match="FOREIGN KEY"):
-        SqlRegistry(frozen).publish(entry("x"), entry("x").fields)
+    with pytest.raises(RegistryError, match="FOREIGN KEY"), frozen.writing() as connection:
+        connection.exec_driver_sql("UPDATE entries SET digest = 'none'")
 
 
 def test_an_upgrade_that_would_break_a_reference_changes_nothing(frozen, next_release):
