@@ -8,7 +8,7 @@ import datetime as dt
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -110,13 +110,15 @@ class EntryChecks:
                 yield from self._row(row, problem)
             else:
                 sound.append(row.record)
-        checked: set[str] = set()
-        for record in sound:  # after the damaged rows: what they are mended with may be beside these blobs
-            found = tuple(self._blob(record, deep=deep))
-            yield from found
-            if record.digest not in checked and all(finding.kind in {"mode", "owner"} for finding, _ in found):
-                checked.add(record.digest)
-                yield from self._record(record.digest)
+        # After the damaged rows: what they are mended with may be beside these blobs.
+        for digest, entries in _by_digest(sound).items():
+            is_whole = True
+            for entry in entries:  # one by one: what mends the first one's blob leaves none of the others
+                for finding, mend in self._blob(entry, deep=deep):
+                    is_whole = is_whole and finding.kind in {"mode", "owner"}
+                    yield finding, mend
+            if is_whole:
+                yield from self._record(digest, entries)
 
     def _row(self, row: ExaminedRow, problem: str) -> Found:
         subject = str(row.key)
@@ -219,14 +221,14 @@ class EntryChecks:
                 self._store.discard(staged)
         return is_whole
 
-    def _record(self, digest: str) -> Found:
+    def _record(self, digest: str, listed: Sequence[EntryRecord]) -> Found:
         """Compare a blob's record with its rows."""
-        if not self._compared(digest):
+        if not self._compared(digest, listed):
             return
         with contextlib.ExitStack() as held:
             with contextlib.suppress(EngineCacheError):  # in a folder that is read-only there are no locks
                 held.enter_context(self._store_held())
-            found = self._compared(digest)
+            found = self._compared(digest, sound_entries(self._registry, digest))
         for subject, what, recorded in found:
             if recorded is None:
                 text = f"the repair record of the engine {digest[:12]} {what}"
@@ -236,9 +238,8 @@ class EntryChecks:
                 text = f"the row of {subject[:12]} is damaged: {what}"
                 yield Finding("row", subject, text, _RESTORE), lambda entry=recorded: self._restore(entry)  # type: ignore[misc]
 
-    def _compared(self, digest: str) -> list[tuple[str, str, EntryRecord | None]]:
+    def _compared(self, digest: str, rows: Sequence[EntryRecord]) -> list[tuple[str, str, EntryRecord | None]]:
         """What differs: the subject, a text, and the entry as it should be where the row is to blame."""
-        rows = sound_entries(self._registry, digest)
         recorded = recorded_entries(self._records, digest)
         if not rows:
             return []
@@ -262,6 +263,13 @@ class EntryChecks:
             if rows:
                 self._records.write(digest, [row.to_json() for row in rows])
         return True
+
+
+def _by_digest(entries: Iterable[EntryRecord]) -> dict[str, list[EntryRecord]]:
+    found: dict[str, list[EntryRecord]] = {}
+    for entry in entries:
+        found.setdefault(entry.digest, []).append(entry)
+    return found
 
 
 def _differing(row: EntryRecord, entry: EntryRecord) -> list[str]:

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from enginecache.digests import digest_of
+import blake3
+
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
 from enginecache.store.local import LocalBlobStore
@@ -130,7 +131,7 @@ class RecordedBlobStore(LocalBlobStore):
 
 
 def _seal(body: Fields) -> str:
-    return digest_of(canonical_json(body).encode("ascii"))
+    return blake3.blake3(canonical_json(body).encode("ascii")).hexdigest()
 
 
 def _read_file(path: Path) -> bytes:

@@ -255,7 +255,7 @@ def _whole_again(folder: Folder) -> Iterator[None]:
 
 
 def test_no_damage_is_served_and_every_damage_is_mended(folder):
-    said = run(folder, range(60), 0.3)
+    said = run(folder, range(120), 0.15)
     assert said["hit"] > 0
     assert said["mended"] > 0
 
