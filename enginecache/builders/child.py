@@ -30,9 +30,6 @@ from enginecache.targets import Reach
 WORKER = "enginecache.builders.worker"
 EXIT_GRACE_S = 10.0
 
-FULL_BELOW_BYTES = 64 << 10
-"""A file system with less room than that is full: a log's next line may fail."""
-
 
 class ProcessBuilder:
     """A :class:`~enginecache.builders.base.Builder` that runs each build in a process of its own.
@@ -80,8 +77,6 @@ class ProcessBuilder:
 
 def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
     environment = child_environment(request.device, search_path)
-    # It would change the plan, and is not in the key; --builder-flag TF32=OFF is.
-    environment.pop("NVIDIA_TF32_OVERRIDE", None)
     if request.options.plugins and request.toolchain.flavour == "tensorrt-rtx":
         _name_library_for_parser(request.work_dir, environment)
     return environment
@@ -146,17 +141,7 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
             phase, fraction = report["phase"], report["fraction"]
         if progress is not None:
             progress(BuildProgress(phase, fraction, time.monotonic() - started_s))
-    status = worker.wait()
-    if _is_full(request.work_dir):
-        # Whatever it died of, it is no fault of the model, and must not be remembered as one.
-        message = f"the builder ended {describe_status(status)}, and the build's disk is full"
-        raise StoreError(message, "Free space, or run `enginecache prune`.")
-    raise _death(status, request.log_path)
-
-
-def _is_full(folder: Path) -> bool:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < FULL_BELOW_BYTES
+    raise _death(worker.wait(), request.log_path)
 
 
 def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_seconds: float) -> BuiltPlan:

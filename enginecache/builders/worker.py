@@ -67,14 +67,11 @@ def _translated() -> Iterator[None]:
         message = "the builder ran out of memory"
         raise BuilderKilledError(message, "Free memory, or raise the container's limit, and try again.") from error
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk: what is wrong goes to the parent all the same
-            traceback.print_exc()
+        traceback.print_exc()
         if isinstance(error, OSError) and error.errno in _FULL:
             raise StoreError(
                 f"the build's folder is full: {error}", "Free space, or run `enginecache prune`."
             ) from error
-        if isinstance(error, OSError):  # of the machine, and not of the model: not to be remembered
-            raise StoreError(f"the builder could not use its files: {error}", "See `enginecache doctor`.") from error
         message = f"the builder failed in an unforeseen way: {type(error).__name__}: {error}"
         raise BuildError(message, "The log has the traceback; please report it.") from error
 

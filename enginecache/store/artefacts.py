@@ -96,8 +96,7 @@ class Artefacts:
                     os.fsync(file.fileno())
                 Path(name).rename(path)
             except BaseException:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
-                    Path(name).unlink()
+                Path(name).unlink(missing_ok=True)
                 raise
             sync_folder(self._folder)
         except OSError as error:
