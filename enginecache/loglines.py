@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 MAX_REASON_LETTERS = 600
 
-_WRAPPING = re.compile(r"^\S+: Error Code \d+: [\w ]+ \((?P<inner>.*)\)$", re.DOTALL)
+_WRAPPING = re.compile(r"^\S+ Error Code \d+: [\w ]+ \((?P<inner>.*)\)$", re.DOTALL)
 _PLACES = (
     re.compile(r"\s*\bIn \w+ at \S+:\d+"),
     re.compile(r"\[\S+:\d+: \w+\]\s*"),
     re.compile(r"^\S+\.(?:cpp|h):\d+: "),
 )
 _CONDITION = re.compile(r'^\w+ && "(?P<text>.*)"$')
+_BRACKETED = re.compile(r"^\((?P<text>[^()]*)\)$")
 NO_DRIVER = re.compile(r"cudaError (?:35|100)\b|driver version is insufficient|no CUDA-capable device")
 
 
@@ -43,4 +44,6 @@ def clean_line(line: str) -> str:
         line = place.sub("", line)
     condition = _CONDITION.match(line.strip())
     line = condition["text"] if condition else line
+    bracketed = _BRACKETED.match(line.strip())
+    line = bracketed["text"] if bracketed else line
     return line.strip(" .")[:MAX_REASON_LETTERS]
