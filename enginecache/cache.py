@@ -17,9 +17,11 @@ from enginecache.errors import (
     IntegrityError,
     LoadError,
     LoadRefusedError,
+    NotCachedError,
     OptionError,
     RegistryError,
 )
+from enginecache.failures import KnownFailure, failure_in_force
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
 from enginecache.lookup import Miss
@@ -29,9 +31,10 @@ from enginecache.placement import place
 from enginecache.precision import plan_conversion
 from enginecache.profiles import resolve_profiles
 from enginecache.publication import Publication, Resolved
-from enginecache.registry.base import EntryRecord
+from enginecache.registry.base import EntryRecord, utc_now
 from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
 from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches
+from enginecache.store.space import require_writable
 from enginecache.stored import StoredEngines
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ class EngineCache(StoredEngines):
             InvalidInputError: The model, shapes or options are wrong, or the model changed while building.
             NotCachedError: ``offline``, and no stored engine serves the request.
             LockTimeoutError: Another process still builds.
-            BuildError: TensorRT refused the model or failed.
+            BuildError: TensorRT refused the model or failed; or it did so lately, and it is too soon to try again.
             BackendError: No TensorRT or GPU for what was asked.
             RegistryError: The registry cannot be used.
             StoreError: The folder cannot be used.
@@ -82,7 +85,8 @@ class EngineCache(StoredEngines):
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
         resolved = self.resolve(Request.of(model, ask))
-        before = self._registry.find(resolved.key.digest) if rebuild else None
+        # A rebuild is content with what another process has come to since it was asked for, engine or failure.
+        outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, EntryRecord):
             return self._entry("hit", resolved, found, started, (EXACT,))
@@ -91,19 +95,18 @@ class EngineCache(StoredEngines):
             return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
         self._note_miss(resolved.key, found)
         if ask.get("offline"):
-            raise found.error(resolved.key)
+            raise found.error(resolved.key, self._failure(resolved.key))
+        self._raise_failure(resolved.key, outdated)  # before the lock too: it may be held by a long build
+        require_writable(self.root)  # before the lock, which could not be taken either
         timeout_s = ask.get("timeout_s")
         timeout_s = self.config.timeout_s if timeout_s is None else timeout_s
         began_waiting = time.monotonic()
         with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting")):
             waited_s = time.monotonic() - began_waiting
             again = self._find(resolved.key)
-            # A rebuild is content with an engine that another process has built since it was asked for.
-            is_old = (
-                rebuild and before is not None and isinstance(again, EntryRecord) and again.build_id == before.build_id
-            )
-            if isinstance(again, EntryRecord) and not is_old:
+            if isinstance(again, EntryRecord) and again.build_id not in outdated:
                 return self._entry("hit", resolved, again, started, (_WAITED, *found.reasons))
+            self._raise_failure(resolved.key, outdated)
             record, built = self._publication.build(
                 resolved,
                 ask.get("progress"),
@@ -152,14 +155,16 @@ class EngineCache(StoredEngines):
         try:
             return entry.load(trial=trial, trusted=trusted)
         except LoadRefusedError:
-            if entry.outcome != "compatible":
+            if entry.outcome != "compatible" or if_unloadable == "raise":
                 raise  # another plan of the same key would be refused as well
         except LoadError:
             if if_unloadable == "raise" or ask.get("offline"):
                 raise
-        except IntegrityError:
-            # Damage that moved no fingerprint: the medium's, not a program's.
+        except (IntegrityError, NotCachedError):
+            # Damage that moved no fingerprint: the medium's, not a program's. Or deleted since it was handed out.
             self._lookup.set_aside(entry.record)
+            if if_unloadable == "raise":
+                raise
         ask["rebuild"], ask["accept"] = False, "exact"
         return self.get(model, **ask).load(trial=trial, trusted=trusted)
 
@@ -196,6 +201,9 @@ class EngineCache(StoredEngines):
         chosen = None if isinstance(found, EntryRecord) else self._compatible(resolved, miss)
         verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
         reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
+        known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
+        if known is not None:
+            reasons = (*reasons, Reason("failed", f"{known.text}, but with --rebuild: {known.build.reason}"))
         last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
         failed = last if last is not None and last.state == "failed" else None
         return Explanation(
@@ -270,6 +278,20 @@ class EngineCache(StoredEngines):
             loader=self._loader,
             reasons=(*reasons, *older_driver(resolved.placement.device, record.driver_version)),
         )
+
+    def _failure(self, key: EngineKey) -> KnownFailure | None:
+        return failure_in_force(self._registry.recent_failures(key.digest), utc_now(), self.config.failure_ttl_s)
+
+    def _raise_failure(self, key: EngineKey, outdated: frozenset[str]) -> None:
+        failure = self._failure(key)
+        if failure is not None and failure.build.id not in outdated:
+            raise failure.error(self.log_path(failure.build))
+
+    def _attempts(self, key: EngineKey) -> frozenset[str]:
+        """The attempts that the entry and the failure in force are of, as far as there are such."""
+        record, failure = self._registry.find(key.digest), self._failure(key)
+        stored = () if record is None else (record.build_id,)
+        return frozenset((*stored, *(() if failure is None else (failure.build.id,))))
 
     def _note_miss(self, key: EngineKey, miss: Miss) -> None:
         nearest = miss.nearest

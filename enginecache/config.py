@@ -41,6 +41,8 @@ class Config:
         timeout_s: Longest wait for another builder, in seconds; None waits as long as it lives.
         max_size_bytes: What the cache is kept under, after each build and by ``prune``; None is no limit.
         grace_s: Age in seconds under which files that no row names are left alone.
+        failure_ttl_s: How long in seconds a build that TensorRT refused is not tried again; twice as long after each
+            further failure, up to a day. 0 tries every time.
         cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
     """
 
@@ -50,6 +52,7 @@ class Config:
     timeout_s: float | None = None
     max_size_bytes: int | None = None
     grace_s: float = DAY_S
+    failure_ttl_s: float = 3600.0
     cuda_major: int | None = None
 
     @classmethod
@@ -134,6 +137,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "timeout": ("timeout_s", parse_duration_s),
     "max_size": ("max_size_bytes", parse_size),
     "grace": ("grace_s", parse_duration_s),
+    "failure_ttl": ("failure_ttl_s", parse_duration_s),
     "cuda_major": ("cuda_major", _parse_major),
 }
 """From the name in the file and the environment to the field and the reader of its text."""

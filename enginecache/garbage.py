@@ -51,22 +51,34 @@ def find_garbage(
 
 
 def _candidates(root: Root, is_named: Callable[[str], bool], grace_s: float) -> Iterator[tuple[Path, str, float]]:
-    for path in sorted(root.engines.iterdir()):
-        if not path.is_dir() or path.is_symlink():
-            yield path, "a stray file", grace_s
-    for path in sorted(root.engines.glob("*/*")):
-        in_place = path.suffix == ".engine" and path.parent.name == path.stem[:2]
-        if not in_place or not is_named(path.stem):
-            yield path, "a stored engine without a row", grace_s
+    for path, what in _unnamed(root, is_named):
+        yield path, what, grace_s
     for path in sorted(root.tmp.iterdir()):
         yield path, "a temporary file", grace_s
     for path in sorted(root.quarantine.iterdir()):
-        yield path, "a quarantined engine", KEPT_FOR_S
+        if not path.name.startswith("registry."):  # a registry that was set aside is for people to delete
+            yield path, "a quarantined engine", KEPT_FOR_S
     for path in sorted(root.logs.iterdir()):
         yield path, "a builder's log", KEPT_FOR_S
     for kind in get_args(ArtefactKind):
         for path in sorted(root.artefacts(kind).iterdir()):
             yield path, f"one of the {kind.replace('-', ' ')}, long unused", ARTEFACTS_KEPT_FOR_S
+
+
+def _unnamed(root: Root, is_named: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
+    """What should not be among the blobs; a record goes with its blob."""
+    for path in sorted(root.engines.iterdir()):
+        if not path.is_dir() or path.is_symlink():
+            yield path, "a stray file"
+    for path in sorted(root.engines.glob("*/*")):
+        if path.suffix not in {".engine", ".json"} or path.parent.name != path.stem[:2]:
+            yield path, "a stray file"
+        elif is_named(path.stem):
+            continue
+        elif path.suffix == ".engine":
+            yield path, "a stored engine without a row"
+        elif not path.with_suffix(".engine").exists():
+            yield path, "a repair record without an engine"
 
 
 def _size_bytes(path: Path) -> int:
@@ -76,12 +88,14 @@ def _size_bytes(path: Path) -> int:
 
 
 def delete_garbage(item: Garbage) -> bool:
-    """Delete one item; False if that failed."""
+    """Delete one item, an engine with its repair record; False if that failed."""
     try:
         if item.path.is_dir() and not item.path.is_symlink():
             shutil.rmtree(item.path)
         else:
             item.path.unlink(missing_ok=True)
+            if item.path.suffix == ".engine":
+                item.path.with_suffix(".json").unlink(missing_ok=True)
     except OSError:
         return False
     return True

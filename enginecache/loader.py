@@ -18,11 +18,12 @@ from enginecache.devices import Device, current_device
 from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
 from enginecache.options import PluginLibrary
 from enginecache.registry.base import EntryRecord, LoadOutcome, LoadRecord, Registry, utc_now
-from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, device_class, driver_of
+from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, driver_of
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial
 from enginecache.runtimes.verdict import judge
 from enginecache.store.leases import Lease
+from enginecache.targets import DeviceModel
 
 TrialPolicy = Literal["auto", "never", "always"]
 """``auto``: in a child first, unless the blob was built or loaded here. ``never``: in this process alone, which a bad
@@ -183,7 +184,7 @@ class EngineLoader:
         if device is None:  # what is not known cannot be found again
             return None
         with contextlib.suppress(RegistryError):
-            return self._registry.find_load(record.digest, device_class(device), _toolchain(record), driver_of(device))
+            return self._registry.find_load(record.digest, device.device_class, _toolchain(record), driver_of(device))
         return None
 
     def _remember(self, record: EntryRecord, device: Device | None, outcome: LoadOutcome, reason: str) -> None:
@@ -192,7 +193,7 @@ class EngineLoader:
         text = reason.encode(errors="backslashreplace").decode()[:MAX_KEPT_LETTERS]
         row = LoadRecord(
             digest=record.digest,
-            device=device_class(device),
+            device=device.device_class,
             toolchain=_toolchain(record),
             driver=driver_of(device),
             outcome=outcome,
@@ -219,7 +220,7 @@ def _request(
         flavour=record.backend,
         version=record.tensorrt_version,
         reach=record.reach,
-        tuned_for=None if device is None else f"{device['name']}, {device['sm_count']} SMs",
+        tuned_for=None if device is None else str(DeviceModel(device["name"], device["sm_count"])),
         is_version_compatible=is_version_compatible,
         plugins=plugins,
         allows_host_code=is_version_compatible and may_run_host_code,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from enginecache.entry import Candidate
 from enginecache.errors import NotCachedError
+from enginecache.failures import KnownFailure
 from enginecache.key import EngineKey
 from enginecache.locks.base import KeyLocks
 from enginecache.matching import Reason, distance, is_same_model, judge
@@ -36,13 +37,14 @@ class Miss:
     reasons: tuple[Reason, ...]
     candidates: tuple[Candidate, ...] = ()
 
-    def error(self, key: EngineKey) -> NotCachedError:
-        """The miss as an error, for a caller who must not build."""
+    def error(self, key: EngineKey, failure: KnownFailure | None = None) -> NotCachedError:
+        """The miss as an error, for a caller who must not build; ``failure`` is what a build would be refused for."""
         why = "; ".join(reason.text for reason in self.reasons)
         message = f"no stored engine serves this request (key {key.digest[:12]}): {why}"
-        return NotCachedError(
-            message, "Leave --offline out to build it, or see `enginecache explain` with the same options."
-        )
+        fix = "Leave --offline out to build it, or see `enginecache explain` with the same options."
+        if failure is not None:
+            fix = f"A build of it is no way out: {failure.text}. {failure.build.reason}"
+        return NotCachedError(message, fix)
 
     @property
     def nearest(self) -> Candidate | None:
@@ -76,7 +78,7 @@ class Lookup:
         # Whole after all, or replaced by a rebuild: another process was here meanwhile.
         if reason is None or self._registry.find(key.digest) is not None:
             return self.find(key, force_check=force_check)
-        return Miss((reason,))
+        return Miss((reason,), self.candidates(key))
 
     def set_aside(self, record: EntryRecord) -> Reason | None:
         """Quarantine a damaged blob and forget its entries; None if it is whole after all.

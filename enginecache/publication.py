@@ -21,6 +21,7 @@ from pathlib import Path
 from enginecache.builders.base import Builder, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.devices import Device
 from enginecache.errors import EngineCacheError, LockTimeoutError, RegistryError, StoreError
+from enginecache.failures import is_lasting
 from enginecache.key import KEY_VERSION, EngineKey
 from enginecache.locks.base import KeyLocks, WaitingCallback
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
@@ -28,9 +29,12 @@ from enginecache.matching import Accept
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.placement import Placement
 from enginecache.profiles import Profile
+from enginecache.recovery import record_entry
 from enginecache.registry.base import BuildRecord, EntryRecord, Registry, utc_now
 from enginecache.store.base import BlobStore, StagedBlob
+from enginecache.store.records import RepairRecords
 from enginecache.store.root import Root
+from enginecache.store.space import Reserve, require_space
 from enginecache.store.uses import UseLog
 from enginecache.timing import TimingCaches, TimingStart
 
@@ -149,6 +153,8 @@ class Publication:
         start: TimingStart | None,
         device: contextlib.ExitStack,
     ) -> tuple[EntryRecord, BuiltPlan]:
+        # Before the row: a full disk would take it for a registry that is out of order.
+        require_space(self._root, resolved.source, resolved.identity, resolved.key.options)
         attempt = BuildRecord(
             id=uuid.uuid4().hex,
             key=resolved.key.digest,
@@ -172,7 +178,7 @@ class Publication:
 
     def log_path(self, build_id: str) -> Path:
         """Where the attempt's log is."""
-        return self._root.logs / f"{build_id}.log"
+        return self._root.log_path(build_id)
 
     def _request(
         self, resolved: Resolved, attempt: BuildRecord, work_dir: Path, start: TimingStart | None
@@ -216,7 +222,7 @@ class Publication:
             build_id=attempt.id,
             build_seconds=built.build_seconds,
             created_at=utc_now(),
-            timing_cache_digest=None if start is None else start.digest,
+            timing_cache_digest=start.digest if start is not None and built.took_timing_cache else None,
         )
         try:
             with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
@@ -224,6 +230,8 @@ class Publication:
                 self._store.publish(staged)
                 try:
                     self._uses.touch(record.key)  # before the row: no eviction takes it for long unused
+                    record_entry(self._root, self._registry, record)
+                    self._require_attempt(attempt)
                     self._registry.publish(record, resolved.key.fields())
                 except BaseException:
                     # Nobody else can have named it while the lock is held. On a full disk it is in the way.
@@ -235,11 +243,17 @@ class Publication:
             raise
         return record
 
+    def _require_attempt(self, attempt: BuildRecord) -> None:
+        """Record the attempt again where the registry was made anew while it ran: the entry names its row."""
+        if all(build.id != attempt.id for build in self._registry.builds(attempt.key)):
+            self._registry.start_build(attempt)
+
     def _retire(self, previous: EntryRecord | None) -> None:
         # Its path may just have been handed out. The entry is committed: nothing here may fail the build.
         with contextlib.suppress(StoreError, RegistryError):
             if previous is not None and not self._registry.is_referenced(previous.digest):
                 self._store.retire(previous.digest)
+                RepairRecords(self._root).delete(previous.digest)  # nobody asks for it again
 
     def _delete_unnamed(self, digest: str) -> None:
         with contextlib.suppress(StoreError, RegistryError):
@@ -253,8 +267,9 @@ class Publication:
             yield
         except BaseException as error:
             # The first error is the one to tell; a registry that fails as well must not hide it.
-            with contextlib.suppress(RegistryError):
-                self._registry.fail_build(attempt.id, time.monotonic() - started, _storable(_reason(error)))
+            seconds, reason = time.monotonic() - started, _storable(_reason(error))
+            with contextlib.suppress(RegistryError), Reserve(self._root).lent():
+                self._registry.fail_build(attempt.id, seconds, reason, is_lasting=is_lasting(error))
             raise
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ from enginecache.registry.base import EntryRecord, InflationStep, Registry, utc_
 from enginecache.store.base import BlobStore
 from enginecache.store.leases import UseScan
 from enginecache.store.root import Root
+from enginecache.store.space import Reserve
 from enginecache.store.uses import UseLog
 
 Usability = Callable[[EntryRecord], bool]
@@ -61,7 +62,7 @@ class Removal:
         Raises:
             OptionError: The entry is pinned.
         """
-        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+        with Reserve(self._root).lent(), self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
             if not self._removed_row(record):
                 return 0
             self._uses.forget(record.key)
@@ -106,8 +107,14 @@ class Removal:
     def execute(self, plan: PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt, used or opened since the plan was made stays.
 
-        Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done.
+        Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done. Also on a full disk.
         """
+        if plan.is_empty:
+            return 0
+        with Reserve(self._root).lent():
+            return self._execute(plan)
+
+    def _execute(self, plan: PrunePlan) -> int:
         started_at = utc_now()
         scan = UseScan(self._store.path)
         evicted: list[Going] = []

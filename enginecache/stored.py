@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -9,22 +10,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from enginecache import eviction, garbage, verification
+from enginecache import checks, eviction, garbage
 from enginecache.config import Config
 from enginecache.devices import list_devices
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError
 from enginecache.locks.local import LocalKeyLocks
-from enginecache.lookup import Lookup
+from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
 from enginecache.memo import BlobState, FileMemo
+from enginecache.recovery import Recovered, Recovery, require_registry
 from enginecache.registry.base import BuildRecord, EntryRecord, MissRecord, RegistryTotals
 from enginecache.registry.database import Database
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 from enginecache.removal import Removal
-from enginecache.store.local import LocalBlobStore
+from enginecache.store.records import RecordedBlobStore
 from enginecache.store.root import Root
+from enginecache.store.space import Reserve
 from enginecache.store.uses import UseLog
 from enginecache.toolchain import installed_toolchains
+from enginecache.verification import Finding, Found, Verification, settle
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,10 +45,11 @@ class StoredEngines:
         self.config = config
         self.root = Root.open(config.dir, config.shared)
         database = Database(self.root.registry_path)
+        require_registry(self.root)
         ensure_schema(database, self.root.file_mode)
         self._database = database
         self._registry = SqlRegistry(database)
-        self._store = LocalBlobStore(self.root)
+        self._store = RecordedBlobStore(self.root)
         self._locks = LocalKeyLocks(self.root)
         self._uses = UseLog(self.root)
         self._memo = FileMemo(self._registry, self._store)
@@ -131,7 +136,7 @@ class StoredEngines:
 
     def log_path(self, build: BuildRecord) -> Path:
         """The log of an attempt."""
-        return self.root.logs / f"{build.id}.log"
+        return self.root.log_path(build.id)
 
     def misses(self, limit: int = 100) -> list[MissRecord]:
         """What was asked and not found, latest first."""
@@ -176,27 +181,79 @@ class StoredEngines:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
         return self._removal.execute(plan)
 
-    def verify(self, *, deep: bool = False, repair: bool = False) -> verification.Verification:
-        """Compare rows and blobs.
+    def verify(self, *, deep: bool = False, repair: bool = False) -> Verification:
+        """Compare the registry, the blobs and their records, and look for what crashes left.
+
+        Without ``repair`` it changes nothing but the memo of verified blobs.
 
         Args:
-            deep: Read every blob's bytes, also where nothing changed since they were last verified.
-            repair: Mend what is found.
+            deep: Read every blob's bytes, also where nothing changed since they were last verified: only this sees
+                damage that the medium did under an unchanged fingerprint.
+            repair: Mend what is found; also on a full disk.
+
+        Raises:
+            RegistryError: The registry cannot be looked at.
         """
-        findings = []
-        entries = verification.check_entries(
-            self._registry, self.root, self._store, self._memo, self._lookup.set_aside, deep=deep
-        )
-        for finding, mend in itertools.chain(entries, verification.check_artefacts(self.root)):
-            findings.append(dataclasses.replace(finding, is_repaired=repair and mend()))
+        with Reserve(self.root).lent() if repair else contextlib.nullcontext():
+            damage = checks.check_registry(self.root, _recovery(self.root), repair=repair)
+            if damage is not None and not damage.is_repaired:
+                return Verification(0, (damage,))
+            found = self._verify(deep=deep, repair=repair)
+            return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
+
+    def _verify(self, *, deep: bool, repair: bool) -> Verification:
+        """The check of everything but the registry as a file, which is whole."""
+        findings = list(settle(self._found(deep=deep), repair=repair))
+        # After the repairs: an entry that they forgot leaves a file.
         past, young = self._garbage()
-        for item in past:
-            finding = verification.Finding("orphan", str(item.path), item.what, "delete the file")
-            findings.append(dataclasses.replace(finding, is_repaired=repair and self._removal.delete_garbage(item)))
-        return verification.Verification(self.totals().entries, tuple(findings), tuple(young))
+        findings += settle(map(self._orphan, past), repair=repair)
+        kept = checks.count_kept(self.root, self._registry)
+        return Verification(self.totals().entries, tuple(findings), tuple(young), kept)
+
+    @classmethod
+    def verify_folder(cls, config: Config, *, deep: bool = False, repair: bool = False) -> Verification:
+        """Like :meth:`verify`, also where the registry is too damaged for the cache to be opened.
+
+        Args:
+            config: Settings of the cache.
+            deep: As for :meth:`verify`.
+            repair: As for :meth:`verify`.
+
+        Raises:
+            StoreError: The folder cannot be used.
+            RegistryError: The registry cannot be looked at.
+        """
+        root = Root.open(config.dir, config.shared)
+        with Reserve(root).lent() if repair else contextlib.nullcontext():
+            damage = checks.check_registry(root, _recovery(root), repair=repair)
+            if damage is not None and not damage.is_repaired:
+                return Verification(0, (damage,))
+            found = StoredEngines(config)._verify(deep=deep, repair=repair)  # noqa: SLF001  its own
+            return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
+
+    def _found(self, *, deep: bool) -> Found:
+        entries = checks.EntryChecks(
+            self.root,
+            self._registry,
+            self._store,
+            self._memo,
+            self._lookup.set_aside,
+            self._lookup.quarantine,
+            lambda: self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S),
+        )
+        return itertools.chain(
+            checks.check_folders(self.root),
+            entries.check(self._registry.examine(), deep=deep),
+            checks.check_artefacts(self.root),
+            checks.check_builds(self._registry, self._locks, self.config.grace_s),
+        )
+
+    def _orphan(self, item: eviction.Garbage) -> tuple[Finding, Callable[[], bool]]:
+        finding = Finding("orphan", str(item.path), item.what, "delete the file")
+        return finding, lambda: self._removal.delete_garbage(item)
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
-        named = {record.digest for record in self._registry.entries()}
+        named = {row.digest for row in self._registry.examine()}
         return garbage.find_garbage(self.root, named.__contains__, self.config.grace_s)
 
     def _usability(self) -> Callable[[EntryRecord], bool]:
@@ -205,3 +262,8 @@ class StoredEngines:
         except NoDeviceError:
             devices = ()
         return eviction.usable_here(installed_toolchains(self.config.cuda_major), devices)
+
+
+def _recovery(root: Root) -> Callable[[], Recovered | None]:
+    locks = LocalKeyLocks(root)
+    return Recovery(root, locks, locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S)).run

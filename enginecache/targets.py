@@ -64,6 +64,9 @@ class DeviceModel:
     name: str
     sm_count: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.sm_count} SMs"
+
 
 AMPERE = ComputeCapability(8, 0)
 

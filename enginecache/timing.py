@@ -12,19 +12,19 @@ Source: NVIDIA TensorRT documentation, "Optimizing Builder Performance", Timing 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from enginecache.builders.merging import REFUSED
 from enginecache.devices import Device
 from enginecache.errors import BuilderCrashError, EngineCacheError, StoreError
 from enginecache.locks.base import KeyLocks
 from enginecache.options import BuildOptions
-from enginecache.processes import child_environment
+from enginecache.processes import child_environment, describe_status, running_worker, tail_of
 from enginecache.store.artefacts import Artefact, Artefacts
 from enginecache.store.root import Root
 from enginecache.toolchain import Flavour, Toolchain
@@ -34,7 +34,6 @@ MERGE_TIMEOUT_S = 30.0
 """Shorter than the lock's, so that one merging that hangs does not cost the next holder its update."""
 
 MERGER = "enginecache.builders.merging"
-MERGED, REFUSED = 0, 3
 
 _IN_A_SLOT = ("precision", "hardware_compatibility", "version_compatible", "strip_plan", "builder_flags")
 """Builder options that are builder flags, or act like one. Limits of the search, such as the workspace, are not in it:
@@ -104,8 +103,7 @@ class TimingCaches:
         keyed = options.keyed()
         fields = {
             "device": {
-                "name": device.name,
-                "sm_count": device.sm_count,
+                **asdict(device.model),
                 "compute_capability": list(device.compute_capability),
             },
             "toolchain": {
@@ -198,35 +196,19 @@ class ProcessMerge:
         (folder / "current").write_bytes(current)
         (folder / "ours").write_bytes(ours)
         asked = {"flavour": slot.flavour, **{name: str(folder / name) for name in ("current", "ours", "merged")}}
-        status = self._run(slot.device, folder, json.dumps(asked) + "\n")
-        if status == REFUSED:
-            return None
-        if status != MERGED:
-            raise BuilderCrashError(f"TensorRT failed to merge two timing caches: {_last_line(folder / 'log', status)}")
-        return (folder / "merged").read_bytes()
-
-    def _run(self, device: Device, folder: Path, line: str) -> int:
-        # A log file and no pipe: reading a pipe to its end waits for whoever else holds it.
-        with (folder / "log").open("wb") as log:
+        environment = child_environment(slot.device, self._search_path)
+        with (folder / "log").open("w+b") as log:
             try:
-                ended = subprocess.run(
-                    [sys.executable, "-m", MERGER],
-                    input=line.encode(),
-                    stdout=log,
-                    stderr=log,
-                    cwd=folder,
-                    env=child_environment(device, self._search_path),
-                    timeout=self._timeout_s,
-                    check=False,
-                    start_new_session=True,  # Ctrl-C reaches this process alone, which then kills the child
-                )
+                with running_worker(
+                    MERGER, asked, python=sys.executable, environment=environment, folder=folder, log=log
+                ) as worker:
+                    status = worker.wait(self._timeout_s)
             except subprocess.TimeoutExpired as error:
                 message = f"TensorRT took more than {self._timeout_s:g} s to merge two timing caches"
                 raise BuilderCrashError(message) from error
-        return ended.returncode
-
-
-def _last_line(log: Path, status: int) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else f"its process ended with status {status}"
+            if status == REFUSED:
+                return None
+            if status:
+                why = (tail_of(log) or [f"its process ended {describe_status(status)}"])[-1]
+                raise BuilderCrashError(f"TensorRT failed to merge two timing caches: {why.strip()}")
+        return (folder / "merged").read_bytes()

@@ -1,27 +1,29 @@
-"""Is everything as promised? Findings, each with what a repair would do."""
+"""What a check of the whole cache found: findings, each with what a repair would do."""
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from enginecache.errors import EngineCacheError
 from enginecache.eviction import Garbage
-from enginecache.memo import BlobState, FileMemo
-from enginecache.registry.base import EntryRecord, Registry
-from enginecache.store.artefacts import Artefacts
-from enginecache.store.base import BlobStore
-from enginecache.store.root import ArtefactKind, Root
 
-Kind = Literal["dangling", "size", "digest", "mode", "orphan", "artefact"]
-
-_KINDS: dict[BlobState, Kind] = {
-    BlobState.MISSING: "dangling",
-    BlobState.WRONG_SIZE: "size",
-    BlobState.WRONG_DIGEST: "digest",
-}
+Kind = Literal[
+    "registry",
+    "row",
+    "dangling",
+    "size",
+    "digest",
+    "unreadable",
+    "mode",
+    "owner",
+    "record",
+    "build",
+    "orphan",
+    "artefact",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Finding:
 
     Attributes:
         kind: What sort of thing.
-        subject: Key of the entry, or path of the file.
+        subject: Key of the entry, id of the attempt, or path of the file.
         text: What is wrong.
         repair: What ``--repair`` does about it.
         is_repaired: Whether it did.
@@ -54,6 +56,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What is there for a reason, and is no finding.
+
+    Attributes:
+        quarantined: Engines that were set aside.
+        registries: Damaged registries that were set aside; only people delete them.
+        failures: Keys whose last build failed in a way that would come again.
+        unfinished_builds: Attempts under way, or whose process died within the grace time.
+    """
+
+    quarantined: int = 0
+    registries: int = 0
+    failures: int = 0
+    unfinished_builds: int = 0
+
+
+@dataclass(frozen=True)
 class Verification:
     """What a check found.
 
@@ -61,11 +80,13 @@ class Verification:
         entries: Entries checked.
         findings: What is wrong.
         young_garbage: Files without a row, within their grace time: a publication may still be under way.
+        kept: What is no finding.
     """
 
     entries: int
     findings: tuple[Finding, ...]
     young_garbage: tuple[Garbage, ...] = field(default=())
+    kept: Kept = field(default=Kept())
 
     @property
     def is_clean(self) -> bool:
@@ -83,73 +104,24 @@ class Verification:
                 {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what}
                 for item in self.young_garbage
             ],
+            "kept": dataclasses.asdict(self.kept),
         }
 
 
-Repair = Callable[[], bool]
+Repair = Callable[[], object]
+"""Mends a finding; False, or an error, says that it did not."""
+
+Found = Iterator[tuple[Finding, Repair]]
 
 
-def check_entries(
-    registry: Registry,
-    root: Root,
-    store: BlobStore,
-    memo: FileMemo,
-    set_aside: Callable[[EntryRecord], object],
-    *,
-    deep: bool,
-) -> Iterator[tuple[Finding, Repair]]:
-    """Compare every entry with its blob; each finding with the function that repairs it.
-
-    Args:
-        registry: The entries.
-        root: For the modes that blobs should have.
-        store: The blobs.
-        memo: Which blobs need no reading.
-        set_aside: Quarantines an entry's blob and forgets its entries.
-        deep: Read every blob's bytes, also where its fingerprint was verified before.
-    """
-    for record in registry.entries():
-        state = memo.check_blob(record.digest, record.size_bytes, force=deep)
-        if state is BlobState.INTACT:
-            path = store.path(record.digest)
-            try:
-                mode = stat.S_IMODE(path.lstat().st_mode)
-            except FileNotFoundError:
-                continue  # removed since it was checked
-            if mode != root.blob_mode:
-                text = f"{path} has mode {mode:04o}, not {root.blob_mode:04o}"
-                finding = Finding("mode", record.key, text, "set the mode")
-                yield finding, lambda path=path: _set_mode(path, root.blob_mode)  # type: ignore[misc]
-            continue
-        current = registry.find(record.key)
-        if current is None or current.digest != record.digest:
-            continue  # removed or replaced since the list was read
-        what = "its file is gone" if state is BlobState.MISSING else state.value
-        text = f"the engine {record.digest[:12]} of {record.model_name}: {what}"
-        repair = "forget the entry" if state is BlobState.MISSING else "quarantine the file and forget the entry"
-        finding = Finding(_KINDS[state], record.key, text, f"{repair}; the next get builds it anew")
-        yield finding, lambda record=record: (set_aside(record), True)[1]  # type: ignore[misc]
+def settle(found: Iterable[tuple[Finding, Repair]], *, repair: bool) -> Iterator[Finding]:
+    """The findings, each mended on the way where that is asked."""
+    for finding, mend in found:
+        yield dataclasses.replace(finding, is_repaired=repair and _is_mended(mend))
 
 
-def check_artefacts(root: Root) -> Iterator[tuple[Finding, Repair]]:
-    """Read every timing cache and runtime cache; each that is not whole with the function that deletes it."""
-    for kind in get_args(ArtefactKind):
-        for path, problem in Artefacts(root, kind).check():
-            finding = Finding("artefact", str(path), f"{path}: {problem}", "delete the file; later work is slower once")
-            yield finding, lambda path=path: _delete(path)  # type: ignore[misc]
-
-
-def _delete(path: Path) -> bool:
+def _is_mended(mend: Repair) -> bool:
     try:
-        path.unlink(missing_ok=True)
-    except OSError:
+        return mend() is not False
+    except (EngineCacheError, OSError):
         return False
-    return True
-
-
-def _set_mode(path: Any, mode: int) -> bool:
-    try:
-        path.chmod(mode)
-    except OSError:
-        return False
-    return True

@@ -27,7 +27,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the user's cache or settings."""
-    for name in ("DIR", "SHARED", "BACKEND", "TIMEOUT", "MAX_SIZE", "GRACE", "CUDA_MAJOR", "CONFIG"):
+    for name in ("DIR", "SHARED", "BACKEND", "TIMEOUT", "MAX_SIZE", "GRACE", "CUDA_MAJOR", "CONFIG", "FAILURE_TTL"):
         monkeypatch.delenv(f"ENGINECACHE_{name}", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg-config"))

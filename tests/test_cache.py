@@ -20,6 +20,7 @@ from enginecache import memo
 from enginecache.builders.base import BuildProgress
 from enginecache.cache import EngineCache
 from enginecache.config import Config
+from enginecache.entry import Entry
 from enginecache.errors import (
     AmbiguousKeyError,
     BuildError,
@@ -245,7 +246,7 @@ def test_failed_attempt_leaves_its_reason_and_nothing_else(open_cache, model, ra
     assert list(cache.root.tmp.iterdir()) == []
     explained = cache.explain(model, dims=DIMS)
     assert (explained.failure, explained.failure_log) == (reason, cache.log_path(build))
-    assert open_cache().get(model, dims=DIMS).outcome == "built"
+    assert open_cache().get(model, dims=DIMS, rebuild=True).outcome == "built"
     assert [build.state for build in cache.builds()] == ["succeeded", "failed"]
     assert cache.explain(model, dims=DIMS).failure == ""
 
@@ -494,6 +495,21 @@ def test_verified_blob_is_not_read_again_until_asked_for(cache, monkeypatch, mod
     assert reads == []
     assert cache.verify(deep=True).is_clean
     assert reads == [entry.digest]
+
+
+def test_plan_that_is_deleted_between_get_and_load_is_built_again(cache, builder, model, monkeypatch):
+    loaded = []
+
+    def load(entry, **_):
+        loaded.append(entry)
+        if len(loaded) == 1:
+            cache.remove(entry.record)
+            raise NotCachedError("the engine is gone")
+        return "an engine"
+
+    monkeypatch.setattr(Entry, "load", load)
+    assert cache.load(model, dims=DIMS) == "an engine"
+    assert builder.count == 2
 
 
 # the limit

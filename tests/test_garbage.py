@@ -52,6 +52,30 @@ def test_age_counts_from_the_rename_and_not_from_the_bytes(root, blob):
     assert found(root, 0) == ([], [blob])
 
 
+def test_a_record_goes_with_its_blob(root, blob):
+    record = blob.with_suffix(".json")
+    record.touch()
+    assert found(root, 1e9, [blob.stem]) == ([], [])
+    assert found(root, 0) == ([], [blob])
+    (item,), _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
+    assert delete_garbage(item)
+    assert not record.exists()
+
+
+def test_a_record_without_its_blob_is_garbage_once_no_row_names_it(root, blob):
+    record = blob.with_suffix(".json")
+    record.touch()
+    blob.unlink()
+    assert found(root, GRACE_S + 5, [blob.stem]) == ([], [])  # the row is dangling, and its repair takes the record
+    assert found(root, GRACE_S + 5) == ([record], [])
+
+
+@pytest.mark.parametrize("suffix", ["", "-journal", "-wal"])
+def test_a_registry_that_was_set_aside_is_never_garbage(root, suffix):
+    (root.quarantine / f"registry.1790000000000000000.sqlite{suffix}").touch()
+    assert found(root, 1e9) == ([], [])
+
+
 def test_files_of_other_names_among_the_blobs_are_garbage(root, blob):
     other = blob.with_name("README")
     other.touch()

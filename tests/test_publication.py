@@ -85,7 +85,7 @@ def test_a_failing_builder_leaves_its_reason_and_its_log_and_nothing_else(open_c
     (build,) = cache.builds()
     assert build.reason == reason
     assert cache.log_path(build).read_text() == "a fake build\n"
-    assert open_cache().get(model, **ASK).outcome == "built"
+    assert open_cache().get(model, **ASK, rebuild=True).outcome == "built"
 
 
 def test_a_builder_without_a_plan_is_a_failed_attempt(open_cache, model):

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
+from enginecache.config import Config
+from enginecache.doctor.folder import check_parents, check_root
 from enginecache.errors import StoreError
-from enginecache.store.root import FOLDERS, Root
+from enginecache.store import root as root_module
+from enginecache.store.root import FOLDERS, Root, make_folder
 
+FORK = multiprocessing.get_context("fork")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")
 
 
@@ -179,3 +188,292 @@ def test_check_of_nothing_is_an_error_and_makes_nothing(tmp_path):
     with pytest.raises(StoreError, match="No such file"):
         Root.check(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+# Owners: see the table in enginecache/store/root.py
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users reach: pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def as_user(user: int, group: int, work) -> object:
+    """What ``work`` gives in a process of another user; an error as its text."""
+    reader, writer = FORK.Pipe(duplex=False)
+
+    def run():
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(user)
+        try:
+            writer.send(work())
+        except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
+            writer.send(f"{type(error).__name__}: {error}")
+
+    child = FORK.Process(target=run)
+    child.start()
+    found = reader.recv()
+    child.join()
+    return found
+
+
+def give(path: Path, user: int, group: int, mode: int) -> None:
+    for each in (*path.rglob("*"), path):
+        os.chown(each, user, group, follow_symlinks=False)
+        each.chmod(mode)
+
+
+ALICE, BOB, TEAM = 70001, 70002, 70009
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "user", "is_used"),
+    [
+        (ALICE, ALICE, 0o700, ALICE, True),
+        (ALICE, ALICE, 0o755, BOB, False),
+        (ALICE, TEAM, 0o2770, BOB, True),  # an init container and a server
+        (ALICE, TEAM, 0o2775, BOB, True),
+        (ALICE, TEAM, 0o770, BOB, False),  # not setgid: what is made there is not the group's
+        (ALICE, TEAM, 0o2750, BOB, False),
+        (ALICE, ALICE, 0o2775, BOB, False),  # not of its group
+        (ALICE, ALICE, 0o700, 0, False),
+        (ALICE, 0, 0o2770, 0, True),
+        (65534, 65534, 0o755, BOB, False),
+        (65534, TEAM, 0o2770, BOB, True),
+        (0, 0, 0o755, BOB, True),  # an image that root filled
+        (0, TEAM, 0o2770, BOB, True),  # Kubernetes with fsGroup
+        (0, TEAM, 0o775, BOB, True),  # OpenShift: any user, of one group
+        (0, TEAM, 0o2777, BOB, False),
+    ],
+)
+@pytest.mark.parametrize("method", ["check", "open"])
+def test_who_owns_a_root_decides_whether_it_is_used(open_folder, method, owner, group, mode, user, is_used):
+    path = Root.open(open_folder / "cache").path
+    give(path, owner, group, mode)
+    found = as_user(user, TEAM if user else 0, lambda: bool(getattr(Root, method)(path)))
+    assert found is True if is_used else str(found).startswith("StoreError: "), found
+
+
+@needs_root
+def test_a_root_of_another_user_is_refused_with_both_names_and_the_ways_out(open_folder):
+    path = Root.open(open_folder / "cache").path
+    give(path, ALICE, ALICE, 0o755)
+    with pytest.raises(StoreError, match=f"cache belongs to user {ALICE}, neither to this user nor to root") as caught:
+        Root.open(path)
+    for way in ("chown", "--dir", "ENGINECACHE_SHARED=group", f"Run as user {ALICE}"):
+        assert way in caught.value.fix
+
+
+@needs_root
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_the_root_that_is_another_users_is_refused(tmp_path, name):
+    root = Root.open(tmp_path / "cache")
+    os.chown(root.path / name, ALICE, ALICE)
+    with pytest.raises(StoreError, match=f"{name} belongs to user {ALICE}"):
+        Root.open(root.path)
+
+
+@needs_root
+def test_a_volume_of_the_group_that_root_made_is_shared_by_its_users_where_they_ask_for_it(open_folder):
+    """OpenShift: any user id, group 0, a volume that is root's and not setgid."""
+    (open_folder / "cache").mkdir()
+    (open_folder / "cache").chmod(0o775)
+    os.chown(open_folder / "cache", 0, TEAM)
+    assert as_user(ALICE, TEAM, lambda: Root.open(open_folder / "cache", "group").is_shared) is True
+    assert as_user(BOB, TEAM, lambda: Root.open(open_folder / "cache").is_shared) is True
+
+
+def test_a_file_system_that_keeps_no_owners_is_used(tmp_path, monkeypatch):
+    """NFS with all_squash, CIFS and FUSE with ``uid=``: there is none here to mount, so the answer is given."""
+    root = Root.open(tmp_path / "cache")
+    real = Path.lstat
+
+    def of_somebody(path):
+        status = list(real(path))
+        status[4] = ALICE
+        return os.stat_result(status)
+
+    monkeypatch.setattr(Path, "lstat", of_somebody)
+    with pytest.raises(StoreError, match="belongs to"):
+        Root.check(root.path)
+    monkeypatch.setattr(root_module, "_owner_of_new_file", lambda _path: ALICE)
+    assert Root.check(root.path).path == root.path
+
+
+def test_who_owns_what_is_made_in_a_folder_is_found_and_leaves_nothing(tmp_path):
+    assert root_module._owner_of_new_file(tmp_path) == os.geteuid()
+    assert root_module._owner_of_new_file(tmp_path / "none") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+# Sharing
+
+
+def test_a_shared_root_stays_shared_for_who_does_not_ask_for_it(tmp_path):
+    Root.open(tmp_path / "cache", "group")
+    assert Root.open(tmp_path / "cache").is_shared
+    assert Root.check(tmp_path / "cache").is_shared
+    assert modes(tmp_path / "cache") == {0o2770}
+
+
+def test_a_private_root_stays_private_for_who_does_not_ask(tmp_path):
+    Root.open(tmp_path / "cache")
+    assert not Root.open(tmp_path / "cache").is_shared
+    assert modes(tmp_path / "cache") == {0o700}
+
+
+@needs_root
+def test_a_private_root_that_its_owner_shares_is_shared_with_all_that_is_in_it(tmp_path):
+    root = Root.open(tmp_path / "cache")
+    os.chown(root.path, 0, TEAM)
+    blob = root.engines / "ab/blob.engine"
+    blob.parent.mkdir(mode=0o700)
+    for path, mode in ((blob, 0o400), (root.registry_path, 0o600), (root.uses / "key", 0o600)):
+        path.touch()
+        path.chmod(mode)
+    (root.tmp / "link").symlink_to("/etc/passwd")
+    before = os.stat("/etc/passwd").st_mode
+    assert Root.open(root.path, "group").is_shared
+    found = {
+        path.relative_to(root.path).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in root.path.rglob("*")
+    }
+    assert found.pop("tmp/link") == 0o777
+    assert found == {
+        **dict.fromkeys((*FOLDERS, "engines/ab"), 0o2770),
+        "engines/ab/blob.engine": 0o440,
+        "registry.sqlite": 0o660,
+        "uses/key": 0o660,
+    }
+    assert {path.lstat().st_gid for path in root.path.rglob("*") if not path.is_symlink()} == {TEAM}
+    assert os.stat("/etc/passwd").st_mode == before
+
+
+def test_sharing_that_was_interrupted_is_finished_by_the_next_who_asks(tmp_path):
+    root = Root.open(tmp_path / "cache")
+    root.path.chmod(0o2770)
+    root.locks.chmod(0o2770)  # engines/, whose mode tells, is the last
+    assert not Root.check(root.path).is_shared
+    assert Root.open(root.path, "group").is_shared
+    assert modes(root.path) == {0o2770}
+
+
+@needs_root
+def test_another_users_private_root_is_not_shared_by_who_asks(open_folder):
+    path = Root.open(open_folder / "cache").path
+    path.chmod(0o755)
+    found = as_user(ALICE, TEAM, lambda: Root.open(path, "group"))
+    assert str(found).startswith("StoreError: ")
+    assert "ENGINECACHE_SHARED=group" in str(found)
+    assert modes(path / "engines") == {0o700}
+
+
+# Making folders
+
+
+def test_a_folder_appears_with_its_mode_under_any_umask(tmp_path, umask):
+    for mode in (0o700, 0o2770):
+        make_folder(tmp_path / f"{mode:o}", mode, tmp_path)
+        assert stat.S_IMODE((tmp_path / f"{mode:o}").stat().st_mode) == mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_crash_between_the_steps_leaves_no_folder_of_a_wrong_mode(tmp_path):
+    """The process dies in the middle: what it was making is not there yet, and the next makes it."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom enginecache.store import root\n"
+        "Path.chmod = lambda path, mode: os._exit(9)\n"
+        "root.make_folder(Path(sys.argv[1]) / 'ab', 0o2770, Path(sys.argv[1]) / 'tmp')\n"
+    )
+    (tmp_path / "tmp").mkdir()
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 9
+    assert not (tmp_path / "ab").exists()
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "tmp").iterdir()] == [0o700]
+    make_folder(tmp_path / "ab", 0o2770, tmp_path / "tmp")
+    assert stat.S_IMODE((tmp_path / "ab").stat().st_mode) == 0o2770
+
+
+def test_a_folder_that_another_process_filled_meanwhile_is_kept(tmp_path, monkeypatch):
+    real = tempfile.mkdtemp
+
+    def mkdtemp(**given):
+        (tmp_path / "ab").mkdir()
+        (tmp_path / "ab/blob").touch()
+        return real(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    make_folder(tmp_path / "ab", 0o700, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["ab", "blob"]
+
+
+def test_folders_above_the_root_are_never_made_writable_by_everyone(tmp_path, umask):
+    root = Root.open(tmp_path / "some/where/cache")
+    assert [stat.S_IMODE(path.stat().st_mode) & 0o022 for path in (root.path.parent, root.path.parent.parent)] == [0, 0]
+
+
+# What becomes a path
+
+
+def test_a_log_has_the_name_of_its_build(tmp_path):
+    assert Root(tmp_path).log_path("0123456789abcdef" * 2) == tmp_path / "logs" / f"{'0123456789abcdef' * 2}.log"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "../../etc/passwd", "a" * 31, "a" * 33, "A" * 32, "a" * 31 + "/", "a" * 32 + "\n"]
+)
+def test_what_is_no_id_of_a_build_becomes_no_path(tmp_path, text):
+    with pytest.raises(StoreError, match="is not the id of a build"):
+        Root(tmp_path).log_path(text)
+
+
+def test_no_space_for_a_root_is_told_as_that(tmp_path, monkeypatch):
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        Root.open(tmp_path / "cache")
+    assert "Free some room" in caught.value.fix
+
+
+# What the doctor says of it
+
+
+def test_doctor_warns_of_a_folder_above_that_everyone_may_write(tmp_path):
+    root = Root.open(tmp_path / "open/cache")
+    assert list(check_parents(root.path)) == []
+    root.path.parent.chmod(0o1777)
+    assert list(check_parents(root.path)) == []  # sticky: nobody else can move what is ours
+    root.path.parent.chmod(0o777)
+    (found,) = check_parents(root.path)
+    assert (found.status, found.facts["path"]) == ("warning", str(root.path.parent))
+    assert "everyone may write to it" in found.text
+    assert f"chmod o-w {root.path.parent}" in found.fix
+
+
+@needs_root
+def test_doctor_warns_of_a_folder_above_that_is_another_users(tmp_path):
+    root = Root.open(tmp_path / "theirs/cache")
+    os.chown(root.path.parent, ALICE, ALICE)
+    (found,) = check_parents(root.path)
+    assert f"user {ALICE} owns it" in found.text
+    os.chown(root.path, ALICE, 0)  # who has the cache may have the folder above it
+    assert list(check_parents(root.path)) == []
+
+
+def folder_check(path: Path, shared: str = ""):
+    return next(check for check in check_root(Config(dir=path, shared=shared)) if check.name == "folder")
+
+
+def test_doctor_says_whether_a_folder_is_shared_and_who_says_so(tmp_path):
+    Root.open(tmp_path / "private")
+    Root.open(tmp_path / "shared", "group")
+    assert folder_check(tmp_path / "private").facts["shared"] is False
+    assert "private until the next get" in folder_check(tmp_path / "private", "group").text
+    assert folder_check(tmp_path / "shared").facts["shared"] is True
+    assert "the folder itself says so" in folder_check(tmp_path / "shared").text
+    assert "the folder itself says so" not in folder_check(tmp_path / "shared", "group").text

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
+import datetime as dt
+import os
+import sqlite3
+
 import pytest
 from fakes import FakeBuilder, fake_cache
+from records import entry as entry_of
+
+from enginecache.errors import BuildError, StoreError
+from enginecache.fingerprint import Fingerprint
+from enginecache.registry.base import BuildRecord, utc_now
+from enginecache.store.records import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -170,6 +180,335 @@ def test_the_record_has_plain_values(open_cache, model):
     entry = cache.get(model, **ASK)
     entry.path.chmod(0o600)
     found = cache.verify(repair=True).to_json()
+    assert found["kept"] == {"quarantined": 0, "registries": 0, "failures": 0, "unfinished_builds": 0}
     assert (found["schema"], found["entries"], found["clean"], found["garbage_in_grace"]) == (1, 1, True, [])
     assert found["findings"][0]["kind"] == "mode"
     assert found["findings"][0]["repaired"] is True
+
+
+# Rows
+
+
+def execute(cache, statement, *values):
+    connection = sqlite3.connect(cache.root.registry_path)
+    connection.execute(statement, values)
+    connection.commit()
+    connection.close()
+
+
+def kinds(found):
+    return [finding.kind for finding in found.findings]
+
+
+ROW_DAMAGE = {
+    "key_json": "{}",
+    "key_version": 9,
+    "digest": "0" * 64,
+    "model_digest": "0" * 64,
+    "backend": "tensorrt-rty",
+    "tensorrt_version": "1.7.1.117",
+    "compute_capabilities": '["9.8"]',
+    "device_name": "H900",
+    "driver_version": "580",
+    "build_id": "0" * 32,
+    "build_seconds": 99.0,
+    "created_at": "2026-11-01 00:00:00.000000",
+    "timing_cache_digest": "7" * 64,
+}
+
+
+@pytest.mark.parametrize("column", ROW_DAMAGE)
+def test_a_damaged_row_is_found_and_taken_from_its_record(open_cache, model, column):
+    cache = open_cache()
+    record = cache.get(model, **ASK).record
+    execute(cache, f"UPDATE entries SET {column} = ?", ROW_DAMAGE[column])
+    for _ in range(2):
+        found = cache.verify()
+        assert "row" in kinds(found)
+        assert found.findings[0].subject == record.key
+        assert "is damaged" in found.findings[0].text
+    repaired = cache.verify(repair=True)
+    assert repaired.is_clean
+    assert "from the record" in repaired.findings[0].repair
+    assert cache.verify().findings == ()
+    assert [used.record for used in cache.entries()] == [record]
+    assert cache.get(model, **ASK).outcome == "hit"
+
+
+@pytest.mark.parametrize("key", ["0" * 64, "", "../../etc/passwd", "it's % \" odd"])
+def test_a_row_whose_key_is_damaged_is_forgotten(open_cache, model, key):
+    cache = open_cache()
+    cache.get(model, **ASK)
+    other = cache.get(model, **WIDER)
+    execute(cache, "UPDATE entries SET key = ? WHERE key != ?", key, other.key)
+    found = cache.verify()
+    assert (kinds(found), found.findings[0].subject) == (["row"], key)
+    repaired = cache.verify(repair=True)
+    assert repaired.is_clean
+    assert "forget the entry" in repaired.findings[0].repair
+    assert [used.record.key for used in cache.entries()] == [other.key]
+    assert cache.get(model, **ASK).outcome == "built"
+
+
+def test_a_row_whose_blob_is_damaged_too_is_forgotten(open_cache, model):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    flip_a_bit(stored.path)
+    execute(cache, "UPDATE entries SET build_seconds = -1.0")
+    assert cache.verify(repair=True).is_clean
+    assert cache.entries() == []
+
+
+def test_a_wrong_size_in_the_row_of_a_whole_engine_is_mended(open_cache, model):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    execute(cache, "UPDATE blobs SET size_bytes = size_bytes + 64")
+    assert kinds(cache.verify()) == ["row"]
+    assert cache.verify(repair=True).is_clean
+    assert cache.get(model, **ASK).outcome == "hit"
+    assert cache.entries()[0].record == stored.record
+
+
+def test_a_row_that_was_built_anew_since_it_was_read_is_not_mended(open_cache, model):
+    cache, other = open_cache(), open_cache()
+    stored = cache.get(model, **ASK)
+    execute(cache, "UPDATE entries SET driver_version = 'x'")
+    (_, mend) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
+    rebuilt = other.get(model, **ASK, rebuild=True).record
+    assert rebuilt.build_id != stored.record.build_id
+    assert mend() is False
+    assert cache.entries()[0].record == rebuilt
+
+
+def test_a_damaged_row_that_is_gone_when_it_is_mended_takes_no_other_with_it(open_cache, model):
+    cache, other = open_cache(), open_cache()
+    stored = cache.get(model, **ASK)
+    RepairRecords(cache.root).delete(stored.digest)
+    execute(cache, "UPDATE entries SET backend = 'x'")
+    (_, mend) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
+    other._registry.forget_entry(stored.key)
+    other.get(model, **ASK)
+    mend()
+    assert [used.record.key for used in cache.entries()] == [stored.key]
+
+
+# Records
+
+
+def unrecorded(cache, digest):
+    RepairRecords(cache.root).delete(digest)
+
+
+def flipped(cache, digest):
+    path = RepairRecords(cache.root).path(digest)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def emptied(cache, digest):
+    RepairRecords(cache.root).write(digest, [])
+
+
+def of_another_build(cache, digest):
+    records = RepairRecords(cache.root)
+    records.write(digest, [{**fields, "build_id": "0" * 32} for fields in records.read(digest)])
+
+
+def of_another_shape(cache, digest):
+    RepairRecords(cache.root).write(digest, [{"another": 1}])
+
+
+@pytest.mark.parametrize("damage", [unrecorded, flipped, emptied, of_another_build, of_another_shape])
+def test_a_record_that_is_missing_or_wrong_is_written_anew_from_the_row(open_cache, model, damage):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    whole = RepairRecords(cache.root).read(stored.digest)
+    damage(cache, stored.digest)
+    (finding,) = cache.verify().findings
+    assert (finding.kind, finding.subject) == ("record", stored.key)
+    assert stored.digest[:12] in finding.text
+    assert cache.get(model, **ASK).outcome == "hit"  # nothing else reads it
+    assert cache.verify(repair=True).is_clean
+    assert RepairRecords(cache.root).read(stored.digest) == whole
+
+
+def test_a_shared_blobs_record_has_all_its_entries_and_is_found_once(open_cache, model):
+    cache = open_cache(ConstantBuilder())
+    keys = {cache.get(model, **ask).key for ask in (ASK, WIDER)}
+    digest = cache.entries()[0].record.digest
+    records = RepairRecords(cache.root)
+    assert {fields["key"] for fields in records.read(digest)} == keys
+    records.delete(digest)
+    assert kinds(cache.verify()) == ["record"]
+    assert cache.verify(repair=True).is_clean
+    assert {fields["key"] for fields in records.read(digest)} == keys
+    cache.remove(cache.entries()[0].record)
+    assert cache.verify().findings == ()
+
+
+def test_a_record_that_cannot_be_written_fails_no_build(open_cache, model, monkeypatch):
+    def refuse(*_):
+        raise StoreError("no space", "free some")
+
+    cache = open_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(RepairRecords, "write", refuse)
+        assert cache.get(model, **ASK).outcome == "built"
+        assert kinds(cache.verify()) == ["record"]
+        assert not cache.verify(repair=True).is_clean
+    assert cache.verify(repair=True).is_clean
+
+
+def test_a_record_without_an_engine_is_garbage_after_the_grace_time(tmp_path, model):
+    """Without ``open_cache``: young garbage is left, on purpose."""
+    cache = fake_cache(tmp_path / "cache")
+    stored = cache.get(model, **ASK)
+    text = RepairRecords(cache.root).path(stored.digest).read_bytes()
+    cache.remove(stored.record)
+    stray = RepairRecords(cache.root).path(stored.digest)
+    stray.write_bytes(text)
+    assert [item.path for item in cache.verify(repair=True).young_garbage] == [stray]
+    later = fake_cache(tmp_path / "cache", grace_s=0.0)
+    assert kinds(later.verify(repair=True)) == ["orphan"]
+    assert not stray.exists()
+
+
+# Files, folders, attempts
+
+
+def test_a_wrong_mode_of_a_folder_is_found_and_set_right(open_cache, model):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    folders = [cache.root.tmp, cache.root.engines, stored.path.parent]
+    for folder in folders:
+        folder.chmod(0o755)
+    found = cache.verify()
+    assert kinds(found) == ["mode"] * 3
+    assert {finding.subject for finding in found.findings} == set(map(str, folders))
+    assert cache.verify(repair=True).is_clean
+    assert {folder.stat().st_mode & 0o7777 for folder in folders} == {0o700}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="probe: only root gives files away")
+def test_another_users_engine_is_replaced_by_an_own_copy(open_cache, model):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    content = stored.path.read_bytes()
+    os.chown(stored.path, 12345, -1)
+    inode = stored.path.stat().st_ino
+    (finding,) = cache.verify().findings
+    assert (finding.kind, finding.subject) == ("owner", stored.key)
+    assert cache.verify(repair=True).is_clean
+    assert (stored.path.stat().st_uid, stored.path.stat().st_ino == inode) == (os.geteuid(), False)
+    assert stored.path.read_bytes() == content
+    assert cache.get(model, **ASK).outcome == "hit"
+
+
+def test_an_engine_that_cannot_be_read_is_a_finding_and_stops_nothing(open_cache, model):
+    cache = open_cache()
+    first, second = cache.get(model, **ASK), cache.get(model, **WIDER)
+    flip_a_bit(second.path)
+    read = cache._store.read
+
+    def fail(digest):
+        if digest == first.digest:
+            raise StoreError(f"an engine cannot be read: Input/output error ({first.path})", "")
+        return read(digest)
+
+    cache._store.read = fail
+    found = cache.verify(deep=True)
+    assert {finding.subject: finding.kind for finding in found.findings} == {
+        first.key: "unreadable",
+        second.key: "digest",
+    }
+    repaired = cache.verify(deep=True, repair=True)
+    assert repaired.is_clean
+    assert repaired.kept.quarantined == 2
+    assert cache.entries() == []
+
+
+def test_a_repair_that_fails_leaves_its_finding(open_cache, model, monkeypatch):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    flip_a_bit(stored.path)
+
+    def refuse(*_):
+        raise StoreError("read-only", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._store, "quarantine", refuse)
+        patch.setattr(cache._registry, "forget_blob", refuse)
+        found = cache.verify(repair=True)
+    assert (kinds(found), found.is_clean) == (["digest"], False)
+    assert cache.verify(repair=True).is_clean
+
+
+def test_only_a_deep_check_sees_damage_that_moved_no_fingerprint(open_cache, model):
+    """The medium's own. A hit goes by the fingerprint too; ``load`` reads the bytes: test_runtime_deserialize."""
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    flip_a_bit(stored.path)
+    cache._registry.remember("blob", Fingerprint.of_path(stored.path), {"digest": stored.digest})
+    assert cache.get(model, **ASK).outcome == "hit"
+    assert cache.verify().findings == ()
+    assert kinds(cache.verify(deep=True)) == ["digest"]
+    assert cache.verify(deep=True, repair=True).is_clean
+    assert cache.get(model, **ASK).outcome == "built"
+
+
+def running(cache, key, age_s):
+    started = utc_now() - dt.timedelta(seconds=cache.config.grace_s * age_s)
+    build = BuildRecord("a" * 32, key, "running", started, "here", 1)
+    cache._registry.start_build(build)
+    return build
+
+
+def test_an_attempt_whose_process_is_gone_is_abandoned_after_the_grace_time(open_cache, model):
+    cache = open_cache(grace_s=100.0)
+    key = entry_of("a").key
+    running(cache, key, 0.9)
+    found = cache.verify(repair=True)
+    assert (found.findings, found.kept.unfinished_builds) == ((), 1)
+    cache._registry.abandon_build("a" * 32)
+    execute(cache, "DELETE FROM builds")
+    running(cache, key, 1.1)
+    with cache._locks.hold(key, 0.0):
+        assert cache.verify(repair=True).findings == ()  # it runs
+    assert kinds(cache.verify()) == ["build"]
+    assert [build.state for build in cache.builds()] == ["running"]
+    assert cache.verify(repair=True).is_clean
+    assert [build.state for build in cache.builds()] == ["abandoned"]
+
+
+def test_what_is_kept_for_a_reason_is_counted_and_is_no_finding(open_cache, model):
+    def refuse(_):
+        raise BuildError("TensorRT refused it", "")
+
+    cache = open_cache(FakeBuilder(before=refuse))
+    with pytest.raises(BuildError):
+        cache.get(model, **WIDER)
+    flip_a_bit(open_cache().get(model, **ASK).path)
+    assert open_cache().get(model, **ASK).outcome == "built"
+    found = cache.verify()
+    assert found.findings == ()
+    assert (found.kept.failures, found.kept.quarantined, found.kept.registries) == (1, 1, 0)
+
+
+def test_a_check_changes_nothing(open_cache, model):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    unrecorded(cache, cache.get(model, **WIDER).digest)
+    flip_a_bit(stored.path)
+    (cache.root.tmp / "left").touch()
+
+    def state():
+        return {
+            path: (path.stat().st_mtime_ns, path.stat().st_mode)
+            for path in cache.root.path.rglob("*")
+            if path.is_file() and "registry" not in path.name and "locks" not in path.parts
+        }
+
+    before, rows = state(), cache._registry.examine()
+    assert len(cache.verify(deep=True).findings) == 2
+    assert (state(), cache._registry.examine()) == (before, rows)
+    (cache.root.tmp / "left").unlink()
+    cache.verify(repair=True)

@@ -39,12 +39,14 @@ class SerializedPlan:
         reach: The GPUs that the plan runs on.
         warnings: Lines that the user should see.
         timing_cache: The timing cache after the build; None where none was asked for.
+        took_timing_cache: Whether the build began with the one that it was given.
     """
 
     memory: Any
     reach: Reach
     warnings: tuple[str, ...] = field(default=())
     timing_cache: bytes | None = None
+    took_timing_cache: bool = False
 
 
 def build_plan(
@@ -81,7 +83,9 @@ def build_plan(
     # First what needs no model: a target that cannot be had is said at once, not after minutes of parsing.
     reach = _set_target(trt, config, request)
     left_out = apply_options(trt, builder, config, request, log)
-    left_out += _start_timing(config, request, log)
+    refusal = "" if request.timing_cache is None else attach_timing_cache(config, request.timing_cache, log)
+    if refusal:
+        left_out += (f"{product(request)} does not take the timing cache, and began with an empty one: {refusal}",)
     load_plugins(trt, builder, logger, request, log)
     network = builder.create_network(_network_flags(trt))
     # The parser owns the weights that the network points to, so it is kept until the plan is there.
@@ -98,7 +102,8 @@ def build_plan(
             raise explain_build(request, log.errors)
         complete()
     timing_cache = None if request.timing_cache is None else timing_cache_of(config)
-    return SerializedPlan(memory, reach, (*left_out, *_warnings(request, log)), timing_cache)
+    warnings = (*left_out, *_warnings(request, log))
+    return SerializedPlan(memory, reach, warnings, timing_cache, bool(request.timing_cache) and not refusal)
 
 
 def _make_builder(trt: Any, logger: Any, request: BuildRequest, log: BuildLog) -> Any:
@@ -111,14 +116,6 @@ def _make_builder(trt: Any, logger: Any, request: BuildRequest, log: BuildLog) -
         raise ToolchainError(
             message, "`enginecache doctor` shows the driver, the GPUs and what each TensorRT needs."
         ) from error
-
-
-def _start_timing(config: Any, request: BuildRequest, log: BuildLog) -> tuple[str, ...]:
-    """Attach the request's timing cache, if it has one; says when TensorRT does not take it."""
-    refusal = "" if request.timing_cache is None else attach_timing_cache(config, request.timing_cache, log)
-    if not refusal:
-        return ()
-    return (f"{product(request)} does not take the timing cache, and began with an empty one: {refusal}",)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,7 @@ class BuiltPlan:
         loaded_version: Version that the loaded library reported.
         warnings: Lines that the user should see.
         timing_cache: The timing cache after the build; None for a build without.
+        took_timing_cache: Whether it began with the one that it was given.
     """
 
     plan_path: Path
@@ -86,6 +87,7 @@ class BuiltPlan:
     loaded_version: str
     warnings: tuple[str, ...] = field(default=())
     timing_cache: bytes | None = None
+    took_timing_cache: bool = False
 
 
 class Builder(Protocol):

@@ -30,6 +30,9 @@ from enginecache.targets import Reach
 WORKER = "enginecache.builders.worker"
 EXIT_GRACE_S = 10.0
 
+FULL_BELOW_BYTES = 64 << 10
+"""A file system with less room than that is full: a log's next line may fail."""
+
 
 class ProcessBuilder:
     """A :class:`~enginecache.builders.base.Builder` that runs each build in a process of its own.
@@ -77,6 +80,8 @@ class ProcessBuilder:
 
 def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
     environment = child_environment(request.device, search_path)
+    # It would change the plan, and is not in the key; --builder-flag TF32=OFF is.
+    environment.pop("NVIDIA_TF32_OVERRIDE", None)
     if request.options.plugins and request.toolchain.flavour == "tensorrt-rtx":
         _name_library_for_parser(request.work_dir, environment)
     return environment
@@ -141,7 +146,17 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
             phase, fraction = report["phase"], report["fraction"]
         if progress is not None:
             progress(BuildProgress(phase, fraction, time.monotonic() - started_s))
-    raise _death(worker.wait(), request.log_path)
+    status = worker.wait()
+    if _is_full(request.work_dir):
+        # Whatever it died of, it is no fault of the model, and must not be remembered as one.
+        message = f"the builder ended {describe_status(status)}, and the build's disk is full"
+        raise StoreError(message, "Free space, or run `enginecache prune`.")
+    raise _death(status, request.log_path)
+
+
+def _is_full(folder: Path) -> bool:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize < FULL_BELOW_BYTES
 
 
 def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_seconds: float) -> BuiltPlan:
@@ -154,6 +169,7 @@ def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_s
         loaded_version=report["loaded_version"],
         warnings=tuple(report["warnings"]),
         timing_cache=None if request.timing_cache is None else (request.work_dir / TIMING_CACHE_NAME).read_bytes(),
+        took_timing_cache=report["took_timing_cache"],
     )
 
 

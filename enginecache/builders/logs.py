@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, TextIO
 
@@ -29,8 +30,11 @@ class BuildLog:
 
     def write(self, letter: str, text: str) -> None:
         """Add one line; ``letter`` is its severity: F, E, W or I."""
-        self._stream.write(f"[{letter}] {text}\n")
-        self._stream.flush()
+        # TensorRT calls this in the middle of its work, and an exception would end the process. A full disk is told by
+        # who writes the plan.
+        with contextlib.suppress(OSError):
+            self._stream.write(f"[{letter}] {text}\n")
+            self._stream.flush()
         if letter in "FE" and len(self.errors) < MAX_KEPT:
             self.errors.append(text)
         elif letter == "W" and len(self.warnings) < MAX_KEPT and text not in self.warnings:

@@ -1,15 +1,12 @@
 """One timing cache out of two, in a process of its own: ``python -m enginecache.builders.merging``.
 
-Standard input: one JSON line with ``flavour`` and the paths ``current``, ``ours`` and ``merged``. Exit status 0: the
-file ``merged`` is written, and closed. 3: TensorRT does not merge these two. Anything else is a failure. The log is on
-standard error.
+Its request has ``flavour`` and the paths ``current``, ``ours`` and ``merged``; see :mod:`enginecache.processes`. Exit
+status 0: the file ``merged`` is written, and closed. 3: TensorRT does not merge these two. Anything else is a failure.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +16,7 @@ from enginecache.bindings import load_module
 from enginecache.builders.logs import BuildLog, make_logger
 from enginecache.builders.timing import read_timing_cache
 from enginecache.errors import EngineCacheError
+from enginecache.processes import end_process, receive_request
 
 REFUSED = 3
 """Exit status where TensorRT does not merge."""
@@ -55,20 +53,19 @@ def main() -> None:
     """Read the request, merge, write, and end the process."""
     faulthandler.enable(all_threads=False)
     try:
-        status = _run(json.loads(sys.stdin.readline()))
+        record, _ = receive_request()
+        status = _run(record)
     except EngineCacheError as error:
         print(error.what, file=sys.stderr)  # noqa: T201  # the log, whose last line the parent shows
         status = 1
     except Exception:  # noqa: BLE001  # the process ends here, and the parent reads the log
         traceback.print_exc()
         status = 1
-    sys.stderr.flush()
-    # As the builder's worker does: native destructors may crash, and the file is there.
-    os._exit(status)
+    end_process(status)
 
 
-def _run(record: dict[str, str]) -> int:
-    trt = load_module(record["flavour"])  # type: ignore[arg-type]  # a name that is no flavour cannot be imported
+def _run(record: dict[str, Any]) -> int:
+    trt = load_module(record["flavour"])
     current, ours = (Path(record[name]).read_bytes() for name in ("current", "ours"))
     merged = merge_timing_caches(trt, BuildLog(sys.stderr), current, ours)
     if merged is None:

@@ -12,6 +12,17 @@ from typing import Any
 FLOAT, FLOAT16 = 1, 10
 """Numbers of ``TensorProto.DataType``."""
 
+WHOLE_NUMBERS = {2, 3, 4, 5, 6, 7, 12, 13}
+"""The integer ones among them."""
+
+PASSING = {
+    *("Abs", "Add", "Ceil", "Clip", "Div", "Floor", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Pow", "Range"),
+    *("Reciprocal", "Round", "Sqrt", "Sub", "Where"),
+    *("Concat", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
+    "Unsqueeze",
+}
+"""Operators that compute each number by itself, or only move it."""
+
 MAX_FP16 = 65504.0
 """The largest finite number."""
 
@@ -92,11 +103,12 @@ def separate_outputs(graph: Any) -> None:
 def kept_nodes(graph: Any, kept_operators: Collection[str]) -> set[str]:
     """Names of the nodes that must stay in FP32 although their operator need not.
 
-    Nodes whose type is said by an attribute, which the converter leaves as it is; those that compute with shapes, since
-    FP16 has no whole numbers above 2048 of its own; those that read weights beyond FP16, which the converter would
-    clamp; and constants that only such nodes read.
+    Nodes whose type is said by an attribute, which the converter leaves as it is; those that compute with shapes, or
+    what becomes an index or another whole number, since FP16 has not all of them above 2048; those that read weights
+    beyond FP16, which the converter would clamp; and constants that only such nodes read.
     """
     kept = {node.name for node in nodes_of(graph) if _makes_float(node)} | _shape_arithmetic(graph)
+    kept |= {name for inner in graphs_of(graph) for name in _index_arithmetic(inner)}
     beyond = _weights_beyond_fp16(graph)
     kept |= {node.name for node in nodes_of(graph) if not beyond.isdisjoint(node.input)}
     readers: dict[str, list[bool]] = {}
@@ -157,6 +169,23 @@ def _shape_arithmetic(graph: Any) -> set[str]:
         elif inputs and inputs <= shapes and not has_graph:
             shapes.update(node.output)
             found.add(node.name)
+    return found
+
+
+def _index_arithmetic(graph: Any) -> set[str]:
+    """Names of the casts to whole numbers, and of the nodes whose numbers those take.
+
+    Back to the first node that does more than pass numbers on.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    waiting = [node for node in graph.node if node.op_type == "Cast" and node.attribute[0].i in WHOLE_NUMBERS]
+    found = {node.name for node in waiting}
+    while waiting:
+        for name in waiting.pop().input:
+            maker = makers.get(name)
+            if maker is not None and maker.op_type in PASSING and maker.name not in found:
+                found.add(maker.name)
+                waiting.append(maker)
     return found
 
 

@@ -119,13 +119,16 @@ def encode_progress(phase: str, fraction: float | None) -> dict[str, Any]:
     return {"event": "progress", "phase": phase, "fraction": fraction}
 
 
-def encode_done(reach: Reach, loaded_version: str, warnings: tuple[str, ...]) -> dict[str, Any]:
+def encode_done(
+    reach: Reach, loaded_version: str, warnings: tuple[str, ...], *, took_timing_cache: bool
+) -> dict[str, Any]:
     """The plan, and the timing cache where there is one, are written and closed."""
     return {
         "event": "done",
         "reach": reach.to_texts(),
         "loaded_version": loaded_version,
         "warnings": warnings,
+        "took_timing_cache": took_timing_cache,
     }
 
 

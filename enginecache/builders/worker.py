@@ -67,11 +67,14 @@ def _translated() -> Iterator[None]:
         message = "the builder ran out of memory"
         raise BuilderKilledError(message, "Free memory, or raise the container's limit, and try again.") from error
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # a full disk: what is wrong goes to the parent all the same
+            traceback.print_exc()
         if isinstance(error, OSError) and error.errno in _FULL:
             raise StoreError(
                 f"the build's folder is full: {error}", "Free space, or run `enginecache prune`."
             ) from error
+        if isinstance(error, OSError):  # of the machine, and not of the model: not to be remembered
+            raise StoreError(f"the builder could not use its files: {error}", "See `enginecache doctor`.") from error
         message = f"the builder failed in an unforeseen way: {type(error).__name__}: {error}"
         raise BuildError(message, "The log has the traceback; please report it.") from error
 
@@ -99,7 +102,7 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
     if plan.timing_cache is not None:
         (request.work_dir / TIMING_CACHE_NAME).unlink()
         _write(request.work_dir / TIMING_CACHE_NAME, plan.timing_cache)
-    return encode_done(plan.reach, version, plan.warnings)
+    return encode_done(plan.reach, version, plan.warnings, took_timing_cache=plan.took_timing_cache)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     """Run the command line of this process; ends it with the exit code."""
     _open_standard_streams()
-    try:
-        from enginecache.cli.app import app
+    with _ended_in_order():
+        try:
+            from enginecache.cli.app import app
 
-        app(prog_name="enginecache")
-    except KeyboardInterrupt:  # while the modules were loaded; later it is the application's
-        sys.exit(130)
+            app(prog_name="enginecache")
+        except KeyboardInterrupt:  # while the modules were loaded; later it is the application's
+            sys.exit(130)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Lets a signal that ends the process do so as Ctrl-C does: the builder is ended, the attempt recorded first.
+
+    Then the process dies of that signal after all, as who sent it expects. A second one ends it at once. What was
+    ignored from the start, as under nohup, stays ignored.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    handled = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 def _open_standard_streams() -> None:

@@ -9,6 +9,7 @@ from enginecache.cli.parameters import Dir, Json
 from enginecache.config import Config
 from enginecache.entry import SCHEMA
 from enginecache.errors import SchemaError
+from enginecache.recovery import require_registry
 from enginecache.registry import schema
 from enginecache.registry.database import Database
 from enginecache.store.root import Root
@@ -17,6 +18,7 @@ from enginecache.store.root import Root
 def _open(folder: Dir) -> tuple[Root, Database]:
     config = Config.load(dir=folder)
     root = Root.open(config.dir, config.shared)
+    require_registry(root)
     return root, Database(root.registry_path)
 
 

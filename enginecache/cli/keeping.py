@@ -9,12 +9,13 @@ import typer
 
 from enginecache.cli.output import Column, count, print_json, print_rows, say
 from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, open_cache, read_value
-from enginecache.config import parse_duration_s
+from enginecache.config import Config, parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
 from enginecache.eviction import Going, PrunePlan, Staying, StayReason
 from enginecache.options import format_size, parse_size
 from enginecache.removal import pinned_error
+from enginecache.stored import StoredEngines
 from enginecache.verification import Verification
 
 _COLUMNS = (
@@ -235,20 +236,25 @@ def verify(
 ) -> None:
     """Compare the registry with the stored engines. Exit 4 while anything is wrong.
 
-    Files of a build that may still be under way are reported and are no finding.
+    Files of a build that may still be under way are reported and are no finding. Damage that the disk did by itself is
+    seen with --deep alone.
+
+    A damaged registry is kept in quarantine/, and made anew from the small record beside each engine: all whole engines
+    come back, and the pins that can still be read. Not so the history of builds, remembered failures, misses, and what
+    came of loading.
 
     \b
     Examples:
       enginecache verify
       enginecache verify --deep --repair --yes
     """
-    cache = open_cache(dir)
-    found = cache.verify(deep=deep)
+    config = Config.load(dir=dir)
+    found = StoredEngines.verify_folder(config, deep=deep)
     if repair and not found.is_clean:
         for finding in found.findings:
             say(f"{finding.kind}: {finding.text}: {finding.repair}")
         confirm(f"repair {count(len(found.findings), 'finding')}", is_yes=yes, preview="`enginecache verify` alone")
-        found = cache.verify(deep=deep, repair=True)
+        found = StoredEngines.verify_folder(config, deep=deep, repair=True)
     if json:
         print_json(found.to_json())
     else:
@@ -267,6 +273,14 @@ def _print_findings(found: Verification) -> None:
         print_rows(columns, rows)
     for item in found.young_garbage:
         say(f"garbage within its grace time: {item.path} ({item.what})")
+    kept = (
+        (found.kept.quarantined, "quarantined engine"),
+        (found.kept.registries, "damaged registry file"),
+        (found.kept.failures, "remembered failure"),
+        (found.kept.unfinished_builds, "unfinished attempt"),
+    )
+    if any(number for number, _ in kept):
+        say(f"no findings: {', '.join(count(number, what) for number, what in kept if number)}")
     entries = "1 entry" if found.entries == 1 else f"{found.entries} entries"
     say(f"{entries}, {count(len(found.findings), 'finding')}")
 

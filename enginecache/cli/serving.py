@@ -27,7 +27,9 @@ def get(
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Also put a copy of the plan there.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never build; exit 3 where nothing is stored.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even if an engine is stored.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build even if an engine is stored, or a failure is remembered.")
+    ] = False,
     timeout: Annotated[
         str | None,
         typer.Option(

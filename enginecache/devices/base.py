@@ -60,7 +60,7 @@ class Device:
 
         H100 and H200 are both 9.0 and differ here; two equal cards do not.
         """
-        return f"{self.name}, {self.sm_count} SMs"
+        return str(self.model)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields, the versions as texts, and the device class."""

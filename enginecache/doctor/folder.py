@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
-import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from enginecache.options import format_size
 from enginecache.registry import schema
 from enginecache.registry.database import journal_mode
 from enginecache.store.root import Root
+from enginecache.store.space import Reserve, free_bytes
 
 LOW_SPACE_BYTES = 5 << 30
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.")
@@ -37,21 +39,49 @@ def check_root(config: Config) -> Iterator[Check]:
         yield _check_space(config.dir)
         return
     try:
-        root = Root.check(config.dir, config.shared)
-        yield _check_writable(root.path)
+        root = Root.check(config.dir)
+        yield _check_writable(root, config)
         yield from check_file_system(root.path)
-        yield _check_space(root.path)
+        yield from check_parents(root.path)
+        yield _check_space(root.path, root)
         yield _check_registry(root)
     except EngineCacheError as error:
         yield Check("folder", "problem", error.what, error.fix, error.exit_code)
 
 
-def _check_writable(path: Path) -> Check:
-    facts = {"path": str(path), "exists": True, "writable": os.access(path, os.W_OK)}
-    if facts["writable"]:
-        return Check("folder", "ok", f"{path}, readable and writable", facts=facts)
-    text = f"{path}, read-only: hits are served, nothing can be built"
-    return Check("folder", "warning", text, f"Make {path} writable for this user.", facts=facts)
+def _check_writable(root: Root, config: Config) -> Check:
+    is_writable = os.access(root.path, os.W_OK)
+    facts = {"path": str(root.path), "exists": True, "writable": is_writable, "shared": root.is_shared}
+    group = f", shared with the group {_group_name(root.path.stat().st_gid)}" if root.is_shared else ""
+    if not is_writable:
+        text = f"{root.path}{group}, read-only: hits are served, nothing can be built"
+        return Check("folder", "warning", text, f"Make {root.path} writable for this user.", facts=facts)
+    if config.shared and not root.is_shared:
+        group = ", private until the next get shares it with its group, as the settings say"
+    elif root.is_shared and not config.shared:
+        group += ": the folder itself says so, and the settings do not change it back"
+    return Check("folder", "ok", f"{root.path}, readable and writable{group}", facts=facts)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
+
+
+def check_parents(root: Path) -> Iterator[Check]:
+    """A warning where somebody else could put another folder in the root's place while a program uses it."""
+    trusted = {os.geteuid(), 0, root.stat().st_uid}
+    for folder in root.resolve().parents:
+        status = folder.stat()
+        is_open = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if is_open or status.st_uid not in trusted:
+            who = "everyone may write to it" if is_open else f"user {status.st_uid} owns it"
+            text = f"{folder} is above the cache, and {who}: the cache could be replaced while a program uses it"
+            fix = f"Run `chmod o-w {folder}`" if is_open else "Name a folder in a place of this user's with --dir"
+            facts = {"path": str(folder), "mode": f"{stat.S_IMODE(status.st_mode):04o}", "owner": status.st_uid}
+            yield Check("folders above", "warning", text, f"{fix}, unless nobody else can reach it.", facts=facts)
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> Iterator[Check]:
@@ -69,15 +99,18 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> I
         yield Check("file system", "warning", text, fix, facts={"mount": point, "type": kind})
 
 
-def _check_space(path: Path) -> Check:
+def _check_space(path: Path, root: Root | None = None) -> Check:
     while not path.exists():
         path = path.parent
-    free = shutil.disk_usage(path).free
-    facts = {"free_bytes": free}
+    free = free_bytes(path)
+    facts: dict[str, object] = {"free_bytes": free}
+    text = f"{format_size(free)} free"
+    if root is not None:
+        facts["has_reserve"] = Reserve(root).is_whole
     if free < LOW_SPACE_BYTES:
         fix = "Run `enginecache prune --older-than 30d`."
-        return Check("space", "warning", f"{format_size(free)} free", fix, facts=facts)
-    return Check("space", "ok", f"{format_size(free)} free", facts=facts)
+        return Check("space", "warning", text, fix, facts=facts)
+    return Check("space", "ok", text, facts=facts)
 
 
 def _check_registry(root: Root) -> Check:

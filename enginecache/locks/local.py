@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,8 +36,11 @@ class LocalKeyLocks:
     @contextlib.contextmanager
     def hold(self, name: str, timeout_s: float | None, waiting: WaitingCallback | None = None) -> Iterator[None]:
         """Hold the lock; not reentrant."""
+        path = self._root.locks / f"{name}.lock"
+        if self._root.is_shared:
+            self._open_to_group(path)
         lock = filelock.FileLock(
-            self._root.locks / f"{name}.lock",
+            path,
             mode=self._root.file_mode,
             thread_local=False,
             poll_interval=POLL_S,
@@ -68,8 +73,7 @@ class LocalKeyLocks:
                     waiting(Waiting(self.holder(name), waited))
                 wait_s = SAY_EVERY_S if timeout_s is None else min(SAY_EVERY_S, timeout_s - waited)
             except OSError as error:
-                message = f"the lock {lock.lock_file} cannot be taken: {error.strerror or error}"
-                raise StoreError(message, "Make the cache folder writable, or name another with --dir.") from error
+                raise _not_taken(Path(lock.lock_file), error) from error
             else:
                 return
 
@@ -100,6 +104,41 @@ class LocalKeyLocks:
             except BaseException:
                 Path(temporary).unlink()
                 raise
+
+    def _open_to_group(self, path: Path) -> None:
+        """Make a lock file that has its mode when it gets its name, or give one of ours the mode that it lacks.
+
+        filelock makes one with the mode that the umask leaves, and changes it then: a crash between the two would keep
+        the rest of the group out for ever.
+        """
+        try:
+            status = path.lstat()
+            if stat.S_IMODE(status.st_mode) != self._root.file_mode and status.st_uid == os.geteuid():
+                path.chmod(self._root.file_mode)
+        except FileNotFoundError:
+            self._make_file(path)
+        except OSError as error:
+            raise _not_taken(path, error) from error
+
+    def _make_file(self, path: Path) -> None:
+        try:
+            descriptor, temporary = tempfile.mkstemp(prefix="lock-", dir=self._root.tmp)
+            try:
+                os.fchmod(descriptor, self._root.file_mode)
+                os.link(temporary, path)
+            finally:
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
+        except OSError as error:
+            # Another process made it, or the file system has no hard links: then filelock makes it as well as it can.
+            if error.errno not in {errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+                raise _not_taken(path, error) from error
+
+
+def _not_taken(path: Path, error: OSError) -> StoreError:
+    message = f"the lock {path} cannot be taken: {error.strerror or error}"
+    return StoreError(message, "Make the cache folder writable, or name another with --dir.")
 
 
 def describe_holder(holder: Holder | None) -> str:

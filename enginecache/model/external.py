@@ -24,6 +24,21 @@ Any other key is refused, as TensorRT does: it could say where the bytes really 
 
 MAX_BYTES = (1 << 63) - 1
 
+MAX_READ_BYTES = 1 << 40
+"""What all tensors of a model may take from files: more than the memory of any host with a GPU.
+
+A file of holes may claim any size, and costs its author nothing.
+"""
+
+MAX_OVERLAP = 16
+"""How many times over the tensors may take the bytes of a file. Tied weights take some twice.
+
+Without a limit a small model could have one large file read a million times.
+"""
+
+FREE_BYTES = 1 << 30
+"""What may be taken from any file, however small it is: many small tensors may well share one."""
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -65,12 +80,40 @@ class Extent:
         )
 
 
+class ReadLimit:
+    """Bounds the bytes that one reading of a model takes from its external data files."""
+
+    def __init__(self) -> None:
+        self._taken: dict[Path, int] = {}
+
+    def take(self, path: Path, size_bytes: int, file_bytes: int, label: str) -> None:
+        """Count bytes that are about to be read.
+
+        Args:
+            path: The file.
+            size_bytes: How many.
+            file_bytes: The file's size.
+            label: Names the tensor in errors.
+
+        Raises:
+            ModelError: They are too many for this file, or for any model.
+        """
+        taken = self._taken[path] = self._taken.get(path, 0) + size_bytes
+        if taken > max(MAX_OVERLAP * file_bytes, FREE_BYTES):
+            message = f"{path} has {file_bytes} bytes, and the tensors up to {label} take {taken} from it"
+            raise ModelError(message, "Save the model and its external data again: its tensors overlap too much.")
+        if sum(self._taken.values()) > MAX_READ_BYTES:
+            message = f"the tensors up to {label} take more than {MAX_READ_BYTES} bytes of external data"
+            raise ModelError(message, "No GPU holds so much: check where the model comes from.")
+
+
 class ExternalData:
     """Reads extents in bounded memory; keeps one file open at a time."""
 
     def __init__(self, folder: Path | None, files: ModelFiles) -> None:
         self._folder = folder
         self._files = files
+        self._limit = ReadLimit()
         self._path: Path | None = None
         self._file: io.FileIO | None = None
 
@@ -98,7 +141,8 @@ class ExternalData:
             raise ModelError(message, "Save the model and its external data again.")
         path, file = self._open(extent.location, label)
         try:
-            self._require_range(path, file, extent.offset_bytes + size_bytes, label)
+            file_bytes = self._require_range(path, file, extent.offset_bytes + size_bytes, label)
+            self._limit.take(path, size_bytes, file_bytes, label)
             file.seek(extent.offset_bytes)
             count = digest.read_from(file, size_bytes)
         except OSError as error:
@@ -118,13 +162,15 @@ class ExternalData:
         return path, self._file
 
     @staticmethod
-    def _require_range(path: Path, file: io.FileIO, end: int, label: str) -> None:
+    def _require_range(path: Path, file: io.FileIO, end: int, label: str) -> int:
+        """The file's size, which the range must fit."""
         size_bytes = file.seek(0, io.SEEK_END)
         if end > size_bytes:
             file.seek(0)
             head = file.read(len(LFS_POINTER)) or b""
             message = f"{path} is too short: {label} ends at byte {end}, the file at {size_bytes}"
             raise ModelError(message, advice_for(head, "Fetch the file again, or save the model and its data again."))
+        return size_bytes
 
 
 def _safe_location(location: str, label: str) -> str:

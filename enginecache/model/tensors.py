@@ -22,7 +22,7 @@ from typing import Any
 
 from enginecache.digests import StreamDigest
 from enginecache.errors import ModelError
-from enginecache.model.external import Extent, ExternalData
+from enginecache.model.external import MAX_BYTES, Extent, ExternalData
 
 WEIGHTS_DOMAIN = b"enginecache/weights/v1\n"
 
@@ -77,9 +77,10 @@ class ElementType:
             count = count * dim if dim > 0 and count < 1 << 63 else -1
             if count < 0:
                 break
-        if not 0 <= count < 1 << 63:
+        size_bytes = (count * self.bits + 7) // 8
+        if not 0 <= size_bytes <= MAX_BYTES:
             raise ModelError(f"{label} has a shape that no tensor can have", "Export the model again.")
-        return (count * self.bits + 7) // 8
+        return size_bytes
 
 
 ELEMENT_TYPES: Mapping[int, ElementType] = {

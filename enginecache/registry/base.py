@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
+from enginecache.errors import OptionError, RegistryError
 from enginecache.fingerprint import Fingerprint
-from enginecache.key import Fields
+from enginecache.key import Fields, key_digest
 from enginecache.targets import Reach
 from enginecache.toolchain import Flavour
 
@@ -17,10 +22,20 @@ BuildState = Literal["running", "succeeded", "failed", "abandoned"]
 MemoKind = Literal["model", "blob", "plugin"]
 LoadOutcome = Literal["loaded", "refused", "bad"]
 
+REPAIR_FIX = "Run `enginecache verify`; `enginecache verify --repair --yes` mends what it finds."
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BUILD_ID = re.compile(r"[0-9a-f]{32}")
+
 
 def utc_now() -> dt.datetime:
     """The time, aware, UTC."""
     return dt.datetime.now(dt.timezone.utc)
+
+
+def damaged_registry(path: Path, why: object) -> RegistryError:
+    """The error for a registry whose rows make no sense."""
+    return RegistryError(f"the registry {path} is damaged: {why}", REPAIR_FIX)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,118 @@ class EntryRecord:
         """The key as plain JSON values."""
         fields: Fields = json.loads(self.key_json)
         return fields
+
+    @property
+    def flaw(self) -> str:
+        """What no row that this program wrote has; empty for nothing. Costs some 20 us."""
+        if self.key != key_digest(self.key_version, self.key_json):
+            return "its key is not that of its text"
+        try:
+            model = self.fields["model"]
+            is_known = all(_DIGEST.fullmatch(model[part]) for part in ("structure", "weights"))
+        except (ValueError, KeyError, TypeError):
+            is_known = False
+        return "" if is_known else "its key names no model"
+
+    def to_json(self) -> Fields:
+        """As plain JSON values, without the pin, which is the user's and not the entry's."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["is_pinned"]
+        return {
+            **fields,
+            "compute_capabilities": list(self.compute_capabilities),
+            "created_at": self.created_at.isoformat(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> EntryRecord:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: A field is missing, of another type, or not what it should be.
+        """
+        try:
+            return cls.of_values({**fields, "created_at": dt.datetime.fromisoformat(fields["created_at"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    @classmethod
+    def of_values(cls, values: Fields) -> EntryRecord:
+        """The entry of these fields, which come from outside this process: each is looked at.
+
+        Raises:
+            ValueError: A field is not what it should be.
+            TypeError: A field is missing, or there is one too many.
+        """
+        record = cls(**{**values, "compute_capabilities": tuple(values["compute_capabilities"])})
+        wrong = [name for name, is_right in _FORMS.items() if not is_right(getattr(record, name))]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {getattr(record, wrong[0])!r:.100}")
+        return record
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_reach(value: tuple[object, ...]) -> bool:
+    try:
+        return all(isinstance(text, str) for text in value) and bool(Reach.from_texts(value))  # type: ignore[arg-type]
+    except OptionError:
+        return False
+
+
+_FORMS: dict[str, Any] = {
+    "key": _is_digest,
+    "key_json": _is_text,
+    "key_version": _is_count,
+    "model_digest": _is_digest,
+    "model_name": _is_text,
+    "digest": _is_digest,
+    "size_bytes": _is_count,
+    "backend": get_args(Flavour).__contains__,
+    "tensorrt_version": _is_text,
+    "compute_capabilities": _is_reach,
+    "device_name": _is_text_or_none,
+    "driver_version": _is_text_or_none,
+    "build_id": lambda value: isinstance(value, str) and _BUILD_ID.fullmatch(value) is not None,
+    "build_seconds": _is_duration,
+    "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None,
+    "timing_cache_digest": lambda value: value is None or _is_digest(value),
+}
+
+
+@dataclass(frozen=True)
+class ExaminedRow:
+    """An entry's row as a check sees it.
+
+    Attributes:
+        key: As it is stored, whatever it is.
+        digest: Of its blob, as it is stored, whatever it is.
+        record: The entry; None where the row is none.
+        problem: What is wrong with the row; empty for nothing.
+    """
+
+    key: str
+    digest: str
+    record: EntryRecord | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +340,22 @@ class Registry(Protocol):
         """Whether any entry names the blob."""
         ...
 
+    def entries_of(self, digest: str) -> list[EntryRecord]:
+        """The entries that name the blob, in the order of their keys; not those whose row is damaged."""
+        ...
+
+    def examine(self) -> list[ExaminedRow]:
+        """Every entry's row, also those that nothing else shows, because a row that they name is gone."""
+        ...
+
+    def forget_entry(self, key: str) -> None:
+        """Delete a row that is damaged, whatever its key is. A pin stays, for the engine that is built anew."""
+        ...
+
+    def restore(self, entries: Iterable[EntryRecord], pinned: Iterable[str] = ()) -> None:
+        """Put back entries as they were published, in place of those of the same keys, and pins: all or nothing."""
+        ...
+
     def pin(self, key: str) -> None:
         """Keep the entry whatever ``prune`` wants. Idempotent."""
         ...
@@ -235,6 +378,18 @@ class Registry(Protocol):
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts, newest first."""
+        ...
+
+    def unfinished_builds(self) -> list[BuildRecord]:
+        """The attempts that say ``running``, oldest first."""
+        ...
+
+    def abandon_build(self, build_id: str) -> None:
+        """Record that the attempt's process died first, if it still runs. The caller holds its key's lock."""
+        ...
+
+    def lasting_failures(self) -> int:
+        """How many keys there are whose latest attempt failed, and would fail again."""
         ...
 
     def record_miss(self, key: str, reason: str, nearest_key: str | None, differing: Sequence[str]) -> None:

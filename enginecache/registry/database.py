@@ -100,18 +100,41 @@ class Database:
             yield
         except sa.exc.DBAPIError as error:
             message = f"the registry {self.path} is unavailable: {error.orig}"
-            raise RegistryError(message, _fix_for(error, self.path)) from error
+            raise RegistryError(message, fix_for(error, self.path)) from error
 
 
-def _fix_for(error: sa.exc.DBAPIError, path: Path) -> str:
-    text = str(error.orig)
+def fix_for(error: Exception, path: Path) -> str:
+    """What to do about what SQLite says.
+
+    Source: SQLite, "Result and Extended Result Codes": a full disk is SQLITE_FULL, but a quota that is met (EDQUOT) and
+    a file that may not grow (EFBIG, from ``ulimit -f``) are SQLITE_IOERR, "disk I/O error".
+    """
+    text = str(getattr(error, "orig", error))
+    leftovers = [file for file in (Path(f"{path}-journal"), Path(f"{path}-wal")) if _is_filled(file)]
     if "locked" in text:
         return "Another process holds it; try again, and see `enginecache doctor`."
-    if "readonly" in text or not os.access(path.parent, os.W_OK):
-        return f"Make {path.parent} writable for this user, or name another folder with --dir or ENGINECACHE_DIR."
     if "disk is full" in text:
         return "Free some space: `enginecache prune --older-than 30d --yes`."
+    if "disk I/O error" in text:
+        return (
+            "Look for a quota that is met or a limit on the size of files (`ulimit -f`), and in the system's log for a "
+            f"failing disk under {path.parent}; then run `enginecache verify`."
+        )
+    if leftovers and not os.access(path.parent, os.W_OK):
+        return (
+            f"A process died in the middle of a change and left {leftovers[0].name}; whoever opens the registry next "
+            f"puts that right, and must be able to write: run `enginecache ls` once where {path.parent} is writable."
+        )
+    if "readonly" in text or not os.access(path.parent, os.W_OK):
+        return f"Make {path.parent} writable for this user, or name another folder with --dir or ENGINECACHE_DIR."
     return "Run `enginecache doctor` and `enginecache verify`."
+
+
+def _is_filled(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _configure(connection: sqlite3.Connection, _record: Any) -> None:

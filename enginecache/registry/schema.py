@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
-from enginecache.registry.database import Database
+from enginecache.registry.base import REPAIR_FIX, damaged_registry
+from enginecache.registry.database import Database, fix_for
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -167,6 +168,8 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=60.0)) as connection:
             yield connection
+    except UnicodeDecodeError as error:  # SQLite quotes damaged text in its errors
+        raise damaged_registry(path, error) from error
     except sqlite3.Error as error:
         raise _unavailable(path, error) from error
 
@@ -178,6 +181,31 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 def _unavailable(path: Path, error: Exception) -> RegistryError:
     message = f"the registry {path} is unavailable: {error}"
-    return RegistryError(
-        message, "Check the folder's owner and mode with `enginecache doctor`, or name another with --dir."
-    )
+    if tells_damage(error):
+        return RegistryError(message, REPAIR_FIX)
+    return RegistryError(message, fix_for(error, path))
+
+
+_OUTSIDE = (
+    "locked",
+    "readonly",
+    "disk is full",
+    "disk I/O error",
+    "unable to open",
+    "out of memory",
+    "permission denied",
+    "interrupted",
+)
+"""What SQLite says when the file itself is not to blame. Its codes are in Python from 3.11 on.
+
+Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
+"""
+
+
+def tells_damage(error: BaseException | None) -> bool:
+    """Whether an error of SQLite's speaks of the file's content, and not of the disk, the time or the modes."""
+    if isinstance(error, sa.exc.DBAPIError):
+        error = error.orig
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.Error) and not any(text in str(error) for text in _OUTSIDE)

@@ -49,7 +49,7 @@ class LoadRequest:
         flavour: Which TensorRT built it.
         version: The version that built it, as its library reported.
         reach: The GPUs that it runs on.
-        tuned_for: Class of the one device that it was tuned for, see :func:`device_class`; None where it is for all
+        tuned_for: Class of the one device that it was tuned for, see ``Device.device_class``; None where it is for all
             that it reaches.
         is_version_compatible: Whether it holds a runtime of its own.
         plugins: Libraries of plugins to load first.
@@ -110,11 +110,6 @@ Deserializer = Callable[[LoadRequest], "Loaded | Failure"]
 Raises:
     IntegrityError: The plan's bytes do not have its digest.
 """
-
-
-def device_class(device: Device) -> str:
-    """The kind of GPU that an outcome holds for: equal cards have one text."""
-    return f"{device.name}, {device.sm_count} SMs"
 
 
 def driver_of(device: Device) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from enginecache.devices import Device
 from enginecache.loglines import clean_line
-from enginecache.runtimes.base import Failure, FailureKind, LoadRequest, device_class
+from enginecache.runtimes.base import Failure, FailureKind, LoadRequest
 
 MAX_REASON_LETTERS = 600
 """The registry keeps every line; a message shows so much of them."""
@@ -114,9 +114,9 @@ def _not_covered(case: _Case) -> _Refusal | None:
 
 def _other_device(case: _Case) -> _Refusal | None:
     tuned_for = case.request.tuned_for
-    if case.device is None or tuned_for in {None, device_class(case.device)}:
+    if case.device is None or tuned_for in {None, case.device.device_class}:
         return None
-    why = f"it was tuned for {tuned_for}, and {device_class(case.device)} is here"
+    why = f"it was tuned for {tuned_for}, and {case.device.device_class} is here"
     return _Refusal(why, "Ask with accept exact, which builds one for this GPU.", is_lasting=True)
 
 

@@ -96,7 +96,8 @@ class Artefacts:
                     os.fsync(file.fileno())
                 Path(name).rename(path)
             except BaseException:
-                Path(name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    Path(name).unlink()
                 raise
             sync_folder(self._folder)
         except OSError as error:

@@ -32,8 +32,8 @@ def export_plan(plan: Path, target: Path, keep_out: Path) -> None:
     """
     target = Path(os.path.realpath(target.parent)) / target.name
     for folder, what in ((Path(os.path.realpath(keep_out)), "the cache folder"), (Path("/dev"), "/dev")):
-        # /dev/stdout is a link, and may lead to a regular file.
-        if target.is_relative_to(folder):
+        # /dev/stdout is a link, and may lead to a regular file. Shared memory is a file system like another.
+        if target.is_relative_to(folder) and (what != "/dev" or not target.is_relative_to("/dev/shm")):  # noqa: S108
             raise StoreError(
                 f"the engine cannot be copied to {target}: it lies in {what}", "Name another file with -o."
             )

@@ -16,7 +16,7 @@ from enginecache.digests import StreamDigest
 from enginecache.errors import StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.store.base import ReadBlob, StagedBlob
-from enginecache.store.root import Root, sync_folder
+from enginecache.store.root import Root, make_folder, sync_folder
 
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,7 @@ class LocalBlobStore:
                     os.fchmod(target.fileno(), self._root.blob_mode)
                     os.fsync(target.fileno())
             except BaseException:
-                Path(name).unlink()
+                _drop(Path(name))
                 raise
         return StagedBlob(digest, size, Path(name))
 
@@ -67,17 +67,14 @@ class LocalBlobStore:
         """
         target = self.path(staged.digest)
         with _translated("an engine cannot be stored"):
-            if not target.parent.is_dir():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                target.parent.chmod(self._root.folder_mode)
-                sync_folder(self._root.engines)
+            make_folder(target.parent, self._root.folder_mode, self._root.tmp)
             staged.path.rename(target)
             sync_folder(target.parent)
         return target
 
     def discard(self, staged: StagedBlob) -> None:
-        """Drop staged bytes; no error if they are gone."""
-        staged.path.unlink(missing_ok=True)
+        """Drop staged bytes. Never fails: what stays is garbage, and the error that led here is the one to tell."""
+        _drop(staged.path)
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
         """What the file system says of the blob; None where there is no regular file."""
@@ -166,6 +163,11 @@ def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
             target.write(piece)
             size += len(piece)
         return stream.hexdigest(), size
+
+
+def _drop(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _store_error(what: str, error: OSError) -> StoreError:

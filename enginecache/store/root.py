@@ -1,9 +1,33 @@
-"""The cache's folder: who may use it, what lies where, and with which modes."""
+"""The cache's folder: who may use it, what lies where, and with which modes.
+
+Whoever may write to the root or to a folder in it can put code there. So, for each of these folders::
+
+    a symbolic link, or no folder                               refused
+    everyone may write to it, with the sticky bit or without    refused
+    its owner is this user, or root                             used
+    another's, setgid, its group may write and is ours          used: an init container and a server, say
+    another's, and what we make there is the same user's        used: the file system keeps no owners (NFS with
+                                                                all_squash, CIFS and FUSE with ``uid=``)
+    another's otherwise                                         refused, with the ways out
+
+The folders above the root are not refused, whoever may write to them: a volume of Kubernetes (``emptyDir``) is writable
+by everyone without the sticky bit, and a folder below it is the way to use one. Whoever may write to them can put
+another folder in the root's place, but not one that passes for this user's when it is opened. ``enginecache doctor``
+warns of them.
+
+Source: Linux, inode(7), for what the bits mean; Kubernetes, "Configure a Security Context", for ``fsGroup``, which
+makes a volume root's, setgid, and writable by the group.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import pwd
+import re
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +36,8 @@ from enginecache.errors import StoreError
 
 ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
+
+_BUILD_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,7 @@ class Root:
     @property
     def folder_mode(self) -> int:
         """Mode of every folder: ``rwx`` for the owner, and for a shared root for the group, which new files inherit."""
-        return 0o2770 if self.is_shared else 0o700
+        return _folder_mode(self.is_shared)
 
     @property
     def file_mode(self) -> int:
@@ -80,62 +106,166 @@ class Root:
         """What only saves time: one file a slot."""
         return self.path / kind
 
+    def log_path(self, build_id: str) -> Path:
+        """The log of an attempt. Only an id becomes a path: a damaged row's may be any text.
+
+        Raises:
+            StoreError: ``build_id`` is not one.
+        """
+        if _BUILD_ID.fullmatch(build_id) is None:
+            raise StoreError(
+                f"{build_id!r} is not the id of a build", "The registry is damaged: run `enginecache verify`."
+            )
+        return self.logs / f"{build_id}.log"
+
     @classmethod
     def open(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
         """Make the folder where it is missing, check it, and return it.
 
-        Idempotent; where all is there it writes nothing, so that a read-only root opens.
+        Idempotent; where all is there it writes nothing, so that a read-only root opens. Safe across processes.
+
+        Args:
+            path: The folder.
+            shared: ``group`` shares it, also one that was private; empty leaves it as it is: the folder itself says
+                whether it is shared, or users with other settings would store what the rest cannot read.
 
         Raises:
-            StoreError: It cannot be made, is no folder, is a symbolic link, or everyone may write to it.
+            StoreError: It cannot be made, or must not be used: see the table of this module.
         """
-        root = cls(path, shared == "group")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _make_folder(path, root.folder_mode)
+            _make_parents(path)
+            make_folder(path, _folder_mode(shared == "group"), path.parent)
             _check(path)
+            root = cls(path, _is_shared(path))
+            if shared and not root.is_shared:
+                root = _share(path)
             for name in FOLDERS:
-                _make_folder(path / name, root.folder_mode)
+                make_folder(path / name, root.folder_mode, path)
                 _check(path / name)
         except OSError as error:
             raise _unusable(path, error) from error
         return root
 
     @classmethod
-    def check(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
+    def check(cls, path: Path) -> Root:
         """Like :meth:`open` for a folder that is there, without making anything.
 
         Raises:
             StoreError: It cannot be used.
         """
         try:
-            for folder in (path, *(path / name for name in FOLDERS if (path / name).exists())):
+            for folder in (path, *(path / name for name in FOLDERS if os.path.lexists(path / name))):
                 _check(folder)
+            return cls(path, _is_shared(path))
         except OSError as error:
             raise _unusable(path, error) from error
-        return cls(path, shared == "group")
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:
     if isinstance(error, StoreError):
         return error
     message = f"the cache folder {path} cannot be used: {error.strerror or error}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreError(message, "Free some room on its file system, or name another with --dir or ENGINECACHE_DIR.")
     return StoreError(message, "Name another with --dir or ENGINECACHE_DIR, or mend its owner and mode.")
 
 
-def _make_folder(path: Path, mode: int) -> None:
+def _make_parents(path: Path) -> None:
+    """Like ``mkdir(parents=True)``, but never writable by everyone, as an umask of 0 would make them."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            with contextlib.suppress(FileExistsError):
+                parent.mkdir(mode=0o755)
+
+
+def make_folder(path: Path, mode: int, workspace: Path) -> None:
+    """Make a folder with exactly this mode, durably, or leave the one that is there. Idempotent; safe across processes.
+
+    It appears under its name with its mode: ``mkdir`` alone gives the mode that the umask leaves, and a crash before
+    the ``chmod`` would shut the group out for ever.
+
+    Args:
+        path: The folder.
+        mode: Its mode.
+        workspace: A folder of the same file system, where a crash may leave an empty folder behind.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     if path.is_dir():
-        # Private before and shared now, or a crash between the two steps below. No other mode is touched.
+        # An earlier release left this mode in a shared root, if it crashed between its two steps.
         status = path.lstat()
         if stat.S_IMODE(status.st_mode) == 0o700 != mode and status.st_uid == os.geteuid():
             path.chmod(mode)
         return
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=workspace))
     try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
+        temporary.chmod(mode)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.rmdir()
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise
         return  # another process made it, or it is no folder, which the check says
-    path.chmod(mode)  # mkdir's mode is cut by the umask
     sync_folder(path.parent)
+
+
+def _folder_mode(is_shared: bool) -> int:
+    return 0o2770 if is_shared else 0o700
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether the group may use a root. ``engines/`` tells, as the root itself may be a volume that somebody made."""
+    engines = path / "engines"
+    return _is_for_group((engines if engines.exists() else path).lstat())
+
+
+def _is_for_group(status: os.stat_result) -> bool:
+    return status.st_mode & 0o2070 == 0o2070
+
+
+def _share(path: Path) -> Root:
+    """Open a root to its group: everything in it, then ``engines/``, whose mode says that it is done.
+
+    Raises:
+        StoreError: What is in it is another user's: only its owner may.
+    """
+    root = Root(path, is_shared=True)
+    status = path.lstat()
+    if status.st_uid == os.geteuid():
+        path.chmod(stat.S_IMODE(status.st_mode) | 0o2770)
+    if not root.engines.exists():
+        return root
+    owner = root.engines.lstat().st_uid
+    if owner != os.geteuid():
+        message = f"{path} is private to {_user_name(owner)}, so it cannot be shared with a group"
+        raise StoreError(
+            message, "Let that user open it once with ENGINECACHE_SHARED=group, or name another with --dir."
+        )
+    group = path.lstat().st_gid
+    for folder, names, files in os.walk(path):
+        for name in names:
+            if Path(folder, name) != root.engines:
+                _hand_to_group(Path(folder, name), group, root.folder_mode)
+        for name in files:
+            is_blob = name.endswith(".engine")
+            _hand_to_group(Path(folder, name), group, root.blob_mode if is_blob else root.file_mode)
+    _hand_to_group(root.engines, group, root.folder_mode)
+    return root
+
+
+def _hand_to_group(path: Path, group: int, mode: int) -> None:
+    try:
+        # O_PATH: a link that takes the place of the file is not followed, and no lock of SQLite's is dropped.
+        descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a temporary file that is gone by now
+    try:
+        if not stat.S_ISLNK(os.fstat(descriptor).st_mode):
+            os.chown(f"/proc/self/fd/{descriptor}", -1, group)
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101  no path of ours
+    finally:
+        os.close(descriptor)
 
 
 def _check(path: Path) -> None:
@@ -148,6 +278,43 @@ def _check(path: Path) -> None:
     if status.st_mode & stat.S_IWOTH:
         message = f"everyone may write to {path}: an engine there could be anybody's code"
         raise StoreError(message, "Name a folder below it, which enginecache makes private.")
+    if not _is_trusted(path, status):
+        raise _foreign(path, status)
+
+
+def _is_trusted(path: Path, status: os.stat_result) -> bool:
+    """Whether the folder's owner may choose which engines this process runs."""
+    if status.st_uid in {os.geteuid(), 0}:
+        return True
+    if _is_for_group(status) and status.st_gid in {os.getegid(), *os.getgroups()}:
+        return True
+    return _owner_of_new_file(path) == status.st_uid
+
+
+def _owner_of_new_file(path: Path) -> int | None:
+    """Who owns what this process makes there; None where it can make nothing."""
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:
+        return None
+
+
+def _foreign(path: Path, status: os.stat_result) -> StoreError:
+    owner = _user_name(status.st_uid)
+    message = f"{path} belongs to {owner}, neither to this user nor to root: its owner chooses which engines are served"
+    fix = (
+        f"Run as {owner}, or make the folder this user's (chown), or name another with --dir.\n"
+        "To share one: let its owner set ENGINECACHE_SHARED=group, and be a member of its group."
+    )
+    return StoreError(message, fix)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return f"user {uid}"
 
 
 def sync_folder(path: Path) -> None:

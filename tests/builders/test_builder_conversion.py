@@ -174,11 +174,26 @@ def weights_too_large():
     return graph_model(nodes, [weight("up", [1e5, 1e6, 7e4, 1]), weight("down", np.float32(1e6))])
 
 
+def index_arithmetic():
+    """Rows that are picked by way of floating-point numbers, up to 4098."""
+    nodes = [
+        node("Cast", "rows", "f", to=FLOAT),
+        node("Mul", "f,half", "h"),
+        node("Floor", "h", "g"),
+        node("Add", "g,one", "i"),
+        node("Cast", "i", "picked", to=TensorProto.INT64),
+        node("Gather", "x,picked", "a", axis=0),
+        node("Relu", "a", "y"),
+    ]
+    weights = [weight("rows", [2 * 2049 - 2, 4096 * 2, 3], np.int64), weight("half", 0.5), weight("one", 1.0)]
+    return graph_model(nodes, weights)
+
+
 GRAPHS = {
     make.__name__: make
     for make in (
         *(unnamed_sharing, float_makers, shape_arithmetic, shared_weights, subgraph, local_function, quantized),
-        *(ends_in_fp32, weights_too_large),
+        *(ends_in_fp32, weights_too_large, index_arithmetic),
     )
 }
 

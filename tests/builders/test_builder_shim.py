@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from enginecache.errors import (
     UnsupportedOptionError,
 )
 from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.processes import child_environment
+from enginecache.processes import child_environment, running_worker
 from enginecache.targets import ComputeCapability, Reach, Target
 
 pytestmark = pytest.mark.rtx
@@ -254,36 +253,36 @@ def test_timing_cache_comes_back_and_damage_is_an_empty_one(tmp_path, shim_build
     assert "Failed to deserialize timing cache" in warning
 
 
+def run_merger(request: dict[str, str], folder: Path, search_path: list[str] | None = None) -> tuple[int, str]:
+    environment = child_environment(None, search_path)
+    with (folder / "log").open("w+b") as log:
+        merger = running_worker(
+            "enginecache.builders.merging",
+            request,
+            python=sys.executable,
+            environment=environment,
+            folder=folder,
+            log=log,
+        )
+        with merger as worker:
+            status = worker.wait(60)
+    return status, (folder / "log").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("current", "status"), [(b"", 0), (b"rubbish", 3)])
 def test_merging_writes_a_file_or_says_that_tensorrt_refuses(tmp_path, shim_builder, current, status):
     request = {"flavour": "tensorrt"}
     for name, content in (("current", current), ("ours", b"")):
         (tmp_path / name).write_bytes(content)
     request.update({name: str(tmp_path / name) for name in ("current", "ours", "merged")})
-    done = subprocess.run(
-        [sys.executable, "-m", "enginecache.builders.merging"],
-        input=json.dumps(request) + "\n",
-        env=child_environment(None, shim_builder._search_path),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
+    ended, said = run_merger(request, tmp_path, shim_builder._search_path)
+    assert ended == status, said
     assert (tmp_path / "merged").exists() is (status == 0)
     if status:
-        assert "[E] the timing cache current is not taken: " in done.stderr
+        assert "[E] the timing cache current is not taken: " in said
 
 
 def test_merging_that_cannot_be_tried_is_neither(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "enginecache.builders.merging"],
-        input=json.dumps({"flavour": "tensorrt", "current": str(tmp_path / "none")}) + "\n",
-        env=child_environment(None),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "cannot be imported" in done.stderr.splitlines()[-1]
+    ended, said = run_merger({"flavour": "tensorrt", "current": str(tmp_path / "none")}, tmp_path)
+    assert ended == 1
+    assert "cannot be imported" in said.splitlines()[-1]

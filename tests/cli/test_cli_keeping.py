@@ -212,6 +212,7 @@ def test_clean_cache_verifies_with_exit_0(cli, stored):
         "clean": True,
         "findings": [],
         "garbage_in_grace": [],
+        "kept": {"quarantined": 0, "registries": 0, "failures": 0, "unfinished_builds": 0},
     }
 
 
@@ -235,3 +236,48 @@ def test_findings_are_exit_4_and_are_mended_with_leave(cli, stored, folder):
     assert "2 findings" in ran.err
     assert cli("verify").code == 0
     assert keys(cli) == {stored[2]["key"]}
+
+
+def test_a_damaged_registry_is_exit_6_with_the_command_that_mends_it(cli, stored, folder):
+    registry = folder / "registry.sqlite"
+    registry.write_bytes(b"no database" * 1000)
+    ran = cli("ls")
+    assert (ran.code, ran.out) == (6, "")
+    assert "enginecache verify --repair --yes" in ran.err
+    ran = cli("verify")
+    assert ran.code == 4
+    assert [row[:2] for row in ran.rows] == [["registry", str(registry)]]
+    assert "0 entries, 1 finding" in ran.err
+    assert cli("verify", "--repair").code == 2
+    ran = cli("verify", "--repair", "--yes")
+    assert ran.code == 0
+    assert "back are 3 entries and 0 pins" in ran.rows[0][2]
+    assert ran.rows[0][3] == "repaired"
+    assert "no findings: 1 damaged registry file" in ran.err
+    assert keys(cli) == {record["key"] for record in stored}
+    (kept,) = (folder / "quarantine").iterdir()
+    assert kept.read_bytes() == b"no database" * 1000
+
+
+@pytest.mark.parametrize("command", [("ls",), ("db", "upgrade")])
+def test_a_lost_registry_is_not_replaced_by_an_empty_one(cli, stored, folder, command):
+    (folder / "registry.sqlite").unlink()
+    ran = cli(*command)
+    assert (ran.code, ran.out) == (6, "")
+    assert "is lost" in ran.err
+    assert "enginecache verify --repair --yes" in ran.err
+    assert not (folder / "registry.sqlite").exists()
+    assert cli("verify", "--repair", "--yes").code == 0
+    assert keys(cli) == {record["key"] for record in stored}
+
+
+def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
+    path = Path(stored[0]["path"])
+    path.chmod(0o600)
+    path.write_bytes(b"x" * 4096)
+    path.chmod(0o400)
+    assert cli("verify", "--repair", "--yes").code == 0
+    ran = cli("verify")
+    assert (ran.code, ran.out) == (0, "")
+    assert "no findings: 1 quarantined engine" in ran.err
+    assert cli("verify", "--json").json["kept"]["quarantined"] == 1

@@ -164,7 +164,9 @@ def test_what_the_builder_raises_becomes_text_and_an_exit_code(cli, model, build
     if isinstance(error, BuildError):
         assert "  The builder's log: /logs/1.log\n" in ran.err
     builder.before = None
-    assert cli("get", model, *BATCH).code == 0
+    remembered = 7 if isinstance(error, BuildError) else 0
+    assert cli("get", model, *BATCH).code == remembered
+    assert cli("get", model, *BATCH, "--rebuild").code == 0
 
 
 def test_waiting_longer_than_the_time_out_is_exit_5(cli, model, cache):

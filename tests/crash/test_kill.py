@@ -17,7 +17,7 @@ from models import EXAMPLE, LIGHT_DIR
 
 from enginecache.builders.child import WORKER
 from enginecache.cache import EngineCache
-from enginecache.errors import BuilderCrashError
+from enginecache.errors import BuilderCrashError, EngineCacheError
 
 pytestmark = [
     pytest.mark.rtx,
@@ -197,23 +197,28 @@ def test_death_at_any_step_of_a_publication_leaves_garbage_at_most(folder, point
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few MiB."""
+    """A file system with room for one build."""
     path = tmp_path / "disk"
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m,mode=0700", "enginecache-test", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m,mode=0700", "enginecache-test", str(path)]
     if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("probe: no tmpfs can be mounted")
     yield path
     subprocess.run(["umount", str(path)], check=True)
 
 
-@pytest.mark.parametrize("free_bytes", [0, 64 << 10, 700 << 10])
-def test_full_disk_is_a_clear_error_and_space_mends_it(small_disk, free_bytes):
+def fill(disk: Path, free_bytes: int) -> Path:
+    """A file that leaves so much."""
+    ballast = disk / "ballast"
+    found = os.statvfs(disk)
+    ballast.write_bytes(bytes(found.f_bavail * found.f_frsize - free_bytes))
+    return ballast
+
+
+def test_full_disk_is_a_clear_error_and_space_mends_it(small_disk):
     folder = small_disk / "cache"
     cache = EngineCache.open(dir=folder)
-    ballast = small_disk / "ballast"
-    disk = os.statvfs(small_disk)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - free_bytes))
+    ballast = fill(small_disk, 0)
 
     done = run("get", *SHORT, "--json", folder=folder)
 
@@ -226,4 +231,23 @@ def test_full_disk_is_a_clear_error_and_space_mends_it(small_disk, free_bytes):
     assert garbage(folder) == []
     ballast.unlink()
     assert cache.get(EXAMPLE, dims={"batch": (1, 2, 4)}, target="sm_89").outcome == "built"
+    assert garbage(folder) == []
+
+
+@pytest.mark.parametrize("free_bytes", [0, 64 << 10, 700 << 10])
+def test_disk_that_fills_up_during_a_build_is_a_clear_error_and_space_mends_it(small_disk, free_bytes):
+    folder = small_disk / "cache"
+    filled = []
+
+    def progress(_step) -> None:
+        if not filled:
+            filled.append(fill(small_disk, free_bytes))
+
+    with EngineCache.open(dir=folder) as cache:
+        with pytest.raises(EngineCacheError) as caught:
+            cache.get(EXAMPLE, dims={"batch": (1, 2, 4)}, target="sm_89", progress=progress)
+        assert caught.value.what
+        filled[0].unlink()
+        assert garbage(folder) == []
+        assert cache.get(EXAMPLE, dims={"batch": (1, 2, 4)}, target="sm_89").outcome == "built"
     assert garbage(folder) == []
