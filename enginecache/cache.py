@@ -280,7 +280,7 @@ class EngineCache(StoredEngines):
         )
 
     def _failure(self, key: EngineKey) -> KnownFailure | None:
-        return failure_in_force(self._registry.recent_failures(key.digest), utc_now(), self.config.failure_ttl_s)
+        return failure_in_force(self._registry.attempts_since_success(key.digest), utc_now(), self.config.failure_ttl_s)
 
     def _raise_failure(self, key: EngineKey, outdated: frozenset[str]) -> None:
         failure = self._failure(key)

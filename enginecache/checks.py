@@ -16,7 +16,7 @@ from enginecache.errors import EngineCacheError, StoreError
 from enginecache.locks.base import KeyLocks
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, find_registry_damage, recorded_entries, sound_entries
-from enginecache.registry.base import EntryRecord, ExaminedRow, Registry, utc_now
+from enginecache.registry.base import BuildRecord, EntryRecord, ExaminedRow, Registry, utc_now
 from enginecache.store.artefacts import Artefacts
 from enginecache.store.base import BlobStore
 from enginecache.store.records import RepairRecords
@@ -293,16 +293,22 @@ def check_builds(registry: Registry, locks: KeyLocks, grace_s: float) -> Found:
     """Attempts that say ``running`` and began before the grace time, though nobody holds the lock of their key."""
     began_before = utc_now() - dt.timedelta(seconds=grace_s)
     for build in registry.unfinished_builds():
-        if build.started_at > began_before or _KEY.fullmatch(build.key) is None:
+        if build.started_at > began_before or is_under_way(build, locks):
             continue
-        try:
-            with locks.hold(build.key, 0.0):
-                pass
-        except EngineCacheError:
-            continue  # it runs; or nobody can tell
         text = f"the attempt {build.id[:12]} of {build.started_at:%Y-%m-%d} says running, and its process is gone"
         finding = Finding("build", build.id, text, "say that it was abandoned")
         yield finding, lambda build=build: _abandon(registry, locks, build.id, build.key)  # type: ignore[misc]
+
+
+def is_under_way(build: BuildRecord, locks: KeyLocks) -> bool:
+    """Whether an attempt that says ``running`` does run: somebody holds its key's lock, or nobody can tell."""
+    if _KEY.fullmatch(build.key) is None:
+        return True
+    try:
+        with locks.hold(build.key, 0.0):
+            return False
+    except EngineCacheError:
+        return True
 
 
 def _abandon(registry: Registry, locks: KeyLocks, build_id: str, key: str) -> None:

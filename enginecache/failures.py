@@ -73,19 +73,20 @@ def is_lasting(error: BaseException) -> bool:
     return is_refusal and not isinstance(error.__cause__, OSError)
 
 
-def failure_in_force(failures: Sequence[BuildRecord], now: dt.datetime, ttl_s: float) -> KnownFailure | None:
+def failure_in_force(attempts: Sequence[BuildRecord], now: dt.datetime, ttl_s: float) -> KnownFailure | None:
     """The failure that forbids a new attempt now, or None. Pure.
 
     The first counts for ``ttl_s``, and each that follows in a row twice as long as the one before, up to
-    :data:`LONGEST_S`. A row ends at a success, and at an attempt that was ended from outside: somebody wanted it tried.
+    :data:`LONGEST_S`. A row ends at a success, and at an attempt that runs or was ended from outside: somebody wants it
+    tried.
 
     Args:
-        failures: The failed attempts at one key since its last success, newest first.
+        attempts: Those at one key since its last success, newest first.
         now: The time.
         ttl_s: How long the first counts, in seconds; 0 for no time.
     """
     latest_s = now.timestamp() + WRONG_CLOCK_S
-    row = list(takewhile(lambda build: build.is_lasting, (f for f in failures if _failed_at_s(f) <= latest_s)))
+    row = list(takewhile(lambda build: build.is_lasting, (a for a in attempts if _failed_at_s(a) <= latest_s)))
     if not row or ttl_s <= 0:
         return None
     age_s = max(now.timestamp() - _failed_at_s(row[0]), 0.0)

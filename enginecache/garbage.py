@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import get_args
 
 from enginecache.config import DAY_S
 from enginecache.eviction import Garbage
-from enginecache.store.root import ArtefactKind, Root
+from enginecache.store.root import ArtefactKind, Root, build_folder_prefix
 
 KEPT_FOR_S = 30 * DAY_S
 """Quarantined engines and logs are for people, who may look weeks later."""
@@ -22,7 +22,12 @@ another costs a slower build."""
 
 
 def find_garbage(
-    root: Root, is_named: Callable[[str], bool], grace_s: float, now: float | None = None
+    root: Root,
+    is_named: Callable[[str], bool],
+    grace_s: float,
+    now: float | None = None,
+    *,
+    running: Collection[str] = (),
 ) -> tuple[list[Garbage], list[Garbage]]:
     """Files that no row names: those past their grace time, and those within it.
 
@@ -33,11 +38,15 @@ def find_garbage(
         is_named: Whether an entry names the digest.
         grace_s: Age in seconds from which orphans and temporaries may go.
         now: Seconds since the epoch; default: now.
+        running: Ids of the builds under way, whose folders are no garbage, however old.
     """
     now = time.time() if now is None else now
     past: list[Garbage] = []
     young: list[Garbage] = []
+    folders = tuple(map(build_folder_prefix, running))
     for path, what, limit_s in _candidates(root, is_named, grace_s):
+        if path.parent == root.tmp and path.name.startswith(folders):
+            continue
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
             # ctime moves with the rename that gave a blob its name, mtime does not.

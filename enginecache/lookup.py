@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enginecache.entry import Candidate
-from enginecache.errors import NotCachedError
+from enginecache.errors import NotCachedError, RegistryError
 from enginecache.failures import KnownFailure
 from enginecache.key import EngineKey
 from enginecache.locks.base import KeyLocks
 from enginecache.matching import Reason, distance, is_same_model, judge
 from enginecache.memo import BlobState, FileMemo
 from enginecache.placement import required_reach
-from enginecache.registry.base import EntryRecord, Registry
+from enginecache.registry.base import REPAIR_FIX, EntryRecord, Registry
 from enginecache.store.base import BlobStore
 
 STORE_LOCK = "store"
@@ -67,10 +67,15 @@ class Lookup:
         Args:
             key: What was asked.
             force_check: Read the blob's bytes even where its fingerprint was verified before.
+
+        Raises:
+            RegistryError: The entry's row is damaged.
         """
         record = self._registry.find(key.digest)
         if record is None:
             return self.explain_miss(key)
+        if record.key_json != key.canonical_json():
+            raise RegistryError(f"the row of {key.digest[:12]} is damaged: it has the text of another key", REPAIR_FIX)
         state = self._memo.check_blob(record.digest, record.size_bytes, force=force_check)
         if state is BlobState.INTACT:
             return record
@@ -123,6 +128,7 @@ class Lookup:
         judged = [
             Candidate(record, judge(asked, needed, record.fields, record.reach))
             for record in self._registry.relatives(key.model_structure, key.model_weights)
+            if not record.flaw
         ]
         return tuple(sorted((c for c in judged if is_same_model(c.verdict.differing)), key=lambda c: c.verdict.rank))
 

@@ -33,7 +33,7 @@ from enginecache.recovery import record_entry
 from enginecache.registry.base import BuildRecord, EntryRecord, Registry, utc_now
 from enginecache.store.base import BlobStore, StagedBlob
 from enginecache.store.records import RepairRecords
-from enginecache.store.root import Root
+from enginecache.store.root import Root, build_folder_prefix
 from enginecache.store.space import Reserve, require_space
 from enginecache.store.uses import UseLog
 from enginecache.timing import TimingCaches, TimingStart
@@ -275,7 +275,7 @@ class Publication:
     @contextlib.contextmanager
     def _work_dir(self, attempt: BuildRecord) -> Iterator[Path]:
         try:
-            path = Path(tempfile.mkdtemp(prefix=f"build-{attempt.id[:12]}-", dir=self._root.tmp))
+            path = Path(tempfile.mkdtemp(prefix=build_folder_prefix(attempt.id), dir=self._root.tmp))
             path.chmod(self._root.folder_mode)  # what a crash leaves in a shared root, the group may clean up
         except OSError as error:
             message = f"no folder for the build can be made in {self._root.tmp}: {error.strerror or error}"

@@ -194,12 +194,7 @@ class StoredEngines:
         Raises:
             RegistryError: The registry cannot be looked at.
         """
-        with Reserve(self.root).lent() if repair else contextlib.nullcontext():
-            damage = checks.check_registry(self.root, _recovery(self.root), repair=repair)
-            if damage is not None and not damage.is_repaired:
-                return Verification(0, (damage,))
-            found = self._verify(deep=deep, repair=repair)
-            return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
+        return _verified(self.root, lambda: self, deep=deep, repair=repair)
 
     def _verify(self, *, deep: bool, repair: bool) -> Verification:
         """The check of everything but the registry as a file, which is whole."""
@@ -224,12 +219,7 @@ class StoredEngines:
             RegistryError: The registry cannot be looked at.
         """
         root = Root.open(config.dir, config.shared)
-        with Reserve(root).lent() if repair else contextlib.nullcontext():
-            damage = checks.check_registry(root, _recovery(root), repair=repair)
-            if damage is not None and not damage.is_repaired:
-                return Verification(0, (damage,))
-            found = StoredEngines(config)._verify(deep=deep, repair=repair)  # noqa: SLF001  its own
-            return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
+        return _verified(root, lambda: StoredEngines(config), deep=deep, repair=repair)
 
     def _found(self, *, deep: bool) -> Found:
         entries = checks.EntryChecks(
@@ -254,7 +244,9 @@ class StoredEngines:
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
         named = {row.digest for row in self._registry.examine()}
-        return garbage.find_garbage(self.root, named.__contains__, self.config.grace_s)
+        unfinished = self._registry.unfinished_builds()
+        running = [build.id for build in unfinished if checks.is_under_way(build, self._locks)]
+        return garbage.find_garbage(self.root, named.__contains__, self.config.grace_s, running=running)
 
     def _usability(self) -> Callable[[EntryRecord], bool]:
         try:
@@ -262,6 +254,16 @@ class StoredEngines:
         except NoDeviceError:
             devices = ()
         return eviction.usable_here(installed_toolchains(self.config.cuda_major), devices)
+
+
+def _verified(root: Root, open_engines: Callable[[], StoredEngines], *, deep: bool, repair: bool) -> Verification:
+    """First the registry as a file, without which nothing else can be looked at."""
+    with Reserve(root).lent() if repair else contextlib.nullcontext():
+        damage = checks.check_registry(root, _recovery(root), repair=repair)
+        if damage is not None and not damage.is_repaired:
+            return Verification(0, (damage,))
+        found = open_engines()._verify(deep=deep, repair=repair)  # noqa: SLF001  its own
+        return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
 
 
 def _recovery(root: Root) -> Callable[[], Recovered | None]:

@@ -809,7 +809,7 @@ def test_garbage_past_its_grace_time_is_pruned_and_younger_is_reported(open_cach
     cache = open_cache(grace_s=HOUR_S)
     cache.get(model, dims=DIMS)
     orphan = cache.root.engines / "00" / f"{'0' * 64}.engine"
-    orphan.parent.mkdir()
+    orphan.parent.mkdir(mode=cache.root.folder_mode)
     orphan.write_bytes(b"vtrt")
     found = cache.verify()
     assert found.is_clean

@@ -103,7 +103,7 @@ def test_explanation_is_plain_json_on_miss_failure_and_hit(open_cache, model):
     assert failed["last_failure_log"].endswith(".log")
 
     cache._publication._builder.before = None
-    entry = cache.get(model, **BATCH)
+    entry = cache.get(model, **BATCH, rebuild=True)
     hit = cache.explain(model, **BATCH).to_json()
     assert (hit["verdict"], hit["digest"], hit["key"]) == ("hit", entry.digest, missed["key"])
     near = cache.explain(model, dims={"batch": 2}).to_json()

@@ -115,13 +115,17 @@ def test_a_store_that_cannot_publish_leaves_a_failed_attempt_and_no_row(open_cac
 def test_a_registry_that_fails_at_the_commit_leaves_no_row_and_no_blob(open_cache, model):
     cache = open_cache()
 
-    def lose_the_attempt(_request):
+    def spoil_the_commit(_request):
         with cache._database.writing() as connection:
-            connection.exec_driver_sql("DELETE FROM builds")  # the entry's foreign key now fails
+            connection.exec_driver_sql(
+                "CREATE TRIGGER spoils BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'spoiled'); END"
+            )
 
-    cache._publication._builder.before = lose_the_attempt
-    with pytest.raises(RegistryError, match="FOREIGN KEY"):
+    cache._publication._builder.before = spoil_the_commit
+    with pytest.raises(RegistryError, match="spoiled"):
         cache.get(model, **ASK)
+    with cache._database.writing() as connection:
+        connection.exec_driver_sql("DROP TRIGGER spoils")
     assert cache.entries() == []
     assert list(cache.root.tmp.iterdir()) == []
     assert files_in(cache, "engines") == []
@@ -165,7 +169,7 @@ def test_a_replaced_entrys_blob_is_young_garbage(open_cache, model):
     old = cache.get(model, **ASK)
     new = cache.get(model, **ASK, rebuild=True)
     assert new.digest != old.digest
-    assert files_in(cache, "engines") == sorted([f"{new.digest}.engine", f"{old.digest}.engine"])
+    assert files_in(cache, "engines") == sorted([f"{new.digest}.engine", f"{new.digest}.json", f"{old.digest}.engine"])
     assert [item.path for item in cache.verify().young_garbage] == [old.path]
     assert cache.totals().blobs == 1
 
@@ -254,7 +258,8 @@ def test_a_crash_leaves_a_blob_without_a_row_but_never_a_row_without_a_blob(
         env={**os.environ, "PYTHONPATH": path},
     )
     assert died.returncode == -signal.SIGKILL
-    assert (len(files_in(cache, "engines")), len(cache.entries())) == (blobs, entries)
+    stored = [name for name in files_in(cache, "engines") if name.endswith(".engine")]
+    assert (len(stored), len(cache.entries())) == (blobs, entries)
     assert cache.verify(deep=True).is_clean
     assert cache.get(model, **ASK).outcome == ("hit" if entries else "built")
     states = sorted(build.state for build in cache.builds())
@@ -274,11 +279,14 @@ ON_A_GPU = place_with(toolchain=TENSORRT, device=H100)
 class TimingBuilder(FakeBuilder):
     """Adds one measurement a build to the timing cache that it is given."""
 
+    takes_timing_caches = True
+
     def build(self, request, progress=None):
         built = super().build(request, progress)
         if request.timing_cache is None:
             return built
-        return dataclasses.replace(built, timing_cache=request.timing_cache + b"%d;" % self.count)
+        timing_cache = request.timing_cache + b"%d;" % self.count
+        return dataclasses.replace(built, timing_cache=timing_cache, took_timing_cache=self.takes_timing_caches)
 
 
 def asked(cache: EngineCache, model: Path, largest: int):
@@ -300,6 +308,15 @@ def test_a_build_begins_with_the_timing_cache_of_the_last_one_and_its_entry_says
     assert started(cache) == [b"", b"1;", b"1;2;"]
     assert [record.timing_cache_digest for record in records] == [None, digest_of(b"1;"), digest_of(b"1;2;")]
     assert cache.require(records[2].key) == records[2]
+
+
+def test_a_timing_cache_that_tensorrt_did_not_take_is_no_provenance(open_cache, model):
+    builder = TimingBuilder()
+    builder.takes_timing_caches = False
+    cache = open_cache(builder, ON_A_GPU)
+    records = [cache._publication.build(asked(cache, model, size))[0] for size in (4, 8)]
+    assert started(cache) == [b"", b"1;"]
+    assert [record.timing_cache_digest for record in records] == [None, None]
 
 
 def test_a_build_without_a_timing_cache_begins_with_none_and_keeps_none(open_cache, model):

@@ -410,6 +410,16 @@ def test_a_folder_that_another_process_filled_meanwhile_is_kept(tmp_path, monkey
     assert [path.name for path in tmp_path.rglob("*")] == ["ab", "blob"]
 
 
+def test_a_folder_that_another_process_made_just_now_is_not_replaced_though_it_is_empty(tmp_path, monkeypatch):
+    folder = tmp_path / "ab"
+    folder.mkdir(0o700)
+    number = folder.stat().st_ino
+    monkeypatch.setattr(Path, "is_dir", lambda _: False)  # it was asked a moment before
+    make_folder(folder, 0o700, tmp_path)
+    assert folder.stat().st_ino == number
+    assert [path.name for path in tmp_path.iterdir()] == ["ab"]
+
+
 def test_folders_above_the_root_are_never_made_writable_by_everyone(tmp_path, umask):
     root = Root.open(tmp_path / "some/where/cache")
     assert [stat.S_IMODE(path.stat().st_mode) & 0o022 for path in (root.path.parent, root.path.parent.parent)] == [0, 0]

@@ -157,7 +157,7 @@ def test_a_file_that_is_no_database_is_an_error_and_is_left_alone(tmp_path):
     path.write_bytes(data)
     with pytest.raises(RegistryError, match="unavailable") as caught:
         schema.ensure_schema(Database(path), 0o600)
-    assert "enginecache doctor" in caught.value.fix
+    assert "verify --repair" in caught.value.fix
     assert path.read_bytes() == data
 
 

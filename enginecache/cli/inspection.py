@@ -19,7 +19,7 @@ from enginecache.cli.output import (
     print_rows,
     say,
 )
-from enginecache.cli.parameters import Dir, Json, Key, open_cache
+from enginecache.cli.parameters import Dir, Json, Key, existing_folder, open_cache
 from enginecache.config import Config
 from enginecache.entry import SCHEMA, record_json, time_json
 from enginecache.eviction import Used
@@ -67,7 +67,7 @@ def ls(
       enginecache ls --limit 10 --json
       enginecache ls -q | head -1
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     used = cache.entries(limit)
     if json:
         print_json([_json(cache, item) for item in used])
@@ -114,7 +114,7 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
       enginecache show 3f9a
       enginecache show 3f9a --json
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     record = cache.require(key)
     shown = _json(cache, cache.used(record))
     shown["fields"] = record.fields
@@ -145,7 +145,7 @@ def path(key: Key, dir: Dir = None) -> None:
       enginecache path 3f9a
       trtexec --loadEngine=$(enginecache path 3f9a)
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     print_line(cache.path(cache.require_whole(key)))
 
 
@@ -160,7 +160,7 @@ def stats(json: Json = False, dir: Dir = None) -> None:
       enginecache stats
       enginecache stats --json
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     totals = cache.totals()
     misses = cache.misses(limit=5)
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from enginecache.cli.output import Column, count, print_json, print_rows, say
-from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, open_cache, read_value
+from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_folder, open_cache, read_value
 from enginecache.config import Config, parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
@@ -68,7 +68,7 @@ def pin(key: Key, dir: Dir = None) -> None:
     Examples:
       enginecache pin 3f9a
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     record = cache.require(key)
     cache.pin(record)
     say(f"pinned {record.key}")
@@ -81,7 +81,7 @@ def unpin(key: Key, dir: Dir = None) -> None:
     Examples:
       enginecache unpin 3f9a
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     record = cache.require(key)
     cache.unpin(record)
     say(f"unpinned {record.key}")
@@ -95,7 +95,7 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
       enginecache rm 3f9a --dry-run
       enginecache rm 3f9a --yes
     """
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     record = cache.require(key)
     if record.is_pinned:
         raise pinned_error(record)
@@ -141,7 +141,7 @@ def prune(
     """
     max_size_bytes = read_value("--max-size", max_size, parse_size)
     older_than_s = read_value("--older-than", older_than, parse_duration_s)
-    cache = open_cache(dir)
+    cache = open_cache(existing_folder(dir))
     plan = cache.plan_prune(max_size_bytes=max_size_bytes, older_than_s=older_than_s)
     is_acting = not dry_run and not plan.is_empty
     if is_acting:
@@ -248,7 +248,7 @@ def verify(
       enginecache verify
       enginecache verify --deep --repair --yes
     """
-    config = Config.load(dir=dir)
+    config = Config.load(dir=existing_folder(dir))
     found = StoredEngines.verify_folder(config, deep=deep)
     if repair and not found.is_clean:
         for finding in found.findings:

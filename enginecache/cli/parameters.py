@@ -62,6 +62,18 @@ def open_cache(folder: str | None) -> EngineCache:
     return EngineCache.open(dir=folder)
 
 
+def existing_folder(folder: str | None) -> str | None:
+    """What ``--dir`` names, for a command that only looks at or keeps what is there.
+
+    Raises:
+        OptionError: There is no such folder. It may be mistyped, and one must not be made by looking.
+    """
+    if folder is not None and not path_value("--dir", folder).expanduser().is_dir():
+        message = f"--dir: there is no cache in {folder}"
+        raise OptionError(message, "Name the folder that `enginecache get` was given, or leave --dir out.")
+    return folder
+
+
 def path_value(flag: str, text: str) -> Path:
     """The value of an option that takes a path. An empty one is a mistake, and not the working folder.
 

@@ -372,8 +372,8 @@ class Registry(Protocol):
         """Record that the attempt failed, why, and whether the next would too. Nothing, if it no longer runs."""
         ...
 
-    def recent_failures(self, key: str) -> list[BuildRecord]:
-        """The attempts at the key that failed since the last that succeeded, newest first."""
+    def attempts_since_success(self, key: str) -> list[BuildRecord]:
+        """The attempts at the key since the last that succeeded, newest first."""
         ...
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
@@ -409,7 +409,7 @@ class Registry(Protocol):
         ...
 
     def record_load(self, load: LoadRecord) -> None:
-        """Keep what came of loading a blob, in place of what is known of the same four."""
+        """Keep what came of loading a blob, in place of what is known of the same four. Does not wait for writers."""
         ...
 
     def find_load(self, digest: str, device: str, toolchain: str, driver: str) -> LoadRecord | None:

@@ -209,13 +209,13 @@ class SqlRegistry:
             running = sa.and_(builds.c.id == build_id, builds.c.state == "running")
             connection.execute(sa.update(builds).where(running).values(failed))
 
-    def recent_failures(self, key: str) -> list[BuildRecord]:
-        """The attempts at the key that failed since the last that succeeded, newest first."""
+    def attempts_since_success(self, key: str) -> list[BuildRecord]:
+        """The attempts at the key since the last that succeeded, newest first."""
         later = builds.alias()
         success = sa.exists().where(
             later.c.key == key, later.c.state == "succeeded", later.c.started_at >= builds.c.started_at
         )
-        chosen = sa.select(builds).where(builds.c.key == key, builds.c.state == "failed", ~success)
+        chosen = sa.select(builds).where(builds.c.key == key, builds.c.state != "succeeded", ~success)
         with self._reading() as connection:
             rows = connection.execute(chosen.order_by(builds.c.started_at.desc(), builds.c.id))
             return [BuildRecord(**row._mapping) for row in rows]  # noqa: SLF001
@@ -305,10 +305,10 @@ class SqlRegistry:
         }
 
     def record_load(self, load: LoadRecord) -> None:
-        """Keep what came of loading a blob, in place of what is known of the same four."""
+        """Keep what came of loading a blob, in place of what is known of the same four. Does not wait for writers."""
         row = {column.name: getattr(load, column.name) for column in loads.c}
         place = ["digest", "device", "toolchain", "driver"]
-        with self._writing() as connection:
+        with self._hasty.writing() as connection:
             connection.execute(insert(loads).values(row).on_conflict_do_update(index_elements=place, set_=row))
 
     def find_load(self, digest: str, device: str, toolchain: str, driver: str) -> LoadRecord | None:

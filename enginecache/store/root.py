@@ -38,6 +38,12 @@ ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
 
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+
+
+def build_folder_prefix(build_id: str) -> str:
+    """What the name of a build's folder in ``tmp/`` begins with."""
+    return f"build-{build_id[:12]}-"
 
 
 @dataclass(frozen=True)
@@ -201,13 +207,35 @@ def make_folder(path: Path, mode: int, workspace: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=workspace))
     try:
         temporary.chmod(mode)
-        temporary.rename(path)
+        _rename_to_new(temporary, path)
     except OSError as error:
         temporary.rmdir()
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
             raise
         return  # another process made it, or it is no folder, which the check says
     sync_folder(path.parent)
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Rename, unless there is something: ``rename`` alone puts a folder in the place of an empty one.
+
+    Another process may be about to use that one, and would find it gone.
+
+    Raises:
+        FileExistsError: There is.
+        OSError: It cannot be renamed.
+    """
+    import ctypes  # a folder is made once, and most processes make none
+
+    # The C library of Alpine Linux has no such function, and some network file systems do not know the flag.
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        source.rename(target)
+    elif rename(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        if number not in {errno.EINVAL, errno.ENOSYS}:
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+        source.rename(target)
 
 
 def _folder_mode(is_shared: bool) -> int:

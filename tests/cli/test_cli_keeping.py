@@ -281,3 +281,11 @@ def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
     assert (ran.code, ran.out) == (0, "")
     assert "no findings: 1 quarantined engine" in ran.err
     assert cli("verify", "--json").json["kept"]["quarantined"] == 1
+
+
+@pytest.mark.parametrize("command", [["ls"], ["stats"], ["verify"], ["prune", "--dry-run"], ["show", "ab"]])
+def test_what_only_looks_makes_no_cache_at_a_mistyped_folder(cli, tmp_path, command):
+    ran = cli(*command, "--dir", tmp_path / "cahce")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"--dir: there is no cache in {tmp_path / 'cahce'}" in ran.err
+    assert not (tmp_path / "cahce").exists()

@@ -288,25 +288,26 @@ def test_a_failure_keeps_whether_it_would_come_again(registry):
     assert [build.is_lasting for build in registry.builds()] == [None, False, False, True]
 
 
-def test_recent_failures_are_those_of_the_key_since_its_last_success_newest_first(registry):
+def test_attempts_since_success_are_those_of_the_key_newest_first(registry):
     def fail(name: str, number: int) -> None:
         registry.start_build(attempt(name, number))
         registry.fail_build(attempt(name, number).id, 1.0, f"refused {number}")
 
     key = attempt("a").key
-    assert registry.recent_failures(key) == []
+    assert registry.attempts_since_success(key) == []
     fail("a", 1)
     fail("b", 2)
-    assert [build.reason for build in registry.recent_failures(key)] == ["refused 1"]
+    assert [build.reason for build in registry.attempts_since_success(key)] == ["refused 1"]
     publish(registry, "a", 3)
     publish(registry, "b", 4)
-    assert registry.recent_failures(key) == []
+    assert registry.attempts_since_success(key) == []
     fail("a", 5)
     registry.start_build(attempt("a", 6))  # abandoned by the next
     fail("a", 7)
     registry.start_build(attempt("a", 8))
-    recent = registry.recent_failures(key)
-    assert [(build.reason, build.state) for build in recent] == [("refused 7", "failed"), ("refused 5", "failed")]
+    recent = registry.attempts_since_success(key)
+    assert [build.state for build in recent] == ["running", "failed", "abandoned", "failed"]
+    assert [build.reason for build in recent if build.state == "failed"] == ["refused 7", "refused 5"]
 
 
 # Inflation and size

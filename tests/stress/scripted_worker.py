@@ -11,7 +11,9 @@ import os
 import time
 from pathlib import Path
 
+from enginecache.builders.wire import encode_done
 from enginecache.processes import end_process, receive_request
+from enginecache.targets import Reach
 
 REASON = "TensorRT refused node 7"
 
@@ -30,7 +32,7 @@ def main() -> None:
         end_process(1)
     content = hashlib.sha256(Path(request["path"]).read_bytes()).digest()
     Path(request["work_dir"], "plan.engine").write_bytes(b"vtrt" + content * 3000)
-    reports.send({"event": "done", "reach": ["8.9"], "loaded_version": "1.7.1.116", "warnings": []})
+    reports.send(encode_done(Reach.from_texts(["8.9"]), "1.7.1.116", (), took_timing_cache=False))
     end_process(0)
 
 
