@@ -13,23 +13,25 @@ IGNORED_OPTIONS: dict[Flavour, frozenset[str]] = {
 }
 """Fields of ``BuildOptions`` that a flavour can be told and does nothing with."""
 
-UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str]]] = {
+UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
     "tensorrt": {},
     "tensorrt-rtx": {
         # Source: TensorRT-RTX 1.7.1 takes the level, warns and builds the same plan; 2026-11.
         "hardware_compatibility": (
+            "no hardware compatibility levels",
             "its plans run on every GPU of the compute capabilities that they are built for",
             "Name each one with --target, or use --target portable.",
         ),
         # Source: the build fails without a lean runtime, which its packages do not ship, 1.7.1, 2026-11; NVIDIA's
         # documentation of TensorRT-RTX: engines do not carry over between any two of its releases.
         "version_compatible": (
+            "no version-compatible plans",
             "its plans do not carry over from one release to another",
             "Leave --version-compatible out: enginecache builds anew for each release.",
         ),
     },
 }
-"""Fields that a flavour has but cannot do: why not, and what to do instead."""
+"""Fields that a flavour has but cannot do: what it lacks, why, and what to do instead."""
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
@@ -39,7 +41,7 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         UnsupportedOptionError: It has not what an option asks for.
     """
     defaults = BuildOptions()
-    for name, (why, instead) in UNSUPPORTED_OPTIONS[flavour].items():
+    for name, (lacks, why, instead) in UNSUPPORTED_OPTIONS[flavour].items():
         if getattr(options, name) != getattr(defaults, name):
-            message = f"{PRODUCTS[flavour]} has no {name.replace('_', ' ')}: {why}"
+            message = f"{PRODUCTS[flavour]} has {lacks}: {why}"
             raise UnsupportedOptionError(message, instead)

@@ -24,7 +24,7 @@ HARDWARE_COMPATIBILITIES: tuple[HardwareCompatibility, ...] = get_args(HardwareC
 """From the narrowest reach to the widest."""
 
 _FLAG = re.compile(r"(?P<name>[A-Z][A-Z0-9_]*)(?P<off>=OFF)?", re.ASCII)
-_OWN_OPTION = {
+FLAGS_WITH_OPTION = {
     **{name.upper(): f"--{name}" for name in PRECISIONS},
     "VERSION_COMPATIBLE": "--version-compatible",
     "STRIP_PLAN": "--strip-plan",
@@ -146,8 +146,8 @@ def _flags(names: Sequence[str]) -> tuple[str, ...]:
         if match is None:
             message = f"{text!r} is not the name of a builder flag"
             raise OptionError(message, "Write TensorRT's own name, such as SPARSE_WEIGHTS, or TF32=OFF to clear one.")
-        if match["name"] in _OWN_OPTION:
-            instead = _OWN_OPTION[match["name"]]
+        if match["name"] in FLAGS_WITH_OPTION:
+            instead = FLAGS_WITH_OPTION[match["name"]]
             use = f"Leave {instead} out; it is off then." if match["off"] else f"Use {instead}."
             raise OptionError(f"{match['name']} has an option of its own", use)
         if flags.setdefault(match["name"], match[0]) != match[0]:

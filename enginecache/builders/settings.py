@@ -14,7 +14,7 @@ from enginecache.builders.logs import BuildLog
 from enginecache.builders.reasons import product
 from enginecache.errors import UnsupportedOptionError
 from enginecache.loglines import clean_lines
-from enginecache.options import PRECISIONS, BuildOptions
+from enginecache.options import FLAGS_WITH_OPTION, PRECISIONS, BuildOptions
 
 _SINCE = {
     # Source: NVIDIA, TensorRT release notes 10.9.0, "Key Features and Enhancements".
@@ -111,7 +111,7 @@ def _set_flags(trt: Any, config: Any, request: BuildRequest, log: BuildLog, flag
     for name in flags:
         if not hasattr(known, name):
             message = f"{product(request)} has no builder flag {name}"
-            raise UnsupportedOptionError(message, _instead(name, f"This release has {', '.join(_names(dir(known)))}."))
+            raise UnsupportedOptionError(message, _instead(name, f"This release has {', '.join(_free(known))}."))
     said = len(log.errors), len(log.warnings)
     for name, is_on in flags.items():
         (config.set_flag if is_on else config.clear_flag)(getattr(known, name))
@@ -122,6 +122,11 @@ def _set_flags(trt: Any, config: Any, request: BuildRequest, log: BuildLog, flag
             why = _words([*log.errors[said[0] :], *log.warnings[said[1] :]])
             message = f"{product(request)} does not take the builder flag {name}: {why}"
             raise UnsupportedOptionError(message, "Leave it out, or change the options that it contradicts.")
+
+
+def _free(known: Any) -> list[str]:
+    """The builder flags that ``--builder-flag`` takes: the others have an option of their own."""
+    return [name for name in _names(dir(known)) if name not in FLAGS_WITH_OPTION]
 
 
 def _names(names: Iterable[str]) -> list[str]:

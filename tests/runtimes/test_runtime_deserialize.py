@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,18 @@ def test_genuine_logger_takes_lines_from_the_genuine_runtime():
         runtime = trt.Runtime(make_logger(trt, log))
         assert runtime.get_plugin_registry().load_library("/nowhere.so") is None
     assert any("/nowhere.so" in line for line in kept.lines)
+
+
+FORKS = """
+import os
+from enginecache.runtimes import deserialize
+deserialize._GUARD.acquire()  # another thread loads
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if deserialize._GUARD.acquire(timeout=10) else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_process_that_is_forked_during_a_loading_can_load():
+    assert subprocess.run([sys.executable, "-c", FORKS], check=False).returncode == 0
