@@ -117,7 +117,7 @@ def test_a_newer_schema_that_this_release_can_read_is_used_and_not_changed(datab
 
 def test_a_current_schema_without_its_oldest_reader_is_refused(database):
     alter(database, "DELETE FROM schema_info")
-    with pytest.raises(SchemaError):
+    with pytest.raises(RegistryError, match="does not say who can read it"):
         schema.ensure_schema(database, 0o600)
 
 

@@ -91,7 +91,9 @@ def require_readable(path: Path, revision: str) -> None:
     """
     with _reading(path) as connection:
         row = connection.execute("SELECT oldest_reader FROM schema_info").fetchone()
-    if row is None or row[0] > READER:
+    if row is None or not isinstance(row[0], int):
+        raise damaged_registry(path, "it does not say who can read it")
+    if row[0] > READER:
         message = f"the registry {path} has schema {revision}, which a newer enginecache wrote"
         raise SchemaError(message, "Upgrade enginecache, or name another folder with --dir or ENGINECACHE_DIR.")
 
