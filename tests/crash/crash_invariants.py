@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from crash_folders import cache_in, get, open_cache
+from crash_folders import cache_in, get
 from crash_operations import Operation
 
 from enginecache.cache import EngineCache
@@ -21,7 +21,7 @@ GARBAGE = {"a temporary file", "a stored engine without a row", "a repair record
 
 def assert_holds(operation: Operation, case: Path, *, is_acknowledged: bool) -> None:
     """Check a folder, as the next process finds it; heals what a repair heals on the way."""
-    open_cache(case)
+    operation.opens(case)
     if is_acknowledged:
         operation.check(case)
     cache = cache_in(case)

@@ -48,6 +48,7 @@ class Operation:
         kept: Models whose engines stay, whatever happens.
         asked: The model that must be served afterwards.
         findings: What ``verify`` may find, because it was there before.
+        opens: How the next process opens the folder.
     """
 
     prepare: Callable[[Path], object]
@@ -57,6 +58,7 @@ class Operation:
     kept: str = "abc"
     asked: str = "d"
     findings: frozenset[str] = field(default=frozenset())
+    opens: Callable[[Path], object] = open_cache
 
 
 def is_hit(case: Path, name: str) -> None:
@@ -210,7 +212,7 @@ def still_pinned(case: Path) -> None:
 
 OPERATIONS = {
     "open": Operation(empty, migrate, nothing, nothing, kept=""),
-    "open a shared folder": Operation(empty, open_shared, nothing, open_shared, kept=""),
+    "open a shared folder": Operation(empty, open_shared, nothing, nothing, kept="", opens=open_shared),
     "migrate": Operation(
         # The keys of the frozen rows are made up.
         of_first_release,

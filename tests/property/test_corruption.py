@@ -261,7 +261,7 @@ def test_no_damage_is_served_and_every_damage_is_mended(folder):
 
 
 @pytest.mark.reliability
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(15))
 def test_no_damage_of_many_is_served_and_every_damage_is_mended(folder, part, capsys):
     said = run(folder, range(10_000 + part * 1200, 10_000 + (part + 1) * 1200), 0.25)
     with capsys.disabled():
