@@ -5,10 +5,10 @@ Importing this package loads neither TensorRT nor SQLAlchemy nor onnx; the names
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # a type checker takes it for true; typing itself takes longer to load than a hit may take
 if TYPE_CHECKING:
+    from typing import Any
+
     from enginecache.cache import EngineCache
     from enginecache.config import Config
     from enginecache.entry import Entry, Explanation
@@ -38,4 +38,6 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOMES[name]), name)

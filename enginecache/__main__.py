@@ -1,6 +1,6 @@
 """``python -m enginecache``: the command line."""
 
-from enginecache.cli import main
+from enginecache.door import main
 
 if __name__ == "__main__":
     main()

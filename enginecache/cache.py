@@ -22,6 +22,7 @@ from enginecache.errors import (
     RegistryError,
 )
 from enginecache.failures import KnownFailure, failure_in_force
+from enginecache.hits import RecentHits
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
 from enginecache.lookup import Miss
@@ -60,6 +61,7 @@ class EngineCache(StoredEngines):
         )
         self._loader = EngineLoader(self._registry, self._lookup.quarantine)
         self._place = place
+        self._hits = RecentHits(self.root, self._registry, self._uses)
 
     def get(self, model: Model, **ask: Unpack[GetAsk]) -> Entry:
         """The engine for exactly this request: a stored one, or one built now.
@@ -81,6 +83,9 @@ class EngineCache(StoredEngines):
             StoreError: The folder cannot be used.
         """
         started = time.monotonic()
+        recent = self._hits.recall(model, ask)
+        if recent is not None:
+            return recent.timed(time.monotonic() - started)
         rebuild = ask.get("rebuild", False)
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
@@ -89,7 +94,9 @@ class EngineCache(StoredEngines):
         outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, EntryRecord):
-            return self._entry("hit", resolved, found, started, (EXACT,))
+            entry = self._entry("hit", resolved, found, started, (EXACT,))
+            self._hits.keep(model, ask, resolved.identity, entry)
+            return entry
         compatible = self._compatible(resolved, found)
         if compatible is not None:
             return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
@@ -101,11 +108,15 @@ class EngineCache(StoredEngines):
         timeout_s = ask.get("timeout_s")
         timeout_s = self.config.timeout_s if timeout_s is None else timeout_s
         began_waiting = time.monotonic()
-        with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting")):
+        is_published = None if rebuild else self._hits.watch_for(resolved.key.digest)
+        # Who waited for an engine that is there need not wait for the others that did, one after another.
+        with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
             waited_s = time.monotonic() - began_waiting
             again = self._find(resolved.key)
             if isinstance(again, EntryRecord) and again.build_id not in outdated:
                 return self._entry("hit", resolved, again, started, (_WAITED, *found.reasons))
+            if not is_held:
+                return self.get(model, **ask)  # it was there, and is gone again
             self._raise_failure(resolved.key, outdated)
             record, built = self._publication.build(
                 resolved,
@@ -224,7 +235,7 @@ class EngineCache(StoredEngines):
             InvalidInputError: The model, shapes or options are wrong.
             BackendError: No TensorRT or GPU for what was asked.
         """
-        identity = self._memo.identify(request.source)
+        identity = self._memo.identify(request.source, force=request.verify_model)
         profiles = resolve_profiles(identity.inputs, request.shapes)
         placement = self._place(
             request.backend or self.config.backend,

@@ -84,7 +84,7 @@ class EntryChecks:
         memo: FileMemo,
         set_aside: Callable[[EntryRecord], object],
         quarantine: Callable[[EntryRecord, str], object],
-        store_held: Callable[[], contextlib.AbstractContextManager[None]],
+        store_held: Callable[[], contextlib.AbstractContextManager[object]],
     ) -> None:
         self._root = root
         self._registry = registry

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import blake3
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from typing_extensions import Buffer
 
 BUFFER_BYTES = 4 << 20
@@ -18,6 +19,8 @@ BUFFER_BYTES = 4 << 20
 Measured 2026-11, two cores, page cache: 80 % of BLAKE3's own rate from files, against 55 % with one buffer. Mapping the
 files is no way out: mapped pages count as resident memory, and a file that shrinks kills the process.
 """
+
+SMALL_BYTES = 64 << 10
 
 MAX_THREADS = 8
 """Threads of one hasher: past that, memory is slower than BLAKE3."""
@@ -42,21 +45,23 @@ class StreamDigest:
     Args:
         domain: First bytes of what is hashed; says what the digest is of, and in which version. Empty for the plain
             digest of the stream.
+        is_short: Whether it is less than :data:`SMALL_BYTES`: no thread is started for that, and no large buffer made.
     """
 
-    def __init__(self, domain: bytes = b"") -> None:
-        self._hasher = blake3.blake3(domain, max_threads=_threads())
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._other = memoryview(bytearray(BUFFER_BYTES))
+    def __init__(self, domain: bytes = b"", *, is_short: bool = False) -> None:
+        self._hasher = blake3.blake3(domain, max_threads=1 if is_short else _threads())
+        size_bytes = SMALL_BYTES if is_short else BUFFER_BYTES
+        self._buffer = memoryview(bytearray(size_bytes))
+        self._other = memoryview(bytearray(size_bytes))
         self._filled = 0
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[object] | None = None
 
     def write(self, data: bytes) -> None:
         """Append ``data``."""
-        if self._filled + len(data) > BUFFER_BYTES:
+        if self._filled + len(data) > len(self._buffer):
             self._start_hashing()
-        if len(data) > BUFFER_BYTES:
+        if len(data) > len(self._buffer):
             self._wait()
             self._hasher.update(data)
             return
@@ -67,7 +72,7 @@ class StreamDigest:
         """Append the next ``size_bytes`` of ``file``, or what there is up to its end; says how many they were."""
         left = size_bytes
         while left:
-            if self._filled == BUFFER_BYTES:
+            if self._filled == len(self._buffer):
                 self._start_hashing()
             count = file.readinto(self._buffer[self._filled : self._filled + left])
             if not count:
@@ -89,6 +94,8 @@ class StreamDigest:
             self._worker.shutdown()
 
     def _start_hashing(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # which most calls need not load
+
         self._wait()
         self._worker = self._worker or ThreadPoolExecutor(1, "enginecache-digest")
         self._pending = self._worker.submit(self._hasher.update, self._buffer[: self._filled])

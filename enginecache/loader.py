@@ -18,7 +18,7 @@ from enginecache.devices import Device, current_device
 from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
 from enginecache.options import PluginLibrary
 from enginecache.registry.base import EntryRecord, LoadOutcome, LoadRecord, Registry, utc_now
-from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, driver_of
+from enginecache.runtimes.base import Deserializer, Failure, Loaded, LoadRequest, Trial, driver_of
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial
 from enginecache.runtimes.verdict import judge
@@ -69,6 +69,7 @@ class EngineLoader:
         self._find_device = find_device
         self._trial = ProcessTrial() if trial is None else trial
         self._deserialize = deserialize
+        self._loaded: set[tuple[str, str, str]] = set()
 
     def load(
         self,
@@ -108,6 +109,47 @@ class EngineLoader:
         self, record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool, trial: TrialPolicy
     ) -> Any:
         device = self._find_device()
+        place = None if device is None else (record.digest, device.device_class, driver_of(device))
+        if trial == "auto" and place in self._loaded:
+            return self._load_known(record, path, plugins, device, trusted=trusted)
+        engine = self._load_unknown(record, path, plugins, device, trusted=trusted, trial=trial)
+        if place is not None:
+            self._loaded.add(place)
+        return engine
+
+    def _load_known(
+        self,
+        record: EntryRecord,
+        path: Path,
+        plugins: tuple[PluginLibrary, ...],
+        device: Device | None,
+        *,
+        trusted: bool,
+    ) -> Any:
+        """Load what this process has loaded before: nothing is asked of the registry."""
+        may_run = trusted or (_is_version_compatible(record) and self._is_built_on_this_host(record))
+        request = _request(record, path, plugins, may_run_host_code=may_run)
+        outcome = self._deserialize(request)
+        if isinstance(outcome, Failure):
+            raise self._judged_here(record, request, device, outcome, has_loaded=True)
+        return self._engine_of(record, outcome)
+
+    @staticmethod
+    def _engine_of(record: EntryRecord, outcome: Loaded) -> Any:
+        for line in outcome.warnings:
+            _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
+        return outcome.engine
+
+    def _load_unknown(
+        self,
+        record: EntryRecord,
+        path: Path,
+        plugins: tuple[PluginLibrary, ...],
+        device: Device | None,
+        *,
+        trusted: bool,
+        trial: TrialPolicy,
+    ) -> Any:
         known = self._recall(record, device)
         if known is not None and known.outcome != "loaded" and trial != "always":
             raise _failed_before(path, known)
@@ -124,9 +166,7 @@ class EngineLoader:
             raise self._judged_here(record, request, device, outcome, has_loaded=has_loaded)
         if known is None or known.outcome != "loaded":  # a load of what is known writes nothing
             self._remember(record, device, "loaded", "")
-        for line in outcome.warnings:
-            _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
-        return outcome.engine
+        return self._engine_of(record, outcome)
 
     @staticmethod
     def _is_new(record: EntryRecord, device: Device | None, known: LoadRecord | None, *, is_built_here: bool) -> bool:
@@ -204,6 +244,10 @@ class EngineLoader:
             self._registry.record_load(row)
 
 
+def _is_version_compatible(record: EntryRecord) -> bool:
+    return bool(record.fields.get("options", {}).get("version_compatible"))
+
+
 def _toolchain(record: EntryRecord) -> str:
     return f"{record.backend} {record.tensorrt_version}"
 
@@ -213,7 +257,7 @@ def _request(
 ) -> LoadRequest:
     fields = record.fields
     device = fields.get("target", {}).get("device")
-    is_version_compatible = bool(fields.get("options", {}).get("version_compatible"))
+    is_version_compatible = _is_version_compatible(record)
     return LoadRequest(
         path=Path(os.path.abspath(path)),  # noqa: PTH100  # Path.resolve would follow links
         digest=record.digest,

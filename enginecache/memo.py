@@ -34,13 +34,17 @@ class FileMemo:
         self._registry = registry
         self._store = store
 
-    def identify(self, source: ModelSource) -> ModelIdentity:
+    def identify(self, source: ModelSource, *, force: bool = False) -> ModelIdentity:
         """The model's identity, from the memo where none of its files has changed.
+
+        Args:
+            source: The model.
+            force: Read its files in any case.
 
         Raises:
             ModelError: The model cannot be read, or must not be.
         """
-        return self._recalled_identity(source) or self._fresh_identity(source)
+        return (None if force else self._recalled_identity(source)) or self._fresh_identity(source)
 
     def _recalled_identity(self, source: ModelSource) -> ModelIdentity | None:
         if source.path is None:

@@ -135,7 +135,7 @@ class Recovery:
         store_held: Takes the store's lock.
     """
 
-    def __init__(self, root: Root, locks: KeyLocks, store_held: contextlib.AbstractContextManager[None]) -> None:
+    def __init__(self, root: Root, locks: KeyLocks, store_held: contextlib.AbstractContextManager[object]) -> None:
         self._root = root
         self._locks = locks
         self._store_held = store_held

@@ -82,8 +82,9 @@ class Removal:
             max_size_bytes: Bytes of blobs that may stay; None is no limit.
             older_than_s: Entries not used for so many seconds go; None is no limit.
         """
+        noted = self._uses.all()
         return plan_prune(
-            [self.used(record) for record in self._registry.entries()],
+            [Used(record, noted.get(record.key, record.created_at)) for record in self._registry.entries()],
             garbage,
             utc_now(),
             max_size_bytes=max_size_bytes,

@@ -45,6 +45,7 @@ class Ask(TypedDict, total=False):
         target: ``sm_89``, ``8.9``, ``89``, ``portable``, or several; None takes the device's.
         device: CUDA ordinal; None takes the one that CUDA would use.
         accept: ``exact``, or ``compatible`` for a stored engine that runs here and is not quite what was asked.
+        verify_model: Read the model's files, though nothing about them has changed since they were read.
     """
 
     base_dir: str | os.PathLike[str] | None
@@ -63,6 +64,7 @@ class Ask(TypedDict, total=False):
     target: str | Sequence[str] | None
     device: int | None
     accept: Accept
+    verify_model: bool
 
 
 class GetAsk(Ask, total=False):
@@ -99,6 +101,7 @@ class Request:
         target: What the plan must run on; None leaves it to the device.
         device: CUDA ordinal; None leaves it to CUDA.
         accept: How far the caller goes.
+        verify_model: Whether the model's files are read in any case.
     """
 
     source: ModelSource
@@ -109,6 +112,7 @@ class Request:
     target: Target | None = None
     device: int | None = None
     accept: Accept = "exact"
+    verify_model: bool = False
 
     @classmethod
     def of(cls, model: Model, ask: Ask) -> Request:
@@ -134,6 +138,7 @@ class Request:
             target=Target.parse(targets) if targets else None,
             device=ask.get("device"),
             accept=_choice("accept", ask.get("accept"), ACCEPTS) or "exact",
+            verify_model=bool(ask.get("verify_model")),
         )
 
 

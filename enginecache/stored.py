@@ -18,7 +18,7 @@ from enginecache.locks.local import LocalKeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, Recovery, require_registry
-from enginecache.registry.base import BuildRecord, EntryRecord, MissRecord, RegistryTotals
+from enginecache.registry.base import AnswerRecord, BuildRecord, EntryRecord, MissRecord, RegistryTotals
 from enginecache.registry.database import Database
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
@@ -145,6 +145,14 @@ class StoredEngines:
     def totals(self) -> RegistryTotals:
         """Counts and sums."""
         return self._registry.totals()
+
+    def is_intact(self, record: EntryRecord) -> bool:
+        """Whether the entry's blob is there and has its digest."""
+        return self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
+
+    def remember_answer(self, answer: AnswerRecord) -> None:
+        """Let :mod:`enginecache.door` answer a command line; see :mod:`enginecache.answers`."""
+        self._registry.remember_answer(answer)
 
     # Keeping
 

@@ -121,11 +121,11 @@ class BeforeTheLock:
         self._act = act
         cache._lookup._locks = self
 
-    def hold(self, name, timeout_s, waiting=None):
+    def hold(self, name, *arguments):
         if name == STORE_LOCK and self._act is not None:
             act, self._act = self._act, None
             act()
-        return self._locks.hold(name, timeout_s, waiting)
+        return self._locks.hold(name, *arguments)
 
 
 def test_a_blob_that_another_process_healed_meanwhile_is_served_and_not_quarantined(open_cache, model):

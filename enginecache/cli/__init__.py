@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ def main() -> None:
     _open_standard_streams()
     with _ended_in_order():
         try:
+            gc.disable()  # a sixth of the time that loading takes, and nothing that it makes is garbage
             from enginecache.cli.app import app
 
             app(prog_name="enginecache")

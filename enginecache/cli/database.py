@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from enginecache.cli.output import print_json, print_line, say
@@ -9,13 +11,17 @@ from enginecache.cli.parameters import Dir, Json
 from enginecache.config import Config
 from enginecache.entry import SCHEMA
 from enginecache.errors import SchemaError
-from enginecache.recovery import require_registry
-from enginecache.registry import schema
-from enginecache.registry.database import Database
-from enginecache.store.root import Root
+
+if TYPE_CHECKING:
+    from enginecache.registry.database import Database
+    from enginecache.store.root import Root
 
 
 def _open(folder: Dir) -> tuple[Root, Database]:
+    from enginecache.recovery import require_registry
+    from enginecache.registry.database import Database
+    from enginecache.store.root import Root
+
     config = Config.load(dir=folder)
     root = Root.open(config.dir, config.shared)
     require_registry(root)
@@ -32,6 +38,8 @@ def upgrade(json: Json = False, dir: Dir = None) -> None:
       enginecache db upgrade
       enginecache db upgrade --dir /var/cache/enginecache
     """
+    from enginecache.registry import schema
+
     root, database = _open(dir)
     before = schema.current_revision(root.registry_path)
     schema.ensure_schema(database, root.file_mode)
@@ -49,6 +57,9 @@ def current(json: Json = False, dir: Dir = None) -> None:
       enginecache db current
       enginecache db current --json
     """
+    from enginecache.registry import schema
+    from enginecache.store.root import Root
+
     revision = schema.current_revision(Root(Config.load(dir=dir).dir).registry_path)
     if json:
         print_json({"schema": SCHEMA, "revision": revision, "newest_known": schema.HEAD})
@@ -66,6 +77,10 @@ def check(dir: Dir = None) -> None:
       enginecache db check
       enginecache db check --dir /var/cache/enginecache
     """
+    from enginecache.registry import schema
+    from enginecache.registry.database import Database
+    from enginecache.store.root import Root
+
     path = Root(Config.load(dir=dir).dir).registry_path
     if schema.current_revision(path) is None:
         raise SchemaError(f"there is no registry {path}", "Run `enginecache db upgrade`, which makes it.")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enginecache import doctor as diagnosis
-from enginecache.cache import EngineCache
 from enginecache.cli.output import (
     Column,
     flat_facts,
@@ -22,7 +20,11 @@ from enginecache.cli.output import (
 from enginecache.cli.parameters import Dir, Json, Key, existing_folder, open_cache
 from enginecache.config import Config
 from enginecache.entry import SCHEMA, record_json, time_json
-from enginecache.eviction import Used
+
+if TYPE_CHECKING:
+    from enginecache.cache import EngineCache
+    from enginecache.doctor.check import Check
+    from enginecache.eviction import Used
 
 _COLUMNS = (
     Column("key", "key"),
@@ -197,6 +199,8 @@ def doctor(json: Json = False, dir: Dir = None) -> None:
       enginecache doctor
       enginecache doctor --json
     """
+    from enginecache import doctor as diagnosis
+
     checks = diagnosis.diagnose(Config.load(dir=dir))
     if json:
         print_json([check.to_json() for check in checks])
@@ -209,7 +213,7 @@ def doctor(json: Json = False, dir: Dir = None) -> None:
         raise typer.Exit(code)
 
 
-def _show_checks(checks: Sequence[diagnosis.Check]) -> None:
+def _show_checks(checks: Sequence[Check]) -> None:
     for check in checks:
         fix = check.fix if check.status != "ok" else ""
         for index, line in enumerate([check.text, *fix.splitlines()]):

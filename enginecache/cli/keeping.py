@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +12,11 @@ from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_fol
 from enginecache.config import Config, parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
-from enginecache.eviction import Going, PrunePlan, Staying, StayReason
 from enginecache.options import format_size, parse_size
-from enginecache.removal import pinned_error
-from enginecache.stored import StoredEngines
-from enginecache.verification import Verification
+
+if TYPE_CHECKING:
+    from enginecache.eviction import Going, PrunePlan, Staying, StayReason
+    from enginecache.verification import Verification
 
 _COLUMNS = (
     Column("key", "key"),
@@ -98,6 +98,8 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
     cache = open_cache(existing_folder(dir))
     record = cache.require(key)
     if record.is_pinned:
+        from enginecache.removal import pinned_error
+
         raise pinned_error(record)
     what = f"delete the engine {record.key[:12]} of {record.model_name} ({format_size(record.size_bytes)})"
     freed = 0
@@ -248,6 +250,8 @@ def verify(
       enginecache verify
       enginecache verify --deep --repair --yes
     """
+    from enginecache.stored import StoredEngines
+
     config = Config.load(dir=existing_folder(dir))
     found = StoredEngines.verify_folder(config, deep=deep)
     if repair and not found.is_clean:

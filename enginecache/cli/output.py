@@ -48,13 +48,8 @@ def put(text: str) -> None:
         EngineCacheError: It cannot be written.
         BrokenPipeError: Its reader has read enough.
     """
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        data = text.encode(encoding, "surrogateescape")
-    except UnicodeEncodeError:
-        data = text.encode(encoding, "backslashreplace")
-    try:
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(encoded(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -66,6 +61,15 @@ def put(text: str) -> None:
         raise EngineCacheError(message, "Send it to a place that can be written, and has room.") from error
 
 
+def encoded(text: str) -> bytes:
+    """``text`` as standard output gets it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
+
+
 def print_line(text: object) -> None:
     """One line."""
     put(f"{text}\n")
@@ -73,7 +77,12 @@ def print_line(text: object) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value: raw numbers, RFC 3339 times, ASCII whatever the locale."""
-    print_line(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+    put(json_line(value))
+
+
+def json_line(value: Any) -> str:
+    """A JSON value as it is printed."""
+    return json.dumps(value, indent=2 if sys.stdout.isatty() else None) + "\n"
 
 
 def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:

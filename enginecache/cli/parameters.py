@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from enginecache.cache import EngineCache
 from enginecache.config import BACKENDS, Config
 from enginecache.errors import EngineCacheError, OptionError
 from enginecache.matching import ACCEPTS
 from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS, parse_size
 from enginecache.profiles import ProfileRequest
 from enginecache.request import Ask
-from enginecache.store.root import Root
 from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
+
+if TYPE_CHECKING:
+    from enginecache.cache import EngineCache
 
 
 def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Keys that begin so, for shell completion; none where there is no cache, or it cannot be read."""
     try:
         folder = Config.load(dir=ctx.params.get("dir")).dir
+        from enginecache.cache import EngineCache
+        from enginecache.store.root import Root
+
         if not Root(folder).registry_path.exists():
             return []  # opening would make it
         used = EngineCache.open(dir=folder).entries()
@@ -59,6 +64,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 
 def open_cache(folder: str | None) -> EngineCache:
     """The cache that ``--dir`` names, or the default one."""
+    from enginecache.cache import EngineCache  # here, for a quick --help
+
+    gc.enable()  # all is loaded
     return EngineCache.open(dir=folder)
 
 
@@ -204,6 +212,9 @@ def _asked(  # the parameters of every command that asks for an engine
             autocompletion=_complete_from(ACCEPTS),
         ),
     ] = None,
+    verify_model: Annotated[
+        bool, typer.Option("--verify-model", help="Read the model again, though its files look unchanged.")
+    ] = False,
     dir: Dir = None,
 ) -> Asked:
     shapes = ProfileRequest.from_flags(min_shapes or (), opt_shapes or (), max_shapes or (), dim or ())
@@ -229,6 +240,7 @@ def _asked(  # the parameters of every command that asks for an engine
         "target": target,
         "device": device,
         "accept": accept or "exact",  # type: ignore[typeddict-item]  # checked above
+        "verify_model": verify_model,
     }
     return Asked(path_value("MODEL", model), ask, dir)
 

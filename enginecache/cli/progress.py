@@ -7,14 +7,14 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from enginecache.builders.base import BuildProgress
 from enginecache.cli.output import say
-from enginecache.locks.base import Waiting
-from enginecache.locks.local import describe_holder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from typing_extensions import Self
+
+    from enginecache.builders.base import BuildProgress
+    from enginecache.locks.base import Waiting
 
 LINE_EVERY_S = 10.0
 
@@ -56,6 +56,8 @@ class BuildDisplay:
     def waiting(self, wait: Waiting) -> None:
         """Show that another process builds."""
         if not self._is_quiet and self._is_time():
+            from enginecache.locks.local import describe_holder
+
             who = describe_holder(wait.holder)
             what = f"be done with {wait.device}" if wait.device else f"build {self._name}"
             say(f"waiting for {who} to {what}")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enginecache.cli.output import count, flat_facts, print_json, print_line, put, say, warn
+from enginecache.cli.output import count, encoded, flat_facts, json_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import parse_duration_s
-from enginecache.entry import Entry, Explanation
-from enginecache.errors import OptionError
+from enginecache.errors import EngineCacheError, OptionError
 from enginecache.key import canonical_json
-from enginecache.store.export import export_plan
+from enginecache.watching import ELAPSED
+
+if TYPE_CHECKING:
+    from enginecache.entry import Entry, Explanation
 
 CANDIDATES_SHOWN = 10
 
@@ -68,12 +72,18 @@ def get(
             **asked.ask,
         )
     if copy is not None:
+        from enginecache.store.export import export_plan
+
         export_plan(entry.path, copy, keep_out=cache.root.path)
     _tell(entry, is_quiet=quiet)
-    if json:
-        print_json(entry.to_json())
-    else:
-        print_line(entry.path)
+    put(_printed(entry, is_json=json))
+    if copy is None and not rebuild:
+        from enginecache.answers import remember
+
+        said = "" if quiet else f"{_said(entry, ELAPSED)}\n"
+        printed = _printed(entry, is_json=json, elapsed=ELAPSED)
+        with contextlib.suppress(EngineCacheError, OSError, ValueError):  # the answer was given
+            remember(cache, asked.model, asked.ask, entry, said.encode(), encoded(printed), sys.argv[1:])
 
 
 def _copy_path(text: str, model: Path) -> Path:
@@ -107,13 +117,26 @@ def _tell(entry: Entry, *, is_quiet: bool) -> None:
     if entry.outcome == "compatible":
         ways = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
         warn(f"the engine {entry.key[:12]} is not the one that was asked for: {ways}")
-    if is_quiet:
-        return
+    if not is_quiet:
+        say(_said(entry, f"{entry.elapsed_seconds:.2f}"))
+
+
+def _said(entry: Entry, elapsed: str) -> str:
     why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
     why = "a stored engine runs here" if entry.outcome == "compatible" else why
     reach = ", ".join(entry.record.compute_capabilities)
     what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}"
-    say(f"{entry.outcome} in {entry.elapsed_seconds:.2f} s ({what}): {why}")
+    return f"{entry.outcome} in {elapsed} s ({what}): {why}"
+
+
+def _printed(entry: Entry, *, is_json: bool, elapsed: str = "") -> str:
+    """What standard output gets: the path, or the record. ``elapsed`` stands in it for the seconds, as it is."""
+    if not is_json:
+        return f"{entry.path}\n"
+    record = entry.to_json()
+    if not elapsed:
+        return json_line(record)
+    return json_line({**record, "elapsed_seconds": elapsed}).replace(dumps(elapsed), elapsed)
 
 
 @asking

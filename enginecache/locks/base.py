@@ -45,9 +45,22 @@ class KeyLocks(Protocol):
     """Locks by name. Exclusive over threads and processes; free at once when the holder's process dies."""
 
     def hold(
-        self, name: str, timeout_s: float | None, waiting: WaitingCallback | None = None
-    ) -> contextlib.AbstractContextManager[None]:
+        self,
+        name: str,
+        timeout_s: float | None,
+        waiting: WaitingCallback | None = None,
+        is_done: Callable[[], bool] | None = None,
+    ) -> contextlib.AbstractContextManager[bool]:
         """Hold the lock ``name``, waiting at most ``timeout_s`` seconds (None: as long as it takes).
+
+        Args:
+            name: Of the lock.
+            timeout_s: Longest wait.
+            waiting: Called about once a second while another holds it.
+            is_done: Asked many times a second meanwhile; true ends the waiting, without the lock.
+
+        Returns:
+            A context whose value says whether the lock is held: always, unless ``is_done`` was true first.
 
         Raises:
             LockTimeoutError: Another still held it when the time was up.

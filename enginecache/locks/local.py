@@ -10,7 +10,7 @@ import platform
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -34,23 +34,25 @@ class LocalKeyLocks:
         self._root = root
 
     @contextlib.contextmanager
-    def hold(self, name: str, timeout_s: float | None, waiting: WaitingCallback | None = None) -> Iterator[None]:
-        """Hold the lock; not reentrant."""
+    def hold(
+        self,
+        name: str,
+        timeout_s: float | None,
+        waiting: WaitingCallback | None = None,
+        is_done: Callable[[], bool] | None = None,
+    ) -> Iterator[bool]:
+        """Hold the lock; not reentrant. See :meth:`enginecache.locks.base.KeyLocks.hold`."""
         path = self._root.locks / f"{name}.lock"
         if self._root.is_shared:
             self._open_to_group(path)
-        lock = filelock.FileLock(
-            path,
-            mode=self._root.file_mode,
-            thread_local=False,
-            poll_interval=POLL_S,
-            # A soft lock would outlive its process.
-            fallback_to_soft=False,
-        )
-        self._acquire(lock, name, timeout_s, waiting)
+        # A soft lock would outlive its process.
+        lock = filelock.FileLock(path, mode=self._root.file_mode, thread_local=False, fallback_to_soft=False)
+        if not self._acquire(lock, name, timeout_s, waiting, is_done):
+            yield False
+            return
         try:
             self._write_holder(name)
-            yield
+            yield True
         finally:
             # Before the release: after it, this file may speak of the next holder.
             with contextlib.suppress(OSError):  # a note that stays must not keep the lock
@@ -58,24 +60,33 @@ class LocalKeyLocks:
             lock.release()
 
     def _acquire(
-        self, lock: filelock.BaseFileLock, name: str, timeout_s: float | None, waiting: WaitingCallback | None
-    ) -> None:
+        self,
+        lock: filelock.BaseFileLock,
+        name: str,
+        timeout_s: float | None,
+        waiting: WaitingCallback | None,
+        is_done: Callable[[], bool] | None,
+    ) -> bool:
+        """Whether the lock was had; the other way out is that ``is_done``."""
         started = time.monotonic()
-        wait_s = 0.0  # the first try does not wait: who waits should hear at once for whom
+        said = 0
         while True:
             try:
-                lock.acquire(timeout=wait_s)
+                lock.acquire(timeout=0)
             except filelock.Timeout:
-                waited = time.monotonic() - started
-                if timeout_s is not None and waited >= timeout_s:
-                    raise self._timed_out(name, timeout_s) from None
-                if waiting is not None:
-                    waiting(Waiting(self.holder(name), waited))
-                wait_s = SAY_EVERY_S if timeout_s is None else min(SAY_EVERY_S, timeout_s - waited)
+                if is_done is not None and is_done():
+                    return False
             except OSError as error:
                 raise _not_taken(Path(lock.lock_file), error) from error
             else:
-                return
+                return True
+            waited = time.monotonic() - started
+            if timeout_s is not None and waited >= timeout_s:
+                raise self._timed_out(name, timeout_s)
+            if waiting is not None and waited >= said * SAY_EVERY_S:  # at once, too: for whom
+                said += 1
+                waiting(Waiting(self.holder(name), waited))
+            time.sleep(POLL_S if timeout_s is None else min(POLL_S, timeout_s - waited))
 
     def _timed_out(self, name: str, timeout_s: float) -> LockTimeoutError:
         message = f"timed out after {timeout_s:g} s of waiting for {describe_holder(self.holder(name))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import math
 import re
@@ -133,10 +134,11 @@ class EntryRecord:
             ValueError: A field is not what it should be.
             TypeError: A field is missing, or there is one too many.
         """
-        record = cls(**{**values, "compute_capabilities": tuple(values["compute_capabilities"])})
-        wrong = [name for name, is_right in _FORMS.items() if not is_right(getattr(record, name))]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is {getattr(record, wrong[0])!r:.100}")
+        values = {**values, "compute_capabilities": tuple(values["compute_capabilities"])}
+        record = cls(**values)
+        for name, is_right in _FORMS.items():
+            if name in values and not is_right(values[name]):
+                raise ValueError(f"{name} is {values[name]!r:.100}")
         return record
 
 
@@ -160,6 +162,7 @@ def _is_text_or_none(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
+@functools.lru_cache
 def _is_reach(value: tuple[object, ...]) -> bool:
     try:
         return all(isinstance(text, str) for text in value) and bool(Reach.from_texts(value))  # type: ignore[arg-type]
@@ -276,6 +279,29 @@ class LoadRecord:
 
 
 @dataclass(frozen=True)
+class AnswerRecord:
+    """A command line that was answered by a hit, for :mod:`enginecache.door`.
+
+    Attributes:
+        command: Digest of the command line.
+        key: Of the entry that answers it.
+        build_id: The attempt that made it: a rebuild is another answer.
+        watched: What it rests on, as it looked.
+        said: What went to standard error.
+        printed: What went to standard output.
+        seal: Digest of the others.
+    """
+
+    command: str
+    key: str
+    build_id: str
+    watched: bytes
+    said: bytes
+    printed: bytes
+    seal: str
+
+
+@dataclass(frozen=True)
 class InflationStep:
     """What eviction's inflation rose to; see :mod:`enginecache.eviction`.
 
@@ -307,6 +333,10 @@ class Registry(Protocol):
 
     def find(self, key: str) -> EntryRecord | None:
         """The entry of exactly this key."""
+        ...
+
+    def has_entry(self, key: str, build_id: str | None = None) -> bool:
+        """Whether the key has an entry, and that of this attempt if one is named."""
         ...
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
@@ -406,6 +436,10 @@ class Registry(Protocol):
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
         """Keep what was found in a file. Never blocks and never fails: a busy registry just forgets."""
+        ...
+
+    def remember_answer(self, answer: AnswerRecord) -> None:
+        """Keep an answer, in place of the one to the same command line; a registry that is busy just forgets."""
         ...
 
     def record_load(self, load: LoadRecord) -> None:

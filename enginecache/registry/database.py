@@ -54,6 +54,20 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
+    def looking(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the driver's own, for one query that must be quick.
+
+        Raises:
+            RegistryError: The database cannot be opened or read.
+        """
+        try:
+            with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as found:
+                yield found
+        except sqlite3.Error as error:
+            message = f"the registry {self.path} is unavailable: {error}"
+            raise RegistryError(message, fix_for(error, self.path)) from error
+
+    @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that holds the write lock from its first statement: commits at the end, or not at all.
 

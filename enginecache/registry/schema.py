@@ -22,10 +22,10 @@ from enginecache.registry.database import Database, fix_for
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """Revision that this release writes: the newest script in ``migrations/versions``."""
 
-KNOWN = ("0001", "0002", HEAD)
+KNOWN = ("0001", "0002", "0003", HEAD)
 """Revisions that this release can upgrade from, oldest first."""
 
 READER = 1

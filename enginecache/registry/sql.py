@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import Fields, canonical_json
 from enginecache.registry.base import (
+    AnswerRecord,
     BuildRecord,
     EntryRecord,
     ExaminedRow,
@@ -29,7 +31,18 @@ from enginecache.registry.base import (
     utc_now,
 )
 from enginecache.registry.database import Database
-from enginecache.registry.tables import blobs, builds, entries, file_memo, inflation, loads, misses, models, pins
+from enginecache.registry.tables import (
+    answers,
+    blobs,
+    builds,
+    entries,
+    file_memo,
+    inflation,
+    loads,
+    misses,
+    models,
+    pins,
+)
 
 _ENTRY = sa.select(
     entries,
@@ -56,6 +69,9 @@ _ROW: sa.ColumnElement[int] = sa.literal_column("entries.rowid")
 _GONE = {"state": "abandoned", "reason": "its process ended before the build did"}
 _MAX_INTEGER = 2**63 - 1
 """SQLite's largest; a time in nanoseconds passes it in the year 2262, and a file can be given such a time."""
+MAX_ANSWERS = 1000
+"""Of command lines; the newest are kept."""
+
 _NEWEST_FIRST = (entries.c.created_at.desc(), entries.c.key)
 
 
@@ -99,6 +115,12 @@ class SqlRegistry:
         if found is not None and found.key != key:
             raise damaged_registry(self._database.path, f"the row of {key[:12]} is that of {found.key[:12]}")
         return found
+
+    def has_entry(self, key: str, build_id: str | None = None) -> bool:
+        """Whether the key has an entry, and that of this attempt if one is named."""
+        with self._database.looking() as connection:  # not SQLAlchemy, which takes three times as long
+            found = connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone()
+        return found is not None and build_id in {None, found[0]}
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
         """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
@@ -304,6 +326,15 @@ class SqlRegistry:
             "ctime_ns": fingerprint.ctime_ns,
         }
 
+    def remember_answer(self, answer: AnswerRecord) -> None:
+        """Keep an answer, in place of the one to the same command line; a registry that is busy just forgets."""
+        row = {**vars(answer), "at": utc_now()}
+        gone = answers.c.key.not_in(sa.select(entries.c.key))
+        newest = sa.select(answers.c.command).order_by(answers.c.at.desc()).limit(MAX_ANSWERS)
+        with contextlib.suppress(RegistryError), self._hasty.writing() as connection:
+            connection.execute(insert(answers).values(row).on_conflict_do_update(index_elements=["command"], set_=row))
+            connection.execute(sa.delete(answers).where(sa.or_(gone, answers.c.command.not_in(newest))))
+
     def record_load(self, load: LoadRecord) -> None:
         """Keep what came of loading a blob, in place of what is known of the same four. Does not wait for writers."""
         row = {column.name: getattr(load, column.name) for column in loads.c}
@@ -386,10 +417,14 @@ def _entry(row: sa.Row[Any]) -> EntryRecord:
 
 
 def _entry_of(values: dict[str, Any]) -> EntryRecord:
-    capabilities = tuple(json.loads(values["compute_capabilities"]))
-    return EntryRecord.of_values(
-        {**values, "compute_capabilities": capabilities, "is_pinned": bool(values["is_pinned"])}
-    )
+    values["compute_capabilities"] = _capabilities(values["compute_capabilities"])
+    values["is_pinned"] = bool(values["is_pinned"])
+    return EntryRecord.of_values(values)
+
+
+@functools.lru_cache
+def _capabilities(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def _examined(values: dict[str, Any]) -> ExaminedRow:

@@ -120,6 +120,19 @@ inflation = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
 )
 
+answers = sa.Table(
+    "answers",
+    METADATA,
+    sa.Column("command", HEX, primary_key=True),
+    sa.Column("key", HEX, nullable=False),
+    sa.Column("build_id", sa.String(32), nullable=False),
+    sa.Column("watched", sa.LargeBinary, nullable=False),
+    sa.Column("said", sa.LargeBinary, nullable=False),
+    sa.Column("printed", sa.LargeBinary, nullable=False),
+    sa.Column("seal", HEX, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
 misses = sa.Table(
     "misses",
     METADATA,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from enginecache.digests import StreamDigest
+from enginecache.digests import SMALL_BYTES, StreamDigest
 from enginecache.errors import StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.store.base import ReadBlob, StagedBlob
@@ -97,7 +97,7 @@ class LocalBlobStore:
                 return None
             with os.fdopen(descriptor, "rb", buffering=0) as file:
                 before = Fingerprint.of_stat(os.fstat(file.fileno()))
-                with contextlib.closing(StreamDigest()) as stream:
+                with contextlib.closing(StreamDigest(is_short=before.size_bytes < SMALL_BYTES)) as stream:
                     stream.read_from(file, before.size_bytes)
                     found = stream.hexdigest()
                 after = Fingerprint.of_stat(os.fstat(file.fileno()))

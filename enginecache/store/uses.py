@@ -38,6 +38,15 @@ class UseLog:
         except (OSError, ValueError, OverflowError):  # a wrong clock's year may be beyond any calendar's
             return None
 
+    def all(self) -> dict[str, dt.datetime]:
+        """The last use of every entry that has a note, in one pass over the folder."""
+        found: dict[str, dt.datetime] = {}
+        with contextlib.suppress(OSError), os.scandir(self._root.uses) as notes:
+            for note in notes:
+                with contextlib.suppress(OSError, ValueError, OverflowError):
+                    found[note.name] = dt.datetime.fromtimestamp(note.stat().st_mtime, dt.timezone.utc)
+        return found
+
     def forget(self, key: str) -> None:
         """Drop the note of an entry that is gone."""
         with contextlib.suppress(OSError):

@@ -19,7 +19,8 @@ from records import EPOCH, attempt, entry, fields_of, hex_of, publish
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import canonical_json
-from enginecache.registry.base import InflationStep, Registry, RegistryTotals
+from enginecache.registry import sql
+from enginecache.registry.base import AnswerRecord, InflationStep, Registry, RegistryTotals
 from enginecache.registry.database import Database
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
@@ -601,3 +602,33 @@ def test_a_registry_that_is_none_is_an_error_with_the_way_out(sqlite_path, spoil
         assert "enginecache doctor" in caught.value.fix
         assert caught.value.exit_code == 6
     registry.remember("blob", BIG, {"digest": "x"})
+
+
+def test_an_entry_is_there_by_its_key_and_by_its_attempt(registry):
+    record = publish(registry, "a")
+    assert registry.has_entry(record.key)
+    assert registry.has_entry(record.key, record.build_id)
+    assert not registry.has_entry(record.key, attempt("a", 2).id)
+    assert not registry.has_entry(attempt("b").key)
+
+
+def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeypatch):
+    record, gone = publish(registry, "a"), publish(registry, "b")
+
+    def answers() -> list[str]:
+        with registry._database.looking() as connection:
+            return [row[0][0] for row in connection.execute("SELECT command FROM answers ORDER BY at")]
+
+    def remember(letter: str, entry) -> None:
+        registry.remember_answer(AnswerRecord(letter * 64, entry.key, entry.build_id, b"", b"", b"", "f" * 64))
+
+    for letter in "ab":
+        remember(letter, record)
+    remember("c", gone)
+    assert answers() == ["a", "b", "c"]
+    registry.remove(gone.key)
+    remember("a", record)
+    assert answers() == ["b", "a"]
+    monkeypatch.setattr(sql, "MAX_ANSWERS", 2)
+    remember("d", record)
+    assert answers() == ["a", "d"]

@@ -98,8 +98,10 @@ def test_a_frozen_registry_serves_its_rows(frozen, request):
     assert states[attempt("d").id] == ("running", "")
     (miss,) = registry.misses()
     assert (miss.key, miss.reason, miss.count, miss.differing) == (entry("c").key, "corrupt", 2, ())
-    # The memo of these releases has no seal: what it says is found out again.
-    assert registry.recall("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2)) is None
+    # The memo of the first releases has no seal: what it says is found out again.
+    is_sealed = not any(revision in request.node.name for revision in ("0001", "0002", "0003"))
+    found = registry.recall("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2))
+    assert found == ({"digest": first.digest} if is_sealed else None)
 
 
 def test_a_frozen_registry_takes_new_rows(frozen):

@@ -1,0 +1,103 @@
+"""The way in of the command line: what was asked before, and has the same answer, is answered here.
+
+It parses nothing. The full path alone decides which command lines are remembered, see :mod:`enginecache.answers`; it
+writes down what the answer rests on, as it looked then. Here the same things are looked at again: the files, the
+folders that modules come from, the GPUs. If one of them differs, or anything at all is odd, the full path answers.
+
+Loads nothing but what every Python has loaded, and SQLite: that is what it is for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from enginecache.watching import ELAPSED, command_of, folder_of, is_as_it_was, seal_of
+
+TYPE_CHECKING = False  # see enginecache/__init__.py
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SELECT = """
+SELECT answers.key, answers.watched, answers.said, answers.printed, answers.seal
+FROM answers JOIN entries ON entries.key = answers.key AND entries.build_id = answers.build_id
+WHERE answers.command = ?
+"""
+BUSY_TIMEOUT_S = 0.05
+
+
+def main() -> None:
+    """Answer, or let the full path do it. The entry point of the console script."""
+    try:
+        is_answered = answer(sys.argv[1:], os.environ)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:  # noqa: BLE001  whatever it is, the full path says what is wrong
+        is_answered = False
+    if not is_answered:
+        from enginecache.cli import main
+
+        main()
+
+
+def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Print what was printed for the same command line before, if all that it rests on is as it was.
+
+    Returns:
+        Whether it did; False also where nothing is known of it.
+
+    Raises:
+        Exception: Something is not as it should be; nothing was printed.
+    """
+    started_s = time.monotonic()
+    if not arguments or arguments[0] != "get" or None in (sys.stdin, sys.stdout, sys.stderr):
+        return False
+    folder = folder_of(arguments, environ)
+    registry = f"{folder}/registry.sqlite"
+    if not (_is_trusted(folder) and _is_trusted(registry)):
+        return False
+    import _sqlite3
+
+    command = command_of(arguments, environ)
+    connection = _sqlite3.connect(
+        f"file:{_quoted(registry)}?mode=ro", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True
+    )
+    try:
+        found = connection.execute(SELECT, (command,)).fetchone()
+        if found is None:
+            return False
+        key, watched, said, printed, seal = found
+        if seal != seal_of(command, key, watched, said, printed) or not is_as_it_was(watched):
+            return False
+        # The use is noted before the row is read for good: a prune that takes the row after this sees the use, and
+        # leaves the blob.
+        os.utime(f"{folder}/uses/{key}")
+        if connection.execute(SELECT, (command,)).fetchone() != found or not is_as_it_was(watched):
+            return False
+    finally:
+        connection.close()
+    elapsed_s = time.monotonic() - started_s
+    _write(2, said.replace(ELAPSED.encode(), b"%.2f" % elapsed_s))
+    _write(1, printed.replace(ELAPSED.encode(), b"%.6f" % elapsed_s))
+    return True
+
+
+def _is_trusted(path: str) -> bool:
+    """Whether nobody but this user and root could have written it, as far as its owner and mode tell."""
+    found = os.stat(path)
+    return found.st_uid in {os.geteuid(), 0} and not found.st_mode & 0o022
+
+
+def _quoted(path: str) -> str:
+    """A path inside a URI."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+if __name__ == "__main__":
+    main()

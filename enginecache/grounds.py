@@ -1,0 +1,50 @@
+"""What an answer rests on beside the request, and whether a change of it would be seen.
+
+A key is made of the model's files and of what is here: settings, installed packages, GPUs. What was found out from
+these may stand until one of them looks different, if a difference always shows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from enginecache.config import config_path
+from enginecache.fingerprint import Fingerprint, has_true_ctime
+from enginecache.toolchain import DPKG_STATUS
+from enginecache.watching import gpu_things
+
+Things = list[tuple[str, str]]
+"""How to look at each thing, and its name; see :func:`enginecache.watching.look`."""
+
+
+def surroundings(root: Path) -> Things:
+    """What decides a key beside the request and the model, and the cache folder itself."""
+    folders = [*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)]
+    stats = [root, config_path(), DPKG_STATUS, *(folder or Path.cwd() for folder in folders)]
+    return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), *gpu_things()]
+
+
+def are_telling(things: Things, files: Iterable[str] = (), *, since_ns: int) -> bool:
+    """Whether what ``stat`` says of each file or folder that is there stands for what it held, and will tell a change.
+
+    Each must have been old enough for a change to move its times, on a file system that moves them.
+
+    Args:
+        things: What is looked at.
+        files: Further files.
+        since_ns: When the first of them was read, nanoseconds since the epoch.
+    """
+    kept: dict[int, bool] = {}
+    for path in [*(thing for how, thing in things if how == "stat"), *files]:
+        try:
+            found = Fingerprint.of_path(path)
+        except OSError:
+            continue  # that it is not there is seen too
+        if found.device not in kept:
+            kept[found.device] = has_true_ctime(found.device)
+        if not found.is_settled(since_ns) or not kept[found.device]:
+            return False
+    return True

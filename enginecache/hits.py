@@ -1,0 +1,200 @@
+"""Hits that a process had before: given again after a few calls of ``stat``, without a key being made.
+
+What an answer rests on is looked at again: the model's files and the plan each time, installed packages, settings and
+GPUs once a second, and the registry's row whenever the registry's file has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from enginecache import fingerprint as files
+from enginecache.entry import Entry
+from enginecache.errors import RegistryError
+from enginecache.fingerprint import Fingerprint
+from enginecache.grounds import Things, are_telling, surroundings
+from enginecache.matching import EXACT
+from enginecache.model import ModelIdentity
+from enginecache.registry.base import Registry
+from enginecache.store.root import Root
+from enginecache.store.uses import UseLog
+from enginecache.watching import watch
+
+LOOK_EVERY_S = 1.0
+"""So long a new TensorRT, GPU or setting may go unnoticed in a running process. A use is noted as often, which is
+enough: nothing that was used within the last minute is evicted.
+"""
+
+MAX_HITS = 4096
+State = tuple[tuple[int, int, int, int], ...]
+"""Inode, size, mtime and ctime of the registry's files."""
+
+_WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting"})
+"""What a hit does not depend on."""
+
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class _Hit:
+    """An entry and what it rests on. Its last two fields change, and a lost update costs a second look."""
+
+    __slots__ = ("checked", "entry", "files", "looked_at_s", "seen", "things")
+
+    def __init__(self, entry: Entry, files: tuple[tuple[str, Fingerprint], ...], things: Things, seen: bytes) -> None:
+        self.entry = entry
+        self.files = files
+        self.things = things
+        self.seen = seen
+        self.looked_at_s = -LOOK_EVERY_S
+        self.checked: State | None = None
+
+
+class RecentHits:
+    """A process's recent hits. Safe across threads, and carried across a fork.
+
+    Args:
+        root: The cache folder.
+        registry: Whose rows must still be there.
+        uses: Where uses are noted.
+    """
+
+    def __init__(self, root: Root, registry: Registry, uses: UseLog) -> None:
+        self._root = root.path
+        self._files = (str(root.registry_path), f"{root.registry_path}-wal")
+        self._registry = registry
+        self._uses = uses
+        self._hits: dict[Any, _Hit] = {}
+
+    def recall(self, model: object, ask: Mapping[str, Any]) -> Entry | None:
+        """The entry that the same request was given before, if nothing that decided it has changed."""
+        name = _name(model, ask)
+        hit = None if name is None else self._hits.get(name)
+        if hit is None:
+            return None
+        try:
+            if self._stands(hit):
+                return hit.entry
+        except (OSError, ValueError):
+            pass  # a file is gone: the long way says which, and what that means
+        self._hits.pop(name, None)
+        return None
+
+    def keep(self, model: object, ask: Mapping[str, Any], identity: ModelIdentity, entry: Entry) -> None:
+        """Remember a hit, where every change of what it rests on will be seen."""
+        name = _name(model, ask)
+        source = entry.source
+        if name is None or source.path is None or entry.reasons != (EXACT,) or entry.plugins or not identity.is_settled:
+            return
+        since_ns = time.time_ns() - int(entry.elapsed_seconds * 1e9)
+        plan = str(entry.path)
+        try:
+            paths = [str(source.path), *(str(source.path_of(file.location)) for file in identity.files[1:]), plan]
+            fingerprints = [*(file.fingerprint for file in identity.files), Fingerprint.of_path(plan)]
+            things = surroundings(self._root)
+            seen = watch(things)
+        except (OSError, ValueError):
+            return
+        if are_telling(things, paths, since_ns=since_ns):
+            if len(self._hits) >= MAX_HITS:
+                self._hits.clear()
+            self._hits[name] = _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), things, seen)
+
+    def watch_for(self, key: str) -> Callable[[], bool]:
+        """A function that says whether the key has an entry; it asks the registry only when that has changed."""
+        seen: State | None = None
+
+        def is_there() -> bool:
+            nonlocal seen
+            now = self._state()
+            if now == seen:
+                return False
+            seen = now if _are_settled(now) else None
+            with contextlib.suppress(RegistryError):  # who waits goes on waiting
+                return self._registry.has_entry(key)
+            return False
+
+        return is_there
+
+    def _state(self) -> State:
+        """What ``stat`` says of the registry's files: any change of a row changes it."""
+        found = os.stat(self._files[0])
+        state: State = ((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),)
+        if os.access(self._files[1], os.F_OK):  # an error of stat's costs as much as all the rest
+            found = os.stat(self._files[1])
+            state = (*state, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return state
+
+    def _stands(self, hit: _Hit) -> bool:
+        now_s = time.monotonic()
+        if now_s - hit.looked_at_s >= LOOK_EVERY_S:
+            self._uses.touch(hit.entry.key)  # before the row is read, as on the long way
+            if watch(hit.things) != hit.seen:
+                return False
+            hit.looked_at_s = now_s
+        for path, fingerprint in hit.files:
+            found = os.stat(path)  # half the time of Path.stat
+            if (
+                found.st_mtime_ns != fingerprint.mtime_ns
+                or found.st_ctime_ns != fingerprint.ctime_ns
+                or found.st_ino != fingerprint.inode
+                or found.st_dev != fingerprint.device
+                or found.st_size != fingerprint.size_bytes
+            ):
+                return False
+        return self._has_row(hit)
+
+    def _has_row(self, hit: _Hit) -> bool:
+        """Whether the entry's row is there; asked anew where the registry may have changed since it was last."""
+        state = self._state()
+        if state == hit.checked:
+            return True
+        hit.checked = None
+        record = hit.entry.record
+        is_settled = _are_settled(state)
+        if not self._registry.has_entry(record.key, record.build_id):
+            return False
+        if is_settled:
+            hit.checked = state
+        return True
+
+
+def _are_settled(state: State) -> bool:
+    now_ns = time.time_ns()
+    return all(max(mtime_ns, ctime_ns) + files.SETTLE_NS <= now_ns for _, _, mtime_ns, ctime_ns in state)
+
+
+def _name(model: object, ask: Mapping[str, Any]) -> Any:
+    """The request as a value that equals another's only if both ask the same; None where that cannot be told."""
+    if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
+        return None
+    path = os.fspath(model)
+    where = "" if os.path.isabs(path) else os.getcwd()  # noqa: PTH109, PTH117  # this is counted in microseconds
+    try:
+        asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
+    except TypeError:
+        return None
+    environ = os.environ
+    return path, where, asked, *map(environ.get, _VARIABLES)
+
+
+def _frozen(value: Any) -> Any:
+    """A plain value with its types, since 1, 1.0 and True are equal and not the same request.
+
+    Raises:
+        TypeError: It is not made of plain values, and may change, or give its items only once.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    if kind is tuple or kind is list:
+        return kind, tuple(map(_frozen, value))
+    if kind is dict:
+        return kind, tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    if isinstance(value, os.PathLike):
+        return kind, os.fspath(value)
+    raise TypeError(kind)

@@ -1,0 +1,369 @@
+"""The door gives an answer again only while the full path would give the same; else it lets that answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes import FakeBuilder, fake_place
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import linear, save
+
+from enginecache import door, fingerprint, watching
+from enginecache.cache import EngineCache
+from enginecache.cli.app import app
+from enginecache.config import Config
+
+ELAPSED = re.compile(rb'(?<=hit in )[\d.]+|(?<="elapsed_seconds": )[\d.e-]+')
+SETTLE_NS = 50_000_000
+SETTLED_S = SETTLE_NS / 1e9 + 0.05
+
+
+class Desk:
+    """A cache with models, and both ways in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "cache"
+        self.inline = save(linear(seed=1), folder / "inline.onnx")
+        self.other = save(linear(seed=2), folder / "other.onnx")
+        (folder / "split").mkdir()
+        self.split = save(linear(seed=3), folder / "split" / "split.onnx", external="weights.data")
+        self.builder = FakeBuilder()
+
+    def open(self, config: Config | None = None, **arguments) -> EngineCache:
+        return EngineCache(config or Config.load(**arguments), builder=self.builder, place=fake_place)
+
+
+def fully(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes]:
+    """What the full path does."""
+    capfdbinary.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["enginecache", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            app(prog_name="enginecache")
+    out, err = capfdbinary.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def by_the_door(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes] | None:
+    """What the door says; None where it leaves it to the full path."""
+    capfdbinary.readouterr()
+    try:
+        is_answered = door.answer(arguments, os.environ)
+    except Exception:  # noqa: BLE001  as main does
+        is_answered = False
+    out, err = capfdbinary.readouterr()
+    assert is_answered or (out, err) == (b"", b"")
+    return (0, out, err) if is_answered else None
+
+
+def timeless(said: tuple[int, bytes, bytes]) -> tuple[int, bytes, bytes]:
+    code, out, err = said
+    return code, ELAPSED.sub(b"T", out), ELAPSED.sub(b"T", err)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("door"))
+
+
+@pytest.fixture
+def opened(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setenv("ENGINECACHE_DIR", str(desk.folder))
+    monkeypatch.setattr(EngineCache, "open", desk.open)
+    # Files come to rest within a moment: here no two changes fall into one tick of the clock.
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", SETTLE_NS)
+    return desk
+
+
+def known(capfdbinary, arguments: list[str]) -> None:
+    """Have a command line answered until it is remembered."""
+    fully(capfdbinary, arguments)
+    deadline = time.monotonic() + 20
+    while by_the_door(capfdbinary, arguments) is None:
+        assert time.monotonic() < deadline, "it is not remembered"
+        time.sleep(SETTLED_S)
+        fully(capfdbinary, arguments)
+
+
+OPTIONS = [
+    [],
+    ["-q"],
+    ["--json"],
+    ["--dim", "batch=1:2:4"],
+    ["--dim=batch=1:2:4"],
+    ["--dim", "batch=1:2:8"],
+    ["--opt-level", "2"],
+    ["--offline"],
+    ["--target", "sm_89"],
+    ["--accept", "compatible"],
+    ["--timeout", "5m"],
+]
+
+LINES = st.lists(st.sampled_from(OPTIONS), max_size=3).map(lambda parts: [word for part in parts for word in part])
+
+
+def test_what_was_asked_before_is_answered_with_the_same_words(opened, capfdbinary):
+    for options in (["--dim", "batch=1:2:4"], ["--json", "--dim", "batch=1:2:4"], ["-q", "--dim=batch=1:2:4"]):
+        arguments = ["get", str(opened.inline), *options]
+        assert by_the_door(capfdbinary, arguments) is None
+        known(capfdbinary, arguments)
+        said = by_the_door(capfdbinary, arguments)
+        assert timeless(said) == timeless(fully(capfdbinary, arguments))
+        assert said[0] == 0
+        assert str(opened.folder).encode() in said[1]
+
+
+def test_a_record_is_json_with_the_seconds_of_this_answer(opened, capfdbinary):
+    arguments = ["get", str(opened.inline), "--json", "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    record = json.loads(by_the_door(capfdbinary, arguments)[1])
+    assert record["outcome"] == "hit"
+    assert 0 <= record["elapsed_seconds"] < 5
+
+
+def rewrite(path: Path) -> None:
+    """Other bytes of the same size, in place."""
+    content = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def replaced(path: Path, other: Path) -> None:
+    content = other.read_bytes()
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.rename(path)
+
+
+@contextlib.contextmanager
+def kept(*paths: Path) -> Iterator[None]:
+    """Put files back as they were, and let them come to rest."""
+    saved = [(path, path.read_bytes(), path.stat().st_mode) for path in paths]
+    try:
+        yield
+    finally:
+        for path, content, mode in saved:
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+            path.chmod(mode)
+
+
+def change_model(desk: Desk, monkeypatch) -> None:
+    replaced(desk.inline, desk.other)
+
+
+def change_weights_inside(desk: Desk, monkeypatch) -> None:
+    rewrite(desk.inline)
+
+
+def touch_model(desk: Desk, monkeypatch) -> None:
+    os.utime(desk.inline)
+
+
+def change_variable(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setenv("ENGINECACHE_BACKEND", "tensorrt-rtx")
+
+
+def hide_gpus(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def go_elsewhere(desk: Desk, monkeypatch) -> None:
+    monkeypatch.chdir(desk.inline.parent)
+
+
+def other_locale(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setenv("LC_ALL", "POSIX")
+
+
+def install_something(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "stat": lambda path: b"newer" + watching._stat(path)})
+
+
+def other_gpu(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "names": lambda path: b"0000:01:00.0"})
+
+
+def other_release(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr("enginecache.__version__", "99")
+
+
+def other_interpreter(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/elsewhere")
+
+
+def other_module_path(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/elsewhere", *sys.path])
+
+
+def open_registry_to_all(desk: Desk, monkeypatch) -> None:
+    (desk.folder / "registry.sqlite").chmod(0o666)
+
+
+def spoil_the_answer(desk: Desk, monkeypatch) -> None:
+    with contextlib.closing(sqlite3.connect(desk.folder / "registry.sqlite")) as connection, connection:
+        connection.execute("UPDATE answers SET printed = CAST(replace(printed, 'engine', 'engin3') AS BLOB)")
+
+
+CHANGES = [
+    *(change_model, change_weights_inside, touch_model, change_variable, hide_gpus, go_elsewhere, other_locale),
+    *(install_something, other_gpu, other_release, other_interpreter, other_module_path, open_registry_to_all),
+    spoil_the_answer,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_of_anything_that_it_rests_on_leaves_it_to_the_full_path(opened, capfdbinary, monkeypatch, change):
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    with kept(opened.inline):
+        change(opened, monkeypatch)
+        assert by_the_door(capfdbinary, arguments) is None
+    monkeypatch.undo()
+    (opened.folder / "registry.sqlite").chmod(0o600)
+
+
+def test_a_change_of_external_data_leaves_it_to_the_full_path(opened, capfdbinary):
+    arguments = ["get", str(opened.split), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    (data,) = (path for path in opened.split.parent.iterdir() if path != opened.split)
+    with kept(data):
+        rewrite(data)
+        assert by_the_door(capfdbinary, arguments) is None
+
+
+def test_a_settings_file_that_appears_leaves_it_to_the_full_path(opened, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    (tmp_path / "enginecache").mkdir()
+    known(capfdbinary, arguments)
+    (tmp_path / "enginecache" / "config.toml").write_text('backend = "tensorrt-rtx"\n', encoding="utf-8")
+    assert by_the_door(capfdbinary, arguments) is None
+
+
+def engine_of(desk: Desk, arguments: list[str], capfdbinary) -> Path:
+    return Path(os.fsdecode(fully(capfdbinary, arguments)[1].strip()))
+
+
+HARMS: list[Callable[[EngineCache, Path], object]] = [
+    lambda _cache, path: path.unlink(),
+    lambda _cache, path: rewrite(path),
+    lambda cache, _path: [cache.remove(used.record) for used in cache.entries()],
+]
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=["deleted", "damaged", "removed"])
+def test_an_engine_that_is_gone_or_damaged_is_not_handed_out(opened, capfdbinary, harm):
+    arguments = ["get", str(opened.other), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    harm(opened.open(), engine_of(opened, arguments, capfdbinary))
+    assert by_the_door(capfdbinary, arguments) is None
+    assert fully(capfdbinary, arguments)[0] == 0
+
+
+def test_a_rebuild_is_another_answer(opened, capfdbinary):
+    arguments = ["get", str(opened.other), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    fully(capfdbinary, [*arguments, "--rebuild"])
+    assert by_the_door(capfdbinary, arguments) is None
+
+
+@pytest.mark.parametrize(
+    "extra", [["--rebuild"], ["-o", "copy.engine"], ["--verify-model"]], ids=["rebuild", "copy", "verify"]
+)
+def test_what_does_more_than_answer_is_never_remembered(opened, capfdbinary, monkeypatch, tmp_path, extra):
+    monkeypatch.chdir(tmp_path)
+    plain = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, plain)
+    for _ in range(2):
+        fully(capfdbinary, [*plain, *extra])
+        assert by_the_door(capfdbinary, [*plain, *extra]) is None
+
+
+def test_a_use_is_noted_so_that_eviction_knows_of_it(opened, capfdbinary):
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    (used, *_) = [u for u in opened.open().entries() if u.record.model_name == "inline.onnx"]
+    note = opened.folder / "uses" / used.record.key
+    os.utime(note, (1, 1))
+    assert by_the_door(capfdbinary, arguments) is not None
+    assert time.time() - note.stat().st_mtime < 10
+
+
+def test_a_model_that_is_young_is_not_remembered(opened, capfdbinary, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 60_000_000_000)
+    model = save(linear(seed=8), tmp_path / "young.onnx")
+    arguments = ["get", str(model), "--dim", "batch=1:2:4"]
+    fully(capfdbinary, arguments)
+    fully(capfdbinary, arguments)
+    assert by_the_door(capfdbinary, arguments) is None
+
+
+def test_nothing_is_remembered_where_ctime_is_data(opened, capfdbinary, monkeypatch):
+    monkeypatch.setattr("enginecache.grounds.has_true_ctime", lambda _device: False)
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:3:5"]
+    time.sleep(SETTLED_S)
+    fully(capfdbinary, arguments)
+    fully(capfdbinary, arguments)
+    assert by_the_door(capfdbinary, arguments) is None
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(line=LINES, model=st.sampled_from(["inline", "other", "split"]), changes=st.lists(st.integers(0, 6), max_size=2))
+def test_the_door_never_answers_differently_from_the_full_path(opened, capfdbinary, line, model, changes):
+    """Whatever was asked, in whatever words, and whatever changed since."""
+    arguments = ["get", str(getattr(opened, model)), *line]
+    fully(capfdbinary, arguments)
+    fully(capfdbinary, arguments)
+    for number in changes:
+        with pytest.MonkeyPatch.context() as patch, kept(opened.inline):
+            CHANGES[number](opened, patch)
+            _compare(capfdbinary, arguments)
+    _compare(capfdbinary, arguments)
+
+
+def _compare(capfdbinary, arguments: list[str]) -> None:
+    said = by_the_door(capfdbinary, arguments)
+    if said is not None:
+        assert timeless(said) == timeless(fully(capfdbinary, arguments))
+
+
+BANNED = {
+    *("sqlalchemy", "typer", "rich", "numpy", "onnx", "asyncio", "tensorrt", "tensorrt_rtx", "pycuda", "dataclasses"),
+    *("tomllib", "tomli", "importlib.metadata", "argparse", "logging", "pathlib", "typing", "re", "json", "contextlib"),
+}
+WARM = """
+import sys
+before = set(sys.modules)
+sys.argv = ["enginecache", *sys.argv[1:]]
+from enginecache.door import main
+main()
+print(*sorted(set(sys.modules) - before), file=sys.stderr)
+"""
+
+
+@pytest.mark.rtx
+def test_a_warm_hit_loads_next_to_nothing(tmp_path):
+    model = save(linear(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", WARM, "get", str(model), "--dim", "batch=1:2:4", "--target", "sm_89", "-q"]
+    environ = {**os.environ, "ENGINECACHE_DIR": str(tmp_path / "cache")}
+    loaded: set[str] = set()
+    for _ in range(30):
+        done = subprocess.run(command, check=True, env=environ, capture_output=True, text=True)
+        loaded = set(done.stderr.split())
+        if loaded and "typer" not in loaded:
+            break
+        time.sleep(0.4)
+    assert "enginecache.door" in loaded
+    assert not loaded & BANNED

@@ -1,0 +1,186 @@
+"""What a process was given before it is given again, as long as the long way would give the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from fakes import FakeBuilder
+from models import linear, save
+
+from enginecache import fingerprint, hits, watching
+from enginecache.cache import EngineCache
+from enginecache.errors import NotCachedError, ProfileError
+from enginecache.request import Request
+
+ASK = {"dims": {"batch": (1, 2, 4)}}
+SETTLE_NS = 50_000_000
+
+
+@pytest.fixture(autouse=True)
+def _short_settling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files come to rest within a moment: here no two changes fall into one tick of the clock."""
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", SETTLE_NS)
+
+
+@pytest.fixture
+def served(open_cache, model) -> EngineCache:
+    """A cache that has handed the engine out so late that it is remembered."""
+    cache = open_cache()
+    cache.get(model, **ASK)
+    time.sleep(SETTLE_NS / 1e9 + 0.05)
+    cache.get(model, **ASK)
+    assert is_recalled(cache, model)
+    return cache
+
+
+def is_recalled(cache: EngineCache, model, **ask) -> bool:
+    return cache._hits.recall(model, ask or ASK) is not None
+
+
+def test_what_is_given_again_is_the_same_but_for_the_time_it_took(served, model, monkeypatch):
+    long_way = EngineCache(served.config, builder=FakeBuilder(), place=served._place).get(model, **ASK)
+    monkeypatch.setattr(served, "resolve", None)
+    found = served.get(model, **ASK)
+    assert found.to_json() | {"elapsed_seconds": 0} == long_way.to_json() | {"elapsed_seconds": 0}
+    assert found.elapsed_seconds < 1
+
+
+def test_a_call_reads_no_file_of_the_model(served, model, monkeypatch):
+    monkeypatch.setattr(Path, "open", None)
+    assert served.get(os.fspath(model), **ASK).outcome == "hit"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache, path, entry: os.utime(path),
+        lambda cache, path, entry: path.write_bytes(path.read_bytes()),
+        lambda cache, path, entry: path.unlink(),
+        lambda cache, path, entry: entry.path.unlink(),
+        lambda cache, path, entry: entry.path.chmod(0o600),
+        lambda cache, path, entry: cache.remove(entry.record),
+    ],
+    ids=["touched", "written", "deleted", "plan deleted", "plan's mode", "removed"],
+)
+def test_a_change_of_a_file_or_row_ends_it(served, model, change):
+    entry = served.get(model, **ASK)
+    change(served, model, entry)
+    assert not is_recalled(served, model)
+    assert not is_recalled(served, model)  # and it is forgotten
+    if entry.path.exists():
+        entry.path.chmod(0o400)
+    served.verify(repair=True)
+
+
+def test_an_entry_that_another_process_removes_is_not_handed_out(served, model):
+    entry = served.get(model, **ASK)
+    other = EngineCache(served.config, builder=FakeBuilder(), place=served._place)
+    other.remove(entry.record)
+    assert not is_recalled(served, model)
+    with pytest.raises(NotCachedError):
+        served.get(model, **ASK, offline=True)
+
+
+def test_a_rebuild_is_seen(served, model):
+    old = served.get(model, **ASK)
+    served.get(model, **ASK, rebuild=True)
+    assert served.get(model, **ASK).record.build_id != old.record.build_id
+
+
+def test_new_packages_gpus_and_settings_are_seen_within_a_second(served, model, monkeypatch):
+    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "names": lambda path: b"0000:01:00.0"})
+    assert is_recalled(served, model)
+    time.sleep(hits.LOOK_EVERY_S)
+    assert not is_recalled(served, model)
+
+
+def test_a_use_is_noted_every_second(served, model):
+    entry = served.get(model, **ASK)
+    note = served.root.uses / entry.key
+    time.sleep(hits.LOOK_EVERY_S)
+    os.utime(note, (1, 1))
+    served.get(model, **ASK)
+    assert time.time() - note.stat().st_mtime < 10
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"])
+def test_a_variable_that_decides_the_gpu_is_part_of_the_request(served, model, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert not is_recalled(served, model)
+
+
+def test_a_relative_path_is_that_of_this_folder(served, model, monkeypatch, tmp_path):
+    monkeypatch.chdir(model.parent)
+    served.get(model.name, **ASK)
+    assert is_recalled(served, model.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert not is_recalled(served, model.name)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        {"dims": {"batch": (1.0, 2, 4)}},
+        {"dims": {"batch": (True, 2, 4)}},
+        {"dims": {"batch": (1, 2, 5)}},
+        {"dims": {"batch": (1, 2, 4)}, "workspace_bytes": 1 << 30},
+        {"dims": {"batch": (1, 2, 4)}, "rebuild": True},
+        {"dims": {"batch": (1, 2, 4)}, "verify_model": True},
+        {"dims": {"batch": (1, 2, 4)}, "no_such_keyword": 1},
+    ],
+    ids=str,
+)
+def test_another_request_is_another_request(served, model, ask):
+    assert not is_recalled(served, model, **ask)
+
+
+def test_values_that_can_be_read_only_once_are_not_remembered(served, model):
+    precision = (name for name in ())
+    served.get(model, **ASK, precision=precision)
+    assert not is_recalled(served, model, **ASK, precision=precision)
+
+
+def test_bytes_of_a_model_and_young_models_go_the_long_way(open_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 60_000_000_000)
+    cache = open_cache()
+    path = save(linear(seed=4), tmp_path / "young.onnx")
+    for _ in range(2):
+        cache.get(path, **ASK)
+    assert not is_recalled(cache, path)
+    for _ in range(2):
+        cache.get(path.read_bytes(), **ASK)
+    assert not is_recalled(cache, path.read_bytes())
+
+
+def test_a_bad_request_is_refused_as_before(served, model):
+    with pytest.raises(ProfileError):
+        served.get(model, dims={"batch": (4, 2, 1)})
+
+
+def test_there_is_a_limit(served, model, monkeypatch):
+    monkeypatch.setattr(hits, "MAX_HITS", 1)
+    served.get(model, dims={"batch": (1, 2, 8)})
+    time.sleep(SETTLE_NS / 1e9 + 0.05)
+    served.get(model, dims={"batch": (1, 2, 8)})
+    assert len(served._hits._hits) == 1
+
+
+def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
+    cache, other = open_cache(), open_cache()
+    resolved = cache.resolve(Request.of(model, ASK))
+    asked = []
+
+    def waiting(_waiting):
+        if not asked:
+            asked.append(True)
+            # As another process would: it has the lock, publishes, and keeps the lock.
+            other._publication.build(resolved)
+
+    with cache._locks.hold(resolved.key.digest, 0.0):
+        entry = other.get(model, **ASK, waiting=waiting, timeout_s=30)
+    assert entry.outcome == "hit"
+    assert entry.reasons[0].code == "waited"
