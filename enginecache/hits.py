@@ -76,11 +76,9 @@ class RecentHits:
         hit = None if name is None else self._hits.get(name)
         if hit is None:
             return None
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a file is gone: the long way says which, and what that means
             if self._stands(hit):
                 return hit.entry
-        except (OSError, ValueError):
-            pass  # a file is gone: the long way says which, and what that means
         self._hits.pop(name, None)
         return None
 

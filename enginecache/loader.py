@@ -18,7 +18,7 @@ from enginecache.devices import Device, current_device
 from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
 from enginecache.options import PluginLibrary
 from enginecache.registry.base import EntryRecord, LoadOutcome, LoadRecord, Registry, utc_now
-from enginecache.runtimes.base import Deserializer, Failure, Loaded, LoadRequest, Trial, driver_of
+from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, driver_of
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial
 from enginecache.runtimes.verdict import judge
@@ -110,53 +110,16 @@ class EngineLoader:
     ) -> Any:
         device = self._find_device()
         place = None if device is None else (record.digest, device.device_class, driver_of(device))
-        if trial == "auto" and place in self._loaded:
-            return self._load_known(record, path, plugins, device, trusted=trusted)
-        engine = self._load_unknown(record, path, plugins, device, trusted=trusted, trial=trial)
-        if place is not None:
-            self._loaded.add(place)
-        return engine
-
-    def _load_known(
-        self,
-        record: EntryRecord,
-        path: Path,
-        plugins: tuple[PluginLibrary, ...],
-        device: Device | None,
-        *,
-        trusted: bool,
-    ) -> Any:
-        """Load what this process has loaded before: nothing is asked of the registry."""
-        may_run = trusted or (_is_version_compatible(record) and self._is_built_on_this_host(record))
-        request = _request(record, path, plugins, may_run_host_code=may_run)
-        outcome = self._deserialize(request)
-        if isinstance(outcome, Failure):
-            raise self._judged_here(record, request, device, outcome, has_loaded=True)
-        return self._engine_of(record, outcome)
-
-    @staticmethod
-    def _engine_of(record: EntryRecord, outcome: Loaded) -> Any:
-        for line in outcome.warnings:
-            _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
-        return outcome.engine
-
-    def _load_unknown(
-        self,
-        record: EntryRecord,
-        path: Path,
-        plugins: tuple[PluginLibrary, ...],
-        device: Device | None,
-        *,
-        trusted: bool,
-        trial: TrialPolicy,
-    ) -> Any:
-        known = self._recall(record, device)
+        # What this process has loaded before is not asked of the registry.
+        has_loaded = trial == "auto" and place in self._loaded
+        known = None if has_loaded else self._recall(record, device)
         if known is not None and known.outcome != "loaded" and trial != "always":
             raise _failed_before(path, known)
-        is_built_here = self._is_built_on_this_host(record)
+        has_loaded = is_noted = has_loaded or (known is not None and known.outcome == "loaded")
+        is_built_here = (not has_loaded or _is_version_compatible(record)) and self._is_built_on_this_host(record)
         request = _request(record, path, plugins, may_run_host_code=trusted or is_built_here)
-        has_loaded = known is not None and known.outcome == "loaded"
-        if trial == "always" or (trial == "auto" and self._is_new(record, device, known, is_built_here=is_built_here)):
+        is_new = not has_loaded and (not is_built_here or device is None or record.device_name != device.name)
+        if trial == "always" or (trial == "auto" and is_new):
             failure = self._trial(request, device)
             if failure is not None:
                 raise self._judged(record, request, device, failure)
@@ -164,16 +127,13 @@ class EngineLoader:
         outcome = self._deserialize(request)
         if isinstance(outcome, Failure):
             raise self._judged_here(record, request, device, outcome, has_loaded=has_loaded)
-        if known is None or known.outcome != "loaded":  # a load of what is known writes nothing
+        if not is_noted:  # a load of what is known writes nothing
             self._remember(record, device, "loaded", "")
-        return self._engine_of(record, outcome)
-
-    @staticmethod
-    def _is_new(record: EntryRecord, device: Device | None, known: LoadRecord | None, *, is_built_here: bool) -> bool:
-        """Whether nothing tells that the plan loads on this GPU."""
-        if known is not None:
-            return known.outcome != "loaded"
-        return not is_built_here or device is None or record.device_name != device.name
+        if place is not None:
+            self._loaded.add(place)
+        for line in outcome.warnings:
+            _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
+        return outcome.engine
 
     def _judged_here(
         self,
