@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import FakeBuilder, fake_cache
+from fakes import ConstantBuilder, fake_cache
 
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
@@ -13,15 +13,6 @@ from enginecache.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
-
-
-class ConstantBuilder(FakeBuilder):
-    """Builds the same bytes whatever is asked."""
-
-    def build(self, request, progress=None):
-        built = super().build(request, progress)
-        built.plan_path.write_bytes(b"the same plan")
-        return built
 
 
 def key_of(cache: EngineCache, model: Path, ask=None):

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakes import FakeBuilder, fake_cache
 from mounts import read_only
+from users import as_user
 
 from enginecache.cli import main
 from enginecache.errors import NotCachedError, RegistryError, StoreError
 
-FORK = multiprocessing.get_context("fork")
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
-
-
-def as_user(user: int, group: int, work: Callable[[], Any]) -> Any:
-    """What ``work`` gives in a process of another user, with everything imported that this one has."""
-    reader, writer = FORK.Pipe(duplex=False)
-
-    def run() -> None:
-        os.setgroups([])
-        os.setgid(group)
-        os.setuid(user)
-        try:
-            writer.send(work())
-        except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
-            writer.send(f"{type(error).__name__}: {error}")
-
-    child = FORK.Process(target=run)
-    child.start()
-    found = reader.recv()
-    child.join()
-    return found
 
 
 @pytest.fixture

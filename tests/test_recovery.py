@@ -8,7 +8,7 @@ import sqlite3
 import threading
 
 import pytest
-from fakes import FakeBuilder, fake_cache
+from fakes import ConstantBuilder, FakeBuilder, fake_cache
 from models import linear, save
 from records import attempt, entry, hex_of, publish
 
@@ -26,13 +26,6 @@ from enginecache.stored import StoredEngines
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
-
-
-class ConstantBuilder(FakeBuilder):
-    def build(self, request, progress=None):
-        built = super().build(request, progress)
-        built.plan_path.write_bytes(b"the same plan")
-        return built
 
 
 def no_database(path):

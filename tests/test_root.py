@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import stat
@@ -11,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from users import as_user
 
 from enginecache.config import Config
 from enginecache.doctor.folder import check_parents, check_root
@@ -18,7 +18,6 @@ from enginecache.errors import StoreError
 from enginecache.store import root as root_module
 from enginecache.store.root import FOLDERS, Root, make_folder
 
-FORK = multiprocessing.get_context("fork")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")
 
@@ -199,26 +198,6 @@ def open_folder():
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
-
-
-def as_user(user: int, group: int, work) -> object:
-    """What ``work`` gives in a process of another user; an error as its text."""
-    reader, writer = FORK.Pipe(duplex=False)
-
-    def run():
-        os.setgroups([])
-        os.setgid(group)
-        os.setuid(user)
-        try:
-            writer.send(work())
-        except Exception as error:  # noqa: BLE001  whatever it is, the test shows it
-            writer.send(f"{type(error).__name__}: {error}")
-
-    child = FORK.Process(target=run)
-    child.start()
-    found = reader.recv()
-    child.join()
-    return found
 
 
 def give(path: Path, user: int, group: int, mode: int) -> None:

@@ -5,7 +5,7 @@ import os
 import sqlite3
 
 import pytest
-from fakes import FakeBuilder, fake_cache
+from fakes import ConstantBuilder, FakeBuilder, fake_cache
 from records import entry as entry_of
 
 from enginecache.errors import BuildError, StoreError
@@ -15,13 +15,6 @@ from enginecache.store.records import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
-
-
-class ConstantBuilder(FakeBuilder):
-    def build(self, request, progress=None):
-        built = super().build(request, progress)
-        built.plan_path.write_bytes(b"the same plan")
-        return built
 
 
 def rewrite(path, data):

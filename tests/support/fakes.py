@@ -79,6 +79,16 @@ class FakeBuilder:
         )
 
 
+class ConstantBuilder(FakeBuilder):
+    """Builds the same bytes whatever is asked."""
+
+    def build(self, request: BuildRequest, progress: ProgressCallback | None = None) -> BuiltPlan:
+        """Like its base, with other bytes."""
+        built = super().build(request, progress)
+        built.plan_path.write_bytes(b"the same plan")
+        return built
+
+
 def fake_place(
     backend: str = "auto",
     target: Target | None = None,
