@@ -108,12 +108,11 @@ class RecentHits:
 
         def is_there() -> bool:
             nonlocal seen
-            now = self._state()
-            if now == seen:
-                return False
-            seen = now if _are_settled(now) else None
-            with contextlib.suppress(RegistryError):  # who waits goes on waiting
-                return self._registry.has_entry(key)
+            with contextlib.suppress(OSError, RegistryError):  # who waits goes on waiting
+                now = self._state()
+                if now != seen:
+                    seen = now if _are_settled(now) else None
+                    return self._registry.has_entry(key)
             return False
 
         return is_there

@@ -184,3 +184,13 @@ def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
         entry = other.get(model, **ASK, waiting=waiting, timeout_s=30)
     assert entry.outcome == "hit"
     assert entry.reasons[0].code == "waited"
+
+
+def test_who_waits_goes_on_waiting_while_the_registry_is_away(open_cache, model):
+    cache = open_cache()
+    entry = cache.get(model, **ASK)
+    is_there = cache._hits.watch_for(entry.key)
+    away = cache.root.registry_path.rename(cache.root.path / "registry.away")
+    assert not is_there()
+    away.rename(cache.root.registry_path)
+    assert is_there()
