@@ -33,8 +33,8 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
-from enginecache.eviction import Used, inflation_after, plan_prune
-from enginecache.registry.base import EntryRecord, InflationStep
+from enginecache.eviction import inflation_after, plan_prune
+from enginecache.registry.records import InflationStep, Standing
 
 CAPACITIES = (0.05, 0.15, 0.40)
 """Of the bytes of all engines together."""
@@ -183,18 +183,18 @@ class Planned:
         self._trace = trace
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
-        self._stored: dict[int, Used] = {}
+        self._stored: dict[int, Standing] = {}
         self._inflation: list[InflationStep] = []
 
     def has(self, engine: int) -> bool:
         return engine in self._stored
 
     def hit(self, engine: int, at: float) -> None:
-        self._stored[engine] = Used(self._stored[engine].record, _time(at))
+        self._stored[engine] = self._stored[engine]._replace(last_used_at=_time(at))
 
     def built(self, engine: int, at: float) -> None:
         now = _time(at)
-        self._stored[engine] = Used(_record(engine, self._trace.engines[engine], now), now)
+        self._stored[engine] = _standing(engine, self._trace.engines[engine], now)
         self._size_bytes += self._trace.engines[engine].size_bytes
         if self._size_bytes > self._capacity_bytes:
             self._enforce(now)
@@ -203,7 +203,7 @@ class Planned:
         stored = list(self._stored.values())
         plan = plan_prune(stored, (), now, max_size_bytes=self._capacity_bytes, inflation=self._inflation)
         for going in plan.entries:
-            del self._stored[int(going.record.key, 16)]
+            del self._stored[int(going.standing.key, 16)]
         self._size_bytes = plan.kept_bytes
         value = inflation_after(plan.entries)
         if value is not None:
@@ -218,24 +218,20 @@ def _time(at: float) -> dt.datetime:
     return _START + dt.timedelta(seconds=at)
 
 
-def _record(number: int, engine: Engine, now: dt.datetime) -> EntryRecord:
+def _standing(number: int, engine: Engine, now: dt.datetime) -> Standing:
     name = f"{number:064x}"
-    return EntryRecord(
+    return Standing(
         key=name,
-        key_json="{}",
-        key_version=1,
-        model_digest=name,
-        model_name=f"{number}.onnx",
         digest=name,
+        model_name=f"{number}.onnx",
         size_bytes=engine.size_bytes,
         backend="tensorrt",
         tensorrt_version="10.13.3.9",
         compute_capabilities=("9.0",),
-        device_name=None,
-        driver_version=None,
         build_id=name[:32],
         build_seconds=engine.build_seconds,
-        created_at=now,
+        last_used_at=now,
+        is_pinned=False,
     )
 
 

@@ -17,7 +17,7 @@ from enginecache.fingerprint import Fingerprint
 from enginecache.grounds import are_telling, surroundings
 from enginecache.matching import EXACT
 from enginecache.publication import Resolved
-from enginecache.registry.base import AnswerRecord
+from enginecache.registry.records import AnswerRecord
 from enginecache.request import Ask, Request
 from enginecache.watching import command_of, folder_of, seal_of, watch
 

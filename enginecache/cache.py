@@ -32,7 +32,7 @@ from enginecache.placement import place
 from enginecache.precision import plan_conversion
 from enginecache.profiles import resolve_profiles
 from enginecache.publication import Publication, Resolved
-from enginecache.registry.base import EntryRecord, utc_now
+from enginecache.registry.records import EntryRecord, utc_now
 from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
 from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches
 from enginecache.store.space import require_writable

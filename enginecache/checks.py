@@ -16,7 +16,8 @@ from enginecache.errors import EngineCacheError, StoreError
 from enginecache.locks.base import KeyLocks
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, find_registry_damage, recorded_entries, sound_entries
-from enginecache.registry.base import BuildRecord, EntryRecord, ExaminedRow, Registry, utc_now
+from enginecache.registry.base import Registry
+from enginecache.registry.records import BuildRecord, EntryRecord, ExaminedRow, utc_now
 from enginecache.store.artefacts import Artefacts
 from enginecache.store.base import BlobStore
 from enginecache.store.records import RepairRecords

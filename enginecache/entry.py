@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from enginecache.matching import Reason, Verdict
 from enginecache.model import ModelSource
 from enginecache.options import PluginLibrary
-from enginecache.registry.base import EntryRecord
+from enginecache.registry.records import EntryRecord
 
 if TYPE_CHECKING:
     from enginecache.loader import EngineLoader, TrialPolicy

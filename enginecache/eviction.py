@@ -14,6 +14,7 @@ Systems, 1997. ``benchmarks/eviction.py`` compares it with others.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,8 @@ from typing import Literal, NamedTuple
 from enginecache.config import DAY_S
 from enginecache.devices import Device
 from enginecache.errors import OptionError
-from enginecache.registry.base import EntryRecord, InflationStep
+from enginecache.registry.records import InflationStep, Standing
+from enginecache.targets import Reach
 from enginecache.toolchain import Toolchain
 
 RECENT_USE_S = 60.0
@@ -37,14 +39,6 @@ _GIB = float(1 << 30)
 
 GoingReason = Literal["old", "unusable", "cheapest"]
 StayReason = Literal["pinned", "young", "in_use"]
-
-
-@dataclass(frozen=True)
-class Used:
-    """An entry and when it was last used; to be published is a use."""
-
-    record: EntryRecord
-    last_used_at: dt.datetime
 
 
 @dataclass(frozen=True)
@@ -67,25 +61,15 @@ class Going:
     """An entry that is to go.
 
     Attributes:
-        used: The entry.
+        standing: The entry.
         reason: ``old``: not used for longer than was asked. Else the size is too much, and ``unusable``: no TensorRT
             or GPU here can use it; ``cheapest``: its priority is the least.
         priority: Of its blob, in seconds per GiB.
     """
 
-    used: Used
+    standing: Standing
     reason: GoingReason
     priority: float
-
-    @property
-    def record(self) -> EntryRecord:
-        """Its row."""
-        return self.used.record
-
-    @property
-    def last_used_at(self) -> dt.datetime:
-        """When it was last used."""
-        return self.used.last_used_at
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class PrunePlan:
         """The entries to go, by blob, in order."""
         groups: dict[str, list[Going]] = {}
         for going in self.entries:
-            groups.setdefault(going.record.digest, []).append(going)
+            groups.setdefault(going.standing.digest, []).append(going)
         return [tuple(group) for group in groups.values()]
 
 
@@ -147,18 +131,30 @@ class _Blob(NamedTuple):
     digest: str
     size_bytes: int
     is_pinned: bool
-    users: list[Used]
+    users: list[Standing]
+
+    def beside(self, other: _Blob) -> _Blob:
+        """The blob for the users of both: the best of them speaks for it."""
+        return _Blob(
+            self.is_usable or other.is_usable,
+            max(self.priority, other.priority),
+            max(self.last_used_at, other.last_used_at),
+            self.digest,
+            self.size_bytes,
+            self.is_pinned or other.is_pinned,
+            sorted((*self.users, *other.users)),
+        )
 
 
 def plan_prune(
-    stored: Sequence[Used],
+    stored: Sequence[Standing],
     garbage: Iterable[Garbage],
     now: dt.datetime,
     *,
     max_size_bytes: int | None = None,
     older_than_s: float | None = None,
     inflation: Sequence[InflationStep] = (),
-    is_usable: Callable[[EntryRecord], bool] = lambda _: True,
+    is_usable: Callable[[Standing], bool] = lambda _: True,
     is_in_use: Callable[[str], bool] = lambda _: False,
 ) -> PrunePlan:
     """Decide what goes. Deterministic, and changes nothing.
@@ -194,7 +190,7 @@ def plan_prune(
             staying[blob.digest] = (why, blob.size_bytes)
     rubbish = tuple(garbage)
     return PrunePlan(
-        entries=tuple(Going(used, why, blob.priority) for blob, why in going.values() for used in blob.users),
+        entries=tuple(Going(user, why, blob.priority) for blob, why in going.values() for user in blob.users),
         garbage=rubbish,
         freed_bytes=total_bytes - kept_bytes + sum(item.size_bytes for item in rubbish),
         kept_bytes=kept_bytes,
@@ -204,42 +200,34 @@ def plan_prune(
 
 
 def _blobs(
-    stored: Sequence[Used],
+    stored: Sequence[Standing],
     now: dt.datetime,
     inflation: Sequence[InflationStep],
-    is_usable: Callable[[EntryRecord], bool],
+    is_usable: Callable[[Standing], bool],
 ) -> list[_Blob]:
     times = [min(step.at, now) for step in inflation]
     values = [0.0, *(step.value for step in inflation)]
-    users: dict[str, list[Used]] = {}
-    for used in stored:
-        users.setdefault(used.record.digest, []).append(used)
     foreign_before = now - dt.timedelta(seconds=FOREIGN_USE_S)
-    blobs = []
-    for digest, group in users.items():
-        group.sort(key=_key)
-        last_used_at = min(max([used.last_used_at for used in group]), now)
-        blobs.append(
-            _Blob(
-                last_used_at > foreign_before or any(is_usable(used.record) for used in group),
-                max([values[bisect_right(times, used.last_used_at)] + rebuild_cost(used.record) for used in group]),
-                last_used_at,
-                digest,
-                group[0].record.size_bytes,
-                any([used.record.is_pinned for used in group]),  # noqa: C419  a list is twice as fast
-                group,
-            )
+    blobs: dict[str, _Blob] = {}
+    for standing in stored:
+        used_at, digest = standing.last_used_at, standing.digest
+        blob = _Blob(
+            used_at > foreign_before or is_usable(standing),
+            values[bisect_right(times, used_at)] + rebuild_cost(standing),
+            min(now, used_at),  # not min: this runs for every entry
+            digest,
+            standing.size_bytes,
+            standing.is_pinned,
+            [standing],
         )
-    return blobs
+        other = blobs.get(digest)
+        blobs[digest] = blob if other is None else blob.beside(other)
+    return list(blobs.values())
 
 
-def _key(used: Used) -> str:
-    return used.record.key
-
-
-def rebuild_cost(record: EntryRecord) -> float:
+def rebuild_cost(standing: Standing) -> float:
     """What it costs to lose an entry, for the room that it takes up: seconds of its build per GiB."""
-    return record.build_seconds * _GIB / max(record.size_bytes, 1)
+    return standing.build_seconds * _GIB / max(standing.size_bytes, 1)
 
 
 def _turns(
@@ -247,9 +235,9 @@ def _turns(
 ) -> Iterable[tuple[_Blob, GoingReason]]:
     """Whose turn it is to go, first to last, and why. Uses ``blobs`` up."""
     if older_than_s is not None:
-        for blob in sorted(blobs, key=lambda blob: (blob.last_used_at, blob.digest)):
-            if (now - blob.last_used_at).total_seconds() > older_than_s:
-                yield blob, "old"
+        old = [blob for blob in blobs if (now - blob.last_used_at).total_seconds() > older_than_s]
+        for blob in sorted(old, key=lambda blob: (blob.last_used_at, blob.digest)):
+            yield blob, "old"
     if by_size:
         heapq.heapify(blobs)
         while blobs:
@@ -280,7 +268,7 @@ def inflation_after(evicted: Iterable[Going]) -> float | None:
     return max((going.priority for going in evicted if going.reason == "cheapest"), default=None)
 
 
-def usable_here(toolchains: Sequence[Toolchain], devices: Sequence[Device]) -> Callable[[EntryRecord], bool]:
+def usable_here(toolchains: Sequence[Toolchain], devices: Sequence[Device]) -> Callable[[Standing], bool]:
     """Which entries a TensorRT and a GPU of this host can use.
 
     A host without GPU builds for others: there every target is usable. One without TensorRT says nothing either.
@@ -291,13 +279,17 @@ def usable_here(toolchains: Sequence[Toolchain], devices: Sequence[Device]) -> C
     """
     versions = {(toolchain.flavour, toolchain.version) for toolchain in toolchains}
 
-    def is_usable(record: EntryRecord) -> bool:
-        if versions and (record.backend, record.tensorrt_version) not in versions:
-            return False
+    @functools.cache
+    def is_reached(compute_capabilities: tuple[str, ...]) -> bool:
         try:
-            reach = record.reach
+            reach = Reach.from_texts(compute_capabilities)
         except OptionError:  # a later release may write what this one cannot read
             return True
         return not devices or any(reach.covers_one(device.compute_capability) for device in devices)
+
+    def is_usable(standing: Standing) -> bool:
+        if versions and (standing.backend, standing.tensorrt_version) not in versions:
+            return False
+        return is_reached(standing.compute_capabilities)
 
     return is_usable

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from enginecache.config import DAY_S
 from enginecache.errors import BuilderKilledError, BuildError
-from enginecache.registry.base import BuildRecord
+from enginecache.registry.records import BuildRecord
 
 LONGEST_S = DAY_S
 """A new driver, more memory or another GPU may mend what no key names: once a day it is tried."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -44,50 +46,61 @@ def find_garbage(
     past: list[Garbage] = []
     young: list[Garbage] = []
     folders = tuple(map(build_folder_prefix, running))
-    for path, what, limit_s in _candidates(root, is_named, grace_s):
-        if path.parent == root.tmp and path.name.startswith(folders):
-            continue
+    for path, what, limit_s in _candidates(root, is_named, grace_s, folders):
         with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
+            status = os.lstat(path)
             # ctime moves with the rename that gave a blob its name, mtime does not.
-            age_s = now - max(status.st_mtime, status.st_ctime)
-            item = Garbage(path, _size_bytes(path), what)
-            if age_s >= limit_s:
-                past.append(item)
-            elif limit_s == grace_s:
-                young.append(item)
-    return past, young
+            is_past = now - max(status.st_mtime, status.st_ctime) >= limit_s
+            if is_past or limit_s == grace_s:
+                (past if is_past else young).append(Garbage(Path(path), _size_bytes(Path(path)), what))
+    return sorted(past, key=_path), sorted(young, key=_path)
 
 
-def _candidates(root: Root, is_named: Callable[[str], bool], grace_s: float) -> Iterator[tuple[Path, str, float]]:
+def _path(item: Garbage) -> Path:
+    return item.path
+
+
+def _candidates(
+    root: Root, is_named: Callable[[str], bool], grace_s: float, running: tuple[str, ...]
+) -> Iterator[tuple[str, str, float]]:
     for path, what in _unnamed(root, is_named):
         yield path, what, grace_s
-    for path in sorted(root.tmp.iterdir()):
-        yield path, "a temporary file", grace_s
-    for path in sorted(root.quarantine.iterdir()):
-        if not path.name.startswith("registry."):  # a registry that was set aside is for people to delete
+    for path, name in _files(root.tmp):
+        if not name.startswith(running):
+            yield path, "a temporary file", grace_s
+    for path, name in _files(root.quarantine):
+        if not name.startswith("registry."):  # a registry that was set aside is for people to delete
             yield path, "a quarantined engine", KEPT_FOR_S
-    for path in sorted(root.logs.iterdir()):
+    for path, _ in _files(root.logs):
         yield path, "a builder's log", KEPT_FOR_S
     for kind in get_args(ArtefactKind):
-        for path in sorted(root.artefacts(kind).iterdir()):
+        for path, _ in _files(root.artefacts(kind)):
             yield path, f"one of the {kind.replace('-', ' ')}, long unused", ARTEFACTS_KEPT_FOR_S
 
 
-def _unnamed(root: Root, is_named: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
+def _unnamed(root: Root, is_named: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """What should not be among the blobs; a record goes with its blob."""
-    for path in sorted(root.engines.iterdir()):
-        if not path.is_dir() or path.is_symlink():
-            yield path, "a stray file"
-    for path in sorted(root.engines.glob("*/*")):
-        if path.suffix not in {".engine", ".json"} or path.parent.name != path.stem[:2]:
-            yield path, "a stray file"
-        elif is_named(path.stem):
+    for folder, prefix in _files(root.engines):
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            yield folder, "a stray file"
             continue
-        elif path.suffix == ".engine":
-            yield path, "a stored engine without a row"
-        elif not path.with_suffix(".engine").exists():
-            yield path, "a repair record without an engine"
+        for path, name in _files(folder):
+            digest, dot, suffix = name.rpartition(".")
+            if dot + suffix not in {".engine", ".json"} or digest[:2] != prefix:
+                yield path, "a stray file"
+            elif is_named(digest):
+                continue
+            elif suffix == "engine":
+                yield path, "a stored engine without a row"
+            elif not os.path.lexists(f"{folder}/{digest}.engine"):
+                yield path, "a repair record without an engine"
+
+
+def _files(folder: Path | str) -> Iterator[tuple[str, str]]:
+    """Path and name of each; none where they cannot be listed, which a check of the folders says."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):  # noqa: PTH208
+            yield f"{folder}/{name}", name
 
 
 def _size_bytes(path: Path) -> int:

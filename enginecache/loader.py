@@ -17,7 +17,8 @@ from typing import Any, Literal
 from enginecache.devices import Device, current_device
 from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
 from enginecache.options import PluginLibrary
-from enginecache.registry.base import EntryRecord, LoadOutcome, LoadRecord, Registry, utc_now
+from enginecache.registry.base import Registry
+from enginecache.registry.records import EntryRecord, LoadOutcome, LoadRecord, utc_now
 from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, driver_of
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial

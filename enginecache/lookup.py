@@ -12,7 +12,8 @@ from enginecache.locks.base import KeyLocks
 from enginecache.matching import Reason, distance, is_same_model, judge
 from enginecache.memo import BlobState, FileMemo
 from enginecache.placement import required_reach
-from enginecache.registry.base import REPAIR_FIX, EntryRecord, Registry
+from enginecache.registry.base import Registry
+from enginecache.registry.records import REPAIR_FIX, EntryRecord
 from enginecache.store.base import BlobStore
 
 STORE_LOCK = "store"

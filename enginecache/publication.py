@@ -30,7 +30,8 @@ from enginecache.model import ModelIdentity, ModelSource
 from enginecache.placement import Placement
 from enginecache.profiles import Profile
 from enginecache.recovery import record_entry
-from enginecache.registry.base import BuildRecord, EntryRecord, Registry, utc_now
+from enginecache.registry.base import Registry
+from enginecache.registry.records import BuildRecord, EntryRecord, utc_now
 from enginecache.store.base import BlobStore, StagedBlob
 from enginecache.store.records import RepairRecords
 from enginecache.store.root import Root, build_folder_prefix

@@ -21,9 +21,10 @@ from enginecache.errors import RegistryError, StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.locks.base import KeyLocks
 from enginecache.registry import schema
-from enginecache.registry.base import EntryRecord, Registry
+from enginecache.registry.base import Registry
 from enginecache.registry.database import BUSY_TIMEOUT_S, Database
 from enginecache.registry.health import find_damage
+from enginecache.registry.records import EntryRecord
 from enginecache.registry.sql import SqlRegistry
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.records import RepairRecords

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from enginecache.errors import OptionError
-from enginecache.eviction import Garbage, Going, PrunePlan, Used, inflation_after, plan_prune
+from enginecache.eviction import Garbage, Going, PrunePlan, inflation_after, plan_prune
 from enginecache.garbage import delete_garbage
 from enginecache.locks.base import KeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
-from enginecache.registry.base import EntryRecord, InflationStep, Registry, utc_now
+from enginecache.registry.base import Registry
+from enginecache.registry.records import EntryRecord, InflationStep, Standing, utc_now
 from enginecache.store.base import BlobStore
 from enginecache.store.leases import UseScan
 from enginecache.store.root import Root
 from enginecache.store.space import Reserve
 from enginecache.store.uses import UseLog
 
-Usability = Callable[[EntryRecord], bool]
+Usability = Callable[[Standing], bool]
 
 
 def _all_usable() -> Usability:
     return lambda _: True
+
+
+@dataclass(frozen=True)
+class Used:
+    """An entry and when it was last used; to be published is a use."""
+
+    record: EntryRecord
+    last_used_at: dt.datetime
 
 
 class Removal:
@@ -82,9 +92,8 @@ class Removal:
             max_size_bytes: Bytes of blobs that may stay; None is no limit.
             older_than_s: Entries not used for so many seconds go; None is no limit.
         """
-        noted = self._uses.all()
         return plan_prune(
-            [Used(record, noted.get(record.key, record.created_at)) for record in self._registry.entries()],
+            self._registry.standings(self._uses.all()),
             garbage,
             utc_now(),
             max_size_bytes=max_size_bytes,
@@ -135,31 +144,35 @@ class Removal:
         """Keep what inflation rose to, from before the eviction on: what is used from now is worth more."""
         value = inflation_after(evicted)
         if value is not None:
-            uses = (self.used(record).last_used_at for record in self._registry.entries())
+            uses = (standing.last_used_at for standing in self._registry.standings(self._uses.all()))
             self._registry.record_inflation(InflationStep(started_at, value), min(uses, default=started_at))
 
     def _evict(self, group: Sequence[Going], scan: UseScan) -> int | None:
         """Delete a blob with all its entries, with the store's lock held; the bytes freed, or None where it stays."""
-        digest = group[0].record.digest
+        digest = group[0].standing.digest
         with scan.unused(digest) as is_unused:
             if not is_unused or not all(self._is_as_planned(going) for going in group):
                 return None
             # Not those that were pinned just now: with them the blob stays.
-            removed = [going for going in group if self._registry.remove(going.record.key, digest=digest)]
-            if any(self.used(going.record) != going.used for going in removed):
+            removed = [going for going in group if self._registry.remove(going.standing.key, digest=digest)]
+            if any(self._is_used_since(going.standing) for going in removed):
                 # A hit noted its use and read the row just before it went, and hands the path out now. The blob is
                 # garbage, and young.
                 self._store.retire(digest)
                 return None
             for going in removed:
-                self._uses.forget(going.record.key)
+                self._uses.forget(going.standing.key)
             return self._delete_unnamed(digest)
 
     def _is_as_planned(self, going: Going) -> bool:
-        current = self._registry.find(going.record.key)
+        planned = going.standing
+        current = self._registry.find(planned.key)
         # Rebuilt since, to the same bytes perhaps: another attempt.
-        is_same = current is not None and current.build_id == going.record.build_id and not current.is_pinned
-        return is_same and self.used(going.record) == going.used
+        is_same = current is not None and current.build_id == planned.build_id and not current.is_pinned
+        return is_same and not self._is_used_since(planned)
+
+    def _is_used_since(self, planned: Standing) -> bool:
+        return (self._uses.last_used(planned.key) or planned.last_used_at) != planned.last_used_at
 
     def delete_garbage(self, item: Garbage) -> bool:
         """Delete a file that no row names; False if that failed, or if a row names it by now."""

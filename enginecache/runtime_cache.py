@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from enginecache.devices import Device
 from enginecache.digests import digest_of
 from enginecache.errors import LoadRefusedError, StoreError
-from enginecache.registry.base import EntryRecord
+from enginecache.registry.records import EntryRecord
 from enginecache.store.artefacts import Artefacts
 from enginecache.store.root import Root
 

@@ -18,11 +18,11 @@ from enginecache.locks.local import LocalKeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, Recovery, require_registry
-from enginecache.registry.base import AnswerRecord, BuildRecord, EntryRecord, MissRecord, RegistryTotals
 from enginecache.registry.database import Database
+from enginecache.registry.records import AnswerRecord, BuildRecord, EntryRecord, MissRecord, RegistryTotals, Standing
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
-from enginecache.removal import Removal
+from enginecache.removal import Removal, Used
 from enginecache.store.records import RecordedBlobStore
 from enginecache.store.root import Root
 from enginecache.store.space import Reserve
@@ -79,7 +79,7 @@ class StoredEngines:
     ) -> None:
         """Nothing is held open; the form is there so that a later implementation may."""
 
-    def entries(self, limit: int | None = None) -> list[eviction.Used]:
+    def entries(self, limit: int | None = None) -> list[Used]:
         """Entries with their last use, newest first.
 
         Args:
@@ -87,9 +87,13 @@ class StoredEngines:
         """
         return [self.used(record) for record in self._registry.entries(limit)]
 
-    def used(self, record: EntryRecord) -> eviction.Used:
+    def used(self, record: EntryRecord) -> Used:
         """An entry with its last use."""
         return self._removal.used(record)
+
+    def starting_with(self, prefix: str, limit: int) -> list[EntryRecord]:
+        """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
+        return self._registry.find_prefix(prefix.lower(), limit)
 
     def require(self, prefix: str) -> EntryRecord:
         """The entry whose key begins with ``prefix``.
@@ -251,12 +255,12 @@ class StoredEngines:
         return finding, lambda: self._removal.delete_garbage(item)
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
-        named = {row.digest for row in self._registry.examine()}
+        named = self._registry.named()
         unfinished = self._registry.unfinished_builds()
         running = [build.id for build in unfinished if checks.is_under_way(build, self._locks)]
         return garbage.find_garbage(self.root, named.__contains__, self.config.grace_s, running=running)
 
-    def _usability(self) -> Callable[[EntryRecord], bool]:
+    def _usability(self) -> Callable[[Standing], bool]:
         try:
             devices = list_devices({})  # all of the host, whatever is hidden from this process
         except NoDeviceError:

@@ -36,7 +36,7 @@ from enginecache.errors import (
 )
 from enginecache.fingerprint import Fingerprint
 from enginecache.placement import Placement
-from enginecache.registry.base import utc_now
+from enginecache.registry.records import utc_now
 from enginecache.targets import Target
 
 DIMS = {"batch": (1, 32, 64)}
@@ -725,7 +725,7 @@ def test_prune_takes_the_least_recently_used_and_frees_what_it_said(cache, model
     for entry, seconds in zip(entries, (200.0, 400.0, 300.0), strict=True):
         unuse(cache, entry, seconds=seconds)
     plan = cache.plan_prune(max_size_bytes=4096)
-    assert [used.record.key for used in plan.entries] == [entries[1].key, entries[2].key]
+    assert [going.standing.key for going in plan.entries] == [entries[1].key, entries[2].key]
     assert len(cache.entries()) == 3
     assert cache.execute_prune(plan) == plan.freed_bytes == 8192
     assert [used.record.key for used in cache.entries()] == [entries[0].key]
@@ -736,7 +736,7 @@ def test_prune_by_age_takes_what_was_not_used_for_so_long(cache, models):
     old, *young = (cache.get(path, dims=DIMS) for path in models)
     unuse(cache, old, seconds=3 * HOUR_S)
     unuse(cache, *young, seconds=HOUR_S)
-    assert [used.record.key for used in cache.plan_prune(older_than_s=2 * HOUR_S).entries] == [old.key]
+    assert [going.standing.key for going in cache.plan_prune(older_than_s=2 * HOUR_S).entries] == [old.key]
 
 
 def test_prune_takes_the_configured_size(open_cache, models):

@@ -11,7 +11,7 @@ import pytest
 from fakes import H100, TOOLCHAIN
 from hypothesis import given
 from hypothesis import strategies as st
-from records import EPOCH, entry, hex_of
+from records import EPOCH, entry, hex_of, standing
 
 from enginecache.config import DAY_S
 from enginecache.eviction import (
@@ -19,13 +19,12 @@ from enginecache.eviction import (
     RECENT_USE_S,
     Garbage,
     Staying,
-    Used,
     inflation_after,
     plan_prune,
     rebuild_cost,
     usable_here,
 )
-from enginecache.registry.base import InflationStep
+from enginecache.registry.records import InflationStep
 
 NOW = EPOCH + dt.timedelta(days=100)
 GIB = 1 << 30
@@ -34,7 +33,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks/eviction.py"
 
 def used(name, idle_s, size_bytes=100, *, blob=None, **values):
     record = entry(name, digest=hex_of(blob or name), size_bytes=size_bytes, **values)
-    return Used(record, ago(idle_s))
+    return standing(record, ago(idle_s))
 
 
 def ago(idle_s):
@@ -46,7 +45,7 @@ def step(idle_s, value):
 
 
 def names(plan):
-    return [going.record.model_name.removesuffix(".onnx") for going in plan.entries]
+    return [going.standing.model_name.removesuffix(".onnx") for going in plan.entries]
 
 
 def reasons(plan):
@@ -110,7 +109,7 @@ def test_a_step_of_a_clock_that_was_ahead_counts_from_now_on():
     stored = [used("before", 300, GIB), used("ahead", -7200, GIB, build_seconds=0.0)]
     inflation = [step(600, 10.0), step(-3600, 50.0)]
     plan = plan_prune(stored, [], NOW, max_size_bytes=0, inflation=inflation)
-    assert [(going.record.model_name, going.priority) for going in plan.entries] == [("before.onnx", 12.5)]
+    assert [(going.standing.model_name, going.priority) for going in plan.entries] == [("before.onnx", 12.5)]
     assert plan.staying == (Staying("young", 1, GIB),)
 
 
@@ -143,14 +142,14 @@ def planned(requests, engines, capacity):
     stored, inflation, now = {}, [], NOW
     for number in requests:
         now += dt.timedelta(seconds=RECENT_USE_S)
-        stored[number] = Used(engines[number], now)
+        stored[number] = standing(engines[number], now)
         plan = plan_prune(list(stored.values()), [], now, max_size_bytes=capacity, inflation=inflation)
         for going in plan.entries:
-            del stored[int(going.record.model_name)]
+            del stored[int(going.standing.model_name)]
         value = inflation_after(plan.entries)
         if value is not None:
             inflation.append(InflationStep(now, value))
-        stored[number] = Used(engines[number], now)
+        stored[number] = standing(engines[number], now)
         yield set(stored)
 
 
@@ -319,23 +318,23 @@ def caches(draw):
 def test_any_plan_keeps_its_promises(cache):
     stored, asked = cache
     plan = plan_prune(stored, [], NOW, **asked)
-    going = [item.used for item in plan.entries]
+    going = [item.standing for item in plan.entries]
     staying = [item for item in stored if item not in going]
-    sizes = {item.record.digest: item.record.size_bytes for item in stored}
-    kept = {item.record.digest for item in staying}
+    sizes = {item.digest: item.size_bytes for item in stored}
+    kept = {item.digest for item in staying}
 
     def must_stay(item):
         is_young = (NOW - item.last_used_at).total_seconds() < RECENT_USE_S
-        return item.record.is_pinned or is_young or asked["is_in_use"](item.record.digest)
+        return item.is_pinned or is_young or asked["is_in_use"](item.digest)
 
     assert not any(must_stay(item) for item in going)
-    assert kept.isdisjoint(item.record.digest for item in going)
+    assert kept.isdisjoint(item.digest for item in going)
     assert plan.kept_bytes == sum(sizes[digest] for digest in kept)
     assert plan.freed_bytes == sum(sizes.values()) - plan.kept_bytes
     limit = asked["max_size_bytes"]
     assert plan.shortfall_bytes == (0 if limit is None else max(plan.kept_bytes - limit, 0))
     if plan.shortfall_bytes:
-        busy = {item.record.digest for item in staying if must_stay(item)}
+        busy = {item.digest for item in staying if must_stay(item)}
         assert busy == kept
         assert sum(passed.blobs for passed in plan.staying) == len(kept)
         assert sum(passed.size_bytes for passed in plan.staying) == plan.kept_bytes
@@ -353,7 +352,7 @@ def test_a_plan_does_not_depend_on_the_order_of_the_entries(cache):
 def test_when_a_plan_is_carried_out_nothing_is_left_to_do(cache):
     stored, asked = cache
     plan = plan_prune(stored, [], NOW, **asked)
-    left = [item for item in stored if item not in [going.used for going in plan.entries]]
+    left = [item for item in stored if item not in [going.standing for going in plan.entries]]
     value = inflation_after(plan.entries)
     if value is not None:
         asked["inflation"] = [*asked["inflation"], InflationStep(NOW, value)]

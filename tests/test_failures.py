@@ -30,7 +30,7 @@ from enginecache.errors import (
     ToolchainError,
 )
 from enginecache.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
-from enginecache.registry.base import BuildRecord, utc_now
+from enginecache.registry.records import BuildRecord, utc_now
 
 DIMS = {"batch": (1, 32, 64)}
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.timezone.utc)

@@ -82,6 +82,14 @@ def test_files_of_other_names_among_the_blobs_are_garbage(root, blob):
     assert found(root, GRACE_S + 5, [blob.stem]) == ([other], [])
 
 
+def test_what_a_link_among_the_blobs_leads_to_is_left_alone(root, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    link = root.engines / "ab"
+    link.symlink_to(tmp_path / "elsewhere")
+    assert found(root, GRACE_S + 5) == ([link], [])
+
+
 def test_a_build_folder_is_garbage_with_all_that_is_in_it(root):
     folder = root.tmp / "build-1"
     (folder / "inner").mkdir(parents=True)

@@ -22,7 +22,7 @@ from records import hex_of
 from enginecache import removal
 from enginecache.errors import LockTimeoutError, NotCachedError
 from enginecache.eviction import Staying, rebuild_cost
-from enginecache.registry.base import utc_now
+from enginecache.registry.records import utc_now
 from enginecache.store.leases import Lease, is_in_use, open_digests, unleased
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.root import Root
@@ -193,7 +193,7 @@ def test_what_is_in_use_is_in_no_plan_and_the_plan_says_so(engines, use):
     cache, (busy, *_) = engines
     with use(busy.path):
         plan = cache._removal.plan((), max_size_bytes=0)
-        assert busy.key not in {going.record.key for going in plan.entries}
+        assert busy.key not in {going.standing.key for going in plan.entries}
         assert plan.staying == (Staying("in_use", 1, 4096),)
         assert (cache.execute_prune(plan), plan.shortfall_bytes) == (8192, 4096)
         assert keys(cache) == {busy.key}
@@ -244,7 +244,7 @@ def test_enforcing_a_limit_takes_the_cheapest_and_never_what_was_just_built(engi
     unuse(cache, dear, seconds=DAY_S)
     unuse(cache, first, seconds=7200)
     plan = cache._removal.enforce(3 * 4096)
-    assert [going.record.key for going in plan.entries] == [first.key]
+    assert [going.standing.key for going in plan.entries] == [first.key]
     new = open_cache(FakeBuilder(size_bytes=1 << 20)).get(model, dims=DIMS, optimization_level=1)
     plan = cache._removal.enforce(4096)
     assert keys(cache) == {new.key}
@@ -262,7 +262,7 @@ def test_priorities_outlive_the_process_and_a_use_right_after_an_eviction_counts
     assert step.value == rebuild_cost(gone.record)
     monkeypatch.setattr(removal, "utc_now", lambda: utc_now() + dt.timedelta(minutes=2))
     plan = later._removal.plan((), max_size_bytes=0)
-    assert [(going.record.key, going.priority) for going in plan.entries] == [
+    assert [(going.standing.key, going.priority) for going in plan.entries] == [
         (idle.key, rebuild_cost(idle.record)),
         (used.key, step.value + rebuild_cost(used.record)),
     ]
@@ -285,7 +285,7 @@ def test_what_this_host_cannot_use_goes_first_and_the_host_is_looked_at_only_whe
     assert len(cache._removal.plan((), older_than_s=1.0).entries) == 3
     assert asked == []
     plan = cache._removal.enforce(2 * 4096)
-    assert [(going.record.key, going.reason) for going in plan.entries] == [(foreign.key, "unusable")]
+    assert [(going.standing.key, going.reason) for going in plan.entries] == [(foreign.key, "unusable")]
 
 
 # Blobs that lost their row while they may be in use

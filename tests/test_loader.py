@@ -22,8 +22,8 @@ from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, Regi
 from enginecache.key import canonical_json
 from enginecache.loader import EngineLoader
 from enginecache.options import PluginLibrary
-from enginecache.registry.base import LoadRecord, utc_now
 from enginecache.registry.database import Database
+from enginecache.registry.records import LoadRecord, utc_now
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 from enginecache.runtimes.base import Failure, Loaded

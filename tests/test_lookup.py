@@ -8,7 +8,7 @@ from fakes import ConstantBuilder, fake_cache
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
 from enginecache.lookup import STORE_LOCK, Miss
-from enginecache.registry.base import EntryRecord
+from enginecache.registry.records import EntryRecord
 from enginecache.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}

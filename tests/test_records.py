@@ -9,7 +9,7 @@ from records import entry, hex_of
 
 from enginecache.errors import StoreError
 from enginecache.key import key_digest
-from enginecache.registry.base import EntryRecord
+from enginecache.registry.records import EntryRecord
 from enginecache.store.records import RecordedBlobStore, RepairRecords
 from enginecache.store.root import Root
 

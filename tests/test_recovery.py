@@ -18,8 +18,8 @@ from enginecache.errors import RegistryError, StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import key_digest
 from enginecache.registry import health, schema
-from enginecache.registry.base import MissRecord
 from enginecache.registry.database import Database
+from enginecache.registry.records import MissRecord
 from enginecache.registry.sql import SqlRegistry
 from enginecache.store.records import RepairRecords
 from enginecache.stored import StoredEngines

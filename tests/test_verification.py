@@ -10,7 +10,7 @@ from records import entry as entry_of
 
 from enginecache.errors import BuildError, StoreError
 from enginecache.fingerprint import Fingerprint
-from enginecache.registry.base import BuildRecord, utc_now
+from enginecache.registry.records import BuildRecord, utc_now
 from enginecache.store.records import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}

@@ -17,14 +17,14 @@ from enginecache.cli.output import (
     print_rows,
     say,
 )
-from enginecache.cli.parameters import Dir, Json, Key, existing_folder, open_cache
+from enginecache.cli.parameters import Dir, Json, Key, open_stored
 from enginecache.config import Config
 from enginecache.entry import SCHEMA, record_json, time_json
 
 if TYPE_CHECKING:
-    from enginecache.cache import EngineCache
     from enginecache.doctor.check import Check
-    from enginecache.eviction import Used
+    from enginecache.removal import Used
+    from enginecache.stored import StoredEngines
 
 _COLUMNS = (
     Column("key", "key"),
@@ -69,7 +69,7 @@ def ls(
       enginecache ls --limit 10 --json
       enginecache ls -q | head -1
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     used = cache.entries(limit)
     if json:
         print_json([_json(cache, item) for item in used])
@@ -98,7 +98,7 @@ def _row(used: Used) -> list[Any]:
     ]
 
 
-def _json(cache: EngineCache, used: Used) -> dict[str, Any]:
+def _json(cache: StoredEngines, used: Used) -> dict[str, Any]:
     return {
         **record_json(used.record, cache.path(used.record)),
         "last_used_at": time_json(used.last_used_at),
@@ -116,7 +116,7 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
       enginecache show 3f9a
       enginecache show 3f9a --json
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     record = cache.require(key)
     shown = _json(cache, cache.used(record))
     shown["fields"] = record.fields
@@ -147,7 +147,7 @@ def path(key: Key, dir: Dir = None) -> None:
       enginecache path 3f9a
       trtexec --loadEngine=$(enginecache path 3f9a)
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     print_line(cache.path(cache.require_whole(key)))
 
 
@@ -162,7 +162,7 @@ def stats(json: Json = False, dir: Dir = None) -> None:
       enginecache stats
       enginecache stats --json
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     totals = cache.totals()
     misses = cache.misses(limit=5)
     if json:

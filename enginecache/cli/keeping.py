@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginecache.cli.output import Column, count, print_json, print_rows, say
-from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_folder, open_cache, read_value
+from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_folder, open_stored, read_value
 from enginecache.config import Config, parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
@@ -68,7 +68,7 @@ def pin(key: Key, dir: Dir = None) -> None:
     Examples:
       enginecache pin 3f9a
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     record = cache.require(key)
     cache.pin(record)
     say(f"pinned {record.key}")
@@ -81,7 +81,7 @@ def unpin(key: Key, dir: Dir = None) -> None:
     Examples:
       enginecache unpin 3f9a
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     record = cache.require(key)
     cache.unpin(record)
     say(f"unpinned {record.key}")
@@ -95,7 +95,7 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
       enginecache rm 3f9a --dry-run
       enginecache rm 3f9a --yes
     """
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     record = cache.require(key)
     if record.is_pinned:
         from enginecache.removal import pinned_error
@@ -143,7 +143,7 @@ def prune(
     """
     max_size_bytes = read_value("--max-size", max_size, parse_size)
     older_than_s = read_value("--older-than", older_than, parse_duration_s)
-    cache = open_cache(existing_folder(dir))
+    cache = open_stored(dir)
     plan = cache.plan_prune(max_size_bytes=max_size_bytes, older_than_s=older_than_s)
     is_acting = not dry_run and not plan.is_empty
     if is_acting:
@@ -182,15 +182,15 @@ def _print_plan(plan: PrunePlan) -> None:
 
 
 def _going_row(going: Going) -> list[object]:
-    record = going.record
+    standing = going.standing
     # Numbers on a pipe, as everywhere; a priority means something beside another one only.
     priority = round(going.priority, 3)
     return [
-        record.key,
-        record.model_name,
-        record.size_bytes,
-        going.last_used_at,
-        record.build_seconds,
+        standing.key,
+        standing.model_name,
+        standing.size_bytes,
+        standing.last_used_at,
+        standing.build_seconds,
         going.reason,
         priority,
     ]
@@ -206,10 +206,10 @@ def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, ob
         "dry_run": is_dry_run,
         "entries": [
             {
-                "key": going.record.key,
-                "size_bytes": going.record.size_bytes,
-                "build_seconds": going.record.build_seconds,
-                "last_used_at": time_json(going.last_used_at),
+                "key": going.standing.key,
+                "size_bytes": going.standing.size_bytes,
+                "build_seconds": going.standing.build_seconds,
+                "last_used_at": time_json(going.standing.last_used_at),
                 "reason": going.reason,
                 "priority": going.priority,
             }

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
 from enginecache.registry import schema
-from enginecache.registry.base import BuildState, LoadOutcome
 from enginecache.registry.database import BUSY_TIMEOUT_S, Database, fix_for
+from enginecache.registry.records import BuildState, LoadOutcome
 from enginecache.registry.tables import METADATA
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
-from enginecache.registry.base import REPAIR_FIX, damaged_registry
 from enginecache.registry.database import Database, fix_for
+from enginecache.registry.records import REPAIR_FIX, damaged_registry
 
 if TYPE_CHECKING:
     from alembic.config import Config

@@ -33,6 +33,16 @@ class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.timezone.utc)
 
 
+def stored_time(text: str) -> dt.datetime:
+    """What :class:`UtcDateTime` stored, as SQLite has it.
+
+    Raises:
+        ValueError: It is no time.
+        TypeError: It is no text.
+    """
+    return dt.datetime.fromisoformat(text + "+00:00")
+
+
 schema_info = sa.Table(
     "schema_info",
     METADATA,

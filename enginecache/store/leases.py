@@ -111,23 +111,39 @@ def unleased(path: Path) -> Iterator[bool]:
 
     What cannot be looked at is not known to be free.
     """
+    descriptor, is_free = _try_alone(path)
+    try:
+        yield is_free
+    finally:
+        _let_go(descriptor, is_locked=is_free)
+
+
+def _is_leased(path: Path) -> bool:
+    descriptor, is_free = _try_alone(path)
+    _let_go(descriptor, is_locked=is_free)
+    return not is_free
+
+
+def _try_alone(path: Path) -> tuple[int, bool]:
+    """The blob's descriptor, -1 where it cannot be opened; and whether nobody else has a lock on it."""
     try:
         descriptor = os.open(path, _OPEN)
     except OSError as error:
-        yield isinstance(error, FileNotFoundError)
+        return -1, isinstance(error, FileNotFoundError)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return descriptor, False
+    return descriptor, True
+
+
+def _let_go(descriptor: int, *, is_locked: bool) -> None:
+    if descriptor < 0:
         return
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = True
-        except OSError:
-            is_free = False
-        try:
-            yield is_free
-        finally:
-            if is_free:
-                # Unlocked, not only closed: a child that another thread forked meanwhile has the descriptor too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        if is_locked:
+            # Unlocked, not only closed: a child that another thread forked meanwhile has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
@@ -164,9 +180,7 @@ def _open_names(process: str) -> Iterator[bytes]:
 
 def is_in_use(path: Path) -> bool:
     """Whether a blob is leased, open or mapped, as far as that can be seen from here."""
-    is_open = path.stem in open_digests()
-    with unleased(path) as is_free:
-        return is_open or not is_free
+    return path.stem in open_digests() or _is_leased(path)
 
 
 class UseScan:
@@ -185,8 +199,7 @@ class UseScan:
 
     def is_in_use(self, digest: str) -> bool:
         """Whether the blob is leased, open or mapped."""
-        with self.unused(digest) as is_free:
-            return not is_free
+        return digest in self._now_open() or _is_leased(self._path(digest))
 
     @contextlib.contextmanager
     def unused(self, digest: str) -> Iterator[bool]:

@@ -40,7 +40,7 @@ class LocalBlobStore:
         """
         if _DIGEST.fullmatch(digest) is None:
             raise StoreError(f"{digest!r} is not a digest", "The registry is damaged: run `enginecache verify`.")
-        return self._root.engines / digest[:2] / f"{digest}{_SUFFIX}"
+        return self._root.engines.joinpath(digest[:2], f"{digest}{_SUFFIX}")
 
     def stage(self, source: Path) -> StagedBlob:
         """Copy ``source`` to a durable temporary file while hashing it.

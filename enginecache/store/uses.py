@@ -43,8 +43,10 @@ class UseLog:
         found: dict[str, dt.datetime] = {}
         with contextlib.suppress(OSError), os.scandir(self._root.uses) as notes:
             for note in notes:
-                with contextlib.suppress(OSError, ValueError, OverflowError):
+                try:
                     found[note.name] = dt.datetime.fromtimestamp(note.stat().st_mtime, dt.timezone.utc)
+                except (OSError, ValueError, OverflowError):
+                    continue
         return found
 
     def forget(self, key: str) -> None:

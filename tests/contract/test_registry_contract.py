@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -14,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import EPOCH, attempt, entry, fields_of, hex_of, publish
+from records import EPOCH, attempt, entry, fields_of, hex_of, publish, standing
 
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import canonical_json
-from enginecache.registry import sql
-from enginecache.registry.base import AnswerRecord, InflationStep, Registry, RegistryTotals
+from enginecache.registry import notes
+from enginecache.registry.base import Registry
 from enginecache.registry.database import Database
+from enginecache.registry.records import AnswerRecord, InflationStep, RegistryTotals
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 
@@ -209,6 +211,49 @@ def test_pin_and_unpin_are_idempotent(registry):
         pin(record.key)
         assert registry.find(record.key).is_pinned is expected
         assert registry.totals().pinned == int(expected)
+
+
+def test_standings_are_the_entries_with_their_last_use(registry):
+    first, second = publish(registry, "a"), publish(registry, "b", size_bytes=7)
+    registry.pin(second.key)
+    second = registry.find(second.key)
+    noted = {first.key: EPOCH + dt.timedelta(days=3), "e" * 64: EPOCH}
+    expected = {standing(first, noted[first.key]), standing(second, second.created_at)}
+    assert set(registry.standings(noted)) == expected
+    assert registry.named() == {first.digest, second.digest}
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("blobs", "size_bytes = 'x'"),
+        ("blobs", "size_bytes = -1"),
+        ("entries", "build_seconds = 'x'"),
+        ("entries", "build_seconds = 9e999"),
+        ("entries", "created_at = 'yesterday'"),
+        ("entries", "compute_capabilities = '['"),
+        ("entries", "created_at = x'00'"),
+    ],
+)
+def test_standings_of_damaged_rows_are_an_error(sqlite_path, table, change):
+    registry = SqlRegistry(Database(sqlite_path))
+    publish(registry, "a")
+    with contextlib.closing(sqlite3.connect(sqlite_path)) as connection:
+        connection.execute(f"UPDATE {table} SET {change}")
+        connection.commit()
+    with pytest.raises(RegistryError, match="is damaged") as caught:
+        registry.standings({})
+    assert "verify --repair" in caught.value.fix
+
+
+def test_an_entry_without_its_model_is_weighed_by_nobody_and_its_blob_is_named(sqlite_path):
+    registry = SqlRegistry(Database(sqlite_path))
+    record = publish(registry, "a")
+    with contextlib.closing(sqlite3.connect(sqlite_path)) as connection:
+        connection.execute("DELETE FROM models")
+        connection.commit()
+    assert registry.standings({}) == []
+    assert registry.named() == {record.digest}
 
 
 def test_forgetting_a_blob_takes_every_entry_of_it_and_no_other(registry):
@@ -629,6 +674,6 @@ def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeyp
     registry.remove(gone.key)
     remember("a", record)
     assert answers() == ["b", "a"]
-    monkeypatch.setattr(sql, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(notes, "MAX_ANSWERS", 2)
     remember("d", record)
     assert answers() == ["a", "d"]

@@ -30,7 +30,7 @@ from crash_folders import (
 from records import hex_of
 
 from enginecache.errors import StoreError
-from enginecache.registry.base import LoadRecord
+from enginecache.registry.records import LoadRecord
 from enginecache.store.export import export_plan
 
 LOAD = LoadRecord(hex_of("blob"), "sm_90", "13", "580", "loaded", "", dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc))

@@ -438,12 +438,12 @@ class CacheModel(RuleBasedStateMachine):
     def prune(self, limits: dict[str, float]) -> None:
         plan = self.cache.plan_prune(**limits)
         by_key = {self.keys[asked]: asked for asked in self.stored}
-        going = {by_key[item.record.key] for item in plan.entries}
+        going = {by_key[item.standing.key] for item in plan.entries}
         gone = {asked.plan for asked in going}
         assert not gone & {asked.plan for asked in self.pinned}
         assert not gone & set(self.leases)
         assert going == {asked for asked in self.stored if asked.plan in gone}
-        age_s = [(self.clock.utc_now() - item.last_used_at).total_seconds() for item in plan.entries]
+        age_s = [(self.clock.utc_now() - item.standing.last_used_at).total_seconds() for item in plan.entries]
         assert all(age >= MINUTE_S for age in age_s)
         before = self.size_bytes()
         freed = self.cache.execute_prune(plan)

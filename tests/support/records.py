@@ -8,7 +8,8 @@ from typing import Any
 import blake3
 
 from enginecache.key import canonical_json
-from enginecache.registry.base import BuildRecord, EntryRecord, Registry
+from enginecache.registry.base import Registry
+from enginecache.registry.records import BuildRecord, EntryRecord, Standing
 
 EPOCH = dt.datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=dt.timezone.utc)
 
@@ -48,6 +49,12 @@ def entry(name: str, number: int = 1, **values: Any) -> EntryRecord:
         **values,
     }
     return EntryRecord(**given)
+
+
+def standing(record: EntryRecord, last_used_at: dt.datetime) -> Standing:
+    """What eviction weighs of an entry."""
+    values = {name: getattr(record, name) for name in Standing._fields if name != "last_used_at"}
+    return Standing(last_used_at=last_used_at, **values)
 
 
 def publish(registry: Registry, name: str, number: int = 1, **values: Any) -> EntryRecord:

@@ -13,8 +13,8 @@ from pathlib import Path
 from records import EPOCH, attempt, publish
 
 from enginecache.fingerprint import Fingerprint
-from enginecache.registry.base import LoadRecord
 from enginecache.registry.database import Database
+from enginecache.registry.records import LoadRecord
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 

@@ -1,0 +1,55 @@
+"""What the parts of the registry share: its database, and one way to read and to write."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sqlite3
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+
+from enginecache.registry.database import Database
+from enginecache.registry.records import damaged_registry
+
+
+class Session:
+    """One SQLite file.
+
+    Args:
+        database: Where the rows are; its schema is current.
+        host: Name that this host's file memo goes under; another host's fingerprints mean nothing here.
+    """
+
+    def __init__(self, database: Database, host: str | None = None) -> None:
+        self._database = database
+        # Its own short time-out: a memo is worth less than the wait for it.
+        self._hasty = Database(database.path, busy_timeout_s=0.0)
+        self._host = platform.node() if host is None else host
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """Like :meth:`Database.reading`; what a row's values cannot be is a damaged registry too."""
+        try:
+            with self._database.reading() as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError, OverflowError, sa.exc.InvalidRequestError) as error:
+            raise damaged_registry(self._database.path, error) from error
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        """Like :meth:`_reading`, through the driver alone, where SQLAlchemy would take most of the time."""
+        try:
+            with self._database.looking() as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise damaged_registry(self._database.path, error) from error
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """Like :meth:`Database.writing`; SQLite quotes damaged text in its errors, and Python cannot read it."""
+        try:
+            with self._database.writing() as connection:
+                yield connection
+        except UnicodeDecodeError as error:
+            raise damaged_registry(self._database.path, error) from error
