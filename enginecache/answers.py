@@ -50,6 +50,8 @@ def remember(
         return False
     since_ns = time.time_ns()
     things = surroundings(cache.root.path)
+    if not are_telling(things, since_ns=since_ns):
+        return False  # nor will they be below; to know it here saves the rest
     before = watch(things)
     resolved = cache.resolve(Request.of(model, ask))
     files = _files(resolved, entry, model)

@@ -17,7 +17,7 @@ import pytest
 from fakes import FakeBuilder, fake_place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import linear, save
+from models import gather, linear, save
 
 from enginecache import door, fingerprint, watching
 from enginecache.cache import EngineCache
@@ -122,6 +122,33 @@ def test_what_was_asked_before_is_answered_with_the_same_words(opened, capfdbina
         assert timeless(said) == timeless(fully(capfdbinary, arguments))
         assert said[0] == 0
         assert str(opened.folder).encode() in said[1]
+
+
+def bytes_read() -> int:
+    """By this process since it began, also from the page cache."""
+    return int(re.search(r"^rchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)[1])
+
+
+def test_a_hit_on_a_model_of_5_gb_reads_none_of_it(opened, capfdbinary, tmp_path):
+    model, weights_bytes = gather(tmp_path / "large.onnx", rows=5 << 20), 5 << 30
+    time.sleep(SETTLED_S)
+    arguments = ["get", str(model), "--dim", "batch=1:2:4"]
+    started = bytes_read()
+    fully(capfdbinary, arguments)
+    assert bytes_read() - started > weights_bytes  # so what is read is seen here
+
+    known(capfdbinary, arguments)
+    started = bytes_read()
+    assert by_the_door(capfdbinary, arguments)[0] == 0
+    by_door = bytes_read() - started
+    assert fully(capfdbinary, arguments)[0] == 0
+    by_the_full_path = bytes_read() - started - by_door
+    cache = EngineCache.open(dir=opened.folder)
+    again = [cache.get(model, dims={"batch": (1, 2, 4)}).outcome for _ in range(3)]
+    in_process = bytes_read() - started - by_door - by_the_full_path
+    assert again == ["hit"] * 3
+    # Rows of the registry, and files of /proc.
+    assert max(by_door, by_the_full_path, in_process) < 2 << 20
 
 
 def test_a_record_is_json_with_the_seconds_of_this_answer(opened, capfdbinary):

@@ -19,6 +19,11 @@ from enginecache.registry.tables import answers, entries, file_memo, loads
 
 _MAX_INTEGER = 2**63 - 1
 """SQLite's largest; a time in nanoseconds passes it in the year 2262, and a file can be given such a time."""
+_RECALL = """
+    SELECT found FROM file_memo
+    WHERE host = :host AND kind = :kind AND device = :device AND inode = :inode
+      AND size_bytes = :size_bytes AND mtime_ns = :mtime_ns AND ctime_ns = :ctime_ns
+"""
 MAX_ANSWERS = 1000
 """Of command lines; the newest are kept."""
 
@@ -31,10 +36,9 @@ class SqlNotes(Session):
         if max(fingerprint.mtime_ns, fingerprint.ctime_ns) > _MAX_INTEGER:
             return None
         row = self._memo_row(kind, fingerprint)
-        chosen = sa.select(file_memo.c.found).where(*(file_memo.c[name] == value for name, value in row.items()))
-        with self._reading() as connection:
-            text = connection.scalar(chosen)
-        return _unsealed(text, row)
+        with self._looking() as connection:
+            found = connection.execute(_RECALL, row).fetchone()
+        return None if found is None else _unsealed(found[0], row)
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
         """Keep what was found in a file; a registry that is busy or read-only just forgets."""

@@ -6,13 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-LIMIT_S = 30.0
-Found = TypeVar("Found")
+from waiting import LIMIT_S, wait_for
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -40,29 +36,10 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def wait_for(find: Callable[[], Found], limit_s: float = LIMIT_S) -> Found:
-    """The first true value that ``find`` gives."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        found = find()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"nothing was found within {limit_s} s")
-
-
 def children(pid: int) -> list[int]:
     """Child processes of ``pid``, of all its threads."""
     lines = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for line in lines for child in line.split()]
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 class Building:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash_processes import Building, children, is_running, run, start, wait_for
+from crash_processes import Building, children, run, start
 from models import EXAMPLE, LIGHT_DIR
+from waiting import is_running, wait_for
 
 from enginecache.builders.child import WORKER
 from enginecache.cache import EngineCache

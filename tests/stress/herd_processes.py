@@ -9,36 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from waiting import LIMIT_S, is_running, wait_for
 
 SCRIPT = Path(__file__)
 SUPPORT = SCRIPT.parents[1] / "support"
-LIMIT_S = 60.0
 ORPHAN_LIMIT_S = 3.0
 """A builder looks for its parent every second."""
-
-Found = TypeVar("Found")
-
-
-def wait_for(find: Callable[[], Found], limit_s: float = LIMIT_S) -> Found:
-    """The first true value that ``find`` gives."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        found = find()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"nothing was found within {limit_s} s")
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 class Herd:

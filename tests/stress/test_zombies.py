@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeBuilder
-from herd_processes import Herd, is_running, wait_for
+from herd_processes import Herd
 from models import LIGHT_DIR
+from waiting import is_running, wait_for
 
 from enginecache.cache import EngineCache
 from enginecache.config import Config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,23 @@ def linear(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     return model
+
+
+def gather(path: Path, *, rows: int) -> Path:
+    """Write ``y = w[x]`` with x of (batch,), and w of KiBs of zeros in a file that takes no room on the disk."""
+    weights = path.with_suffix(".data")
+    weights.touch()
+    os.truncate(weights, rows << 10)
+    table = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[rows, 256], data_location=TensorProto.EXTERNAL)
+    table.external_data.add(key="location", value=weights.name)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["w", "x"], ["y"])],
+        "gather",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 256])],
+        [table],
+    )
+    return save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def save(model: onnx.ModelProto, path: Path, *, external: str | None = None) -> Path:

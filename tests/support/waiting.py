@@ -1,0 +1,31 @@
+"""What becomes of other processes: wait for it, with a limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+LIMIT_S = 60.0
+
+Found = TypeVar("Found")
+
+
+def wait_for(find: Callable[[], Found], limit_s: float = LIMIT_S) -> Found:
+    """The first true value that ``find`` gives."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        found = find()
+        if found:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"nothing was found within {limit_s} s")
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
