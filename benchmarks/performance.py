@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import functools
 import hashlib
 import importlib.util
 import json
@@ -293,6 +294,7 @@ def linear(path: Path, size: int = 8) -> Path:
     return path
 
 
+@functools.cache
 def filled(folder: Path, count: int) -> EngineCache:
     """A cache with so many entries: rows, plans and records of a few bytes, logs, and notes of use."""
     cache = open_cache(folder)
@@ -431,9 +433,9 @@ def first_sight(table: Table, rounds: int, folder: Path) -> None:
 
 def cold_paths(table: Table, rounds: int, folder: Path, entries: int) -> None:
     """Commands on a large cache, and the publication of a large plan."""
-    cache = filled(folder / "many", entries)
+    cache = filled(folder / f"with-{entries}", entries)
     key = cache.entries(limit=1)[0].record.key
-    many = folder / "many"
+    many = cache.root.path
     table.interleaved(
         {
             f"ls --limit 50, {entries:,} entries": lambda: run(script(), "ls", "--limit", "50", folder=many),
@@ -491,7 +493,7 @@ print(repr(time.time()), flush=True)
 def herd(table: Table, folder: Path, size: int = 64) -> None:
     """Processes that wait for one build: how long after it is published until the last of them has it."""
     model = linear(folder / "herd.onnx")
-    for number in range(3):
+    for number in range(5):
         root = folder / f"herd-{number}"
         cache = open_cache(root)
         resolved = cache.resolve(Request.of(model, ASK))  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ these may stand until one of them looks different, if a difference always shows.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +21,7 @@ Things = list[tuple[str, str]]
 
 def surroundings(root: Path) -> Things:
     """What decides a key beside the request and the model, and the cache folder itself."""
-    folders = [*sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)]
-    stats = [root, config_path(), DPKG_STATUS, *(folder or Path.cwd() for folder in folders)]
+    stats = [root, config_path(), DPKG_STATUS, *(folder or Path.cwd() for folder in sys.path)]
     return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), *gpu_things()]
 
 

@@ -102,13 +102,18 @@ def _stat(path: str) -> bytes:
     return b" ".join(b"%d" % number for number in numbers)
 
 
-def _names(path: str) -> bytes:
-    """Names in a folder. Of ``/dev`` those of NVIDIA's devices alone."""
+def _names(path: str, beginning: bytes | tuple[bytes, ...] = b"") -> bytes:
+    """Names in a folder that begin so."""
     try:
         names = os.listdir(os.fsencode(path))
     except OSError as error:
         return b"error %d" % (error.errno or 0)
-    return b"/".join(sorted(name for name in names if path != "/dev" or name.startswith(b"nvidia")))
+    return b"/".join(sorted(name for name in names if name.startswith(beginning)))
+
+
+def _driver(path: str) -> bytes:
+    """Names in a folder that are the NVIDIA driver's: devices, and the libraries that say which GPUs there are."""
+    return _names(path, (b"nvidia", b"libnvidia-ml.", b"libcuda."))
 
 
 def _content(path: str) -> bytes:
@@ -122,13 +127,17 @@ def _content(path: str) -> bytes:
         os.close(descriptor)
 
 
-LOOKS = {"stat": _stat, "names": _names, "content": _content}
+LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content}
 
 
 def gpu_things() -> list[tuple[str, str]]:
     """What tells the GPUs here and their driver, without a call to the driver's libraries."""
-    things = [("content", f"{NVIDIA}/version"), ("names", f"{NVIDIA}/gpus"), ("names", "/dev")]
+    things = [("content", f"{NVIDIA}/version"), ("names", f"{NVIDIA}/gpus"), ("driver", "/dev")]
     things += [("names", f"{NVIDIA}/capabilities"), ("stat", "/etc/ld.so.cache")]
+    # Not their times: the driver's libraries come to a container in an image, whose times say nothing.
+    libraries = os.environ.get("LD_LIBRARY_PATH", "")
+    folders = dict.fromkeys(libraries.split(os.pathsep)) if libraries else {}
+    things += [("driver", folder or os.getcwd()) for folder in folders]
     try:
         gpus = sorted(os.listdir(f"{NVIDIA}/gpus"))
     except OSError:

@@ -124,6 +124,17 @@ def test_what_was_asked_before_is_answered_with_the_same_words(opened, capfdbina
         assert str(opened.folder).encode() in said[1]
 
 
+def test_library_folders_are_looked_at_for_the_driver_alone(opened, capfdbinary, monkeypatch, tmp_path):
+    # The times of files under /sys say nothing, as those of the images that bring the driver to a container.
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/sys:{tmp_path}")
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    (tmp_path / "libsomething.so").touch()
+    assert by_the_door(capfdbinary, arguments) is not None
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    assert by_the_door(capfdbinary, arguments) is None
+
+
 def bytes_read() -> int:
     """By this process since it began, also from the page cache."""
     return int(re.search(r"^rchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)[1])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import gpu_report
@@ -11,6 +12,7 @@ import pytest
 
 from enginecache.devices import list_devices, read_nvml
 from enginecache.errors import NoDeviceError
+from enginecache.watching import gpu_things, watch
 
 
 def probe(ask):
@@ -94,6 +96,43 @@ def test_request_without_a_target_is_for_the_gpu_here_or_says_why_not(tmp_path, 
     else:
         assert (ran.returncode, ran.stdout) == (8, "")
         assert "cannot build for" in ran.stderr or "TensorRT" in ran.stderr
+
+
+def loads_sqlalchemy(model, folder, **environ):
+    """Whether a ``get`` through the door went on to the full path."""
+    command = [sys.executable, "-X", "importtime", "-m", "enginecache.door", "get", str(model), "--dim", "batch=1"]
+    ran = subprocess.run(
+        [*command, "--target", "sm_89", "--dir", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env={**os.environ, **environ},
+    )
+    assert ran.stdout.startswith(str(folder))
+    return "sqlalchemy" in ran.stderr
+
+
+@marked
+def test_on_a_gpu_host_the_door_answers_until_the_gpus_that_are_shown_change(tmp_path, model):
+    pytest.importorskip("tensorrt_rtx", reason="probe: TensorRT-RTX is not installed")
+    folder = tmp_path / "cache"
+    assert loads_sqlalchemy(model, folder)
+    time.sleep(2.5)  # until a change of the files would move their times
+    assert loads_sqlalchemy(model, folder)
+    assert not loads_sqlalchemy(model, folder)
+    hidden = {"CUDA_VISIBLE_DEVICES": "GPU-00000000-0000-0000-0000-000000000000"}
+    assert loads_sqlalchemy(model, folder, **hidden)
+    assert not loads_sqlalchemy(model, folder)
+
+
+@marked
+def test_what_tells_the_gpus_of_this_host_does_not_change_by_itself():
+    things = gpu_things()
+    assert any(thing.endswith("/information") for _, thing in things), "the driver shows no GPU under /proc"
+    before = watch(things)
+    subprocess.run([sys.executable, "-c", "import enginecache.devices as d; d.list_devices()"], check=True)
+    assert watch(things) == before
 
 
 @marked
