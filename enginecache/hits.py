@@ -29,6 +29,13 @@ LOOK_EVERY_S = 1.0
 enough: nothing that was used within the last minute is evicted.
 """
 
+TICK_NS = 100_000_000
+"""Longer than a tick of any clock that gives times with a fraction of a second.
+
+Linux takes the times of files from the timer's last tick, which is 10 ms ago at most (CONFIG_HZ=100); ext3, and ext4
+with small inodes, keep whole seconds. Source: Linux, ``current_time`` in fs/inode.c.
+"""
+
 MAX_HITS = 4096
 State = tuple[tuple[int, int, int, int], ...]
 """Inode, size, mtime and ctime of the registry's files."""
@@ -161,8 +168,15 @@ class RecentHits:
 
 
 def _are_settled(state: State) -> bool:
+    """Whether a further change would show in the times."""
     now_ns = time.time_ns()
-    return all(max(mtime_ns, ctime_ns) + files.SETTLE_NS <= now_ns for _, _, mtime_ns, ctime_ns in state)
+    return all(_settles_at_ns(max(mtime_ns, ctime_ns)) <= now_ns for _, _, mtime_ns, ctime_ns in state)
+
+
+def _settles_at_ns(changed_ns: int) -> int:
+    # The registry changes with every build and every first sight of a model: 2 s of asking would be a long time.
+    is_coarse = changed_ns % 1_000_000_000 == 0
+    return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS))
 
 
 def _name(model: object, ask: Mapping[str, Any]) -> Any:

@@ -169,6 +169,21 @@ def test_there_is_a_limit(served, model, monkeypatch):
     assert len(served._hits._hits) == 1
 
 
+@pytest.mark.parametrize(
+    ("changed_ns", "age_ns", "expected"),
+    [
+        (1_790_000_000_123_456_789, hits.TICK_NS - 1_000_000, False),
+        (1_790_000_000_123_456_789, hits.TICK_NS, True),
+        (1_790_000_000_000_000_000, 1_999_000_000, False),  # of a clock of whole seconds
+        (1_790_000_000_000_000_000, 2_000_000_000, True),
+    ],
+)
+def test_the_registry_is_asked_until_another_change_would_show(monkeypatch, changed_ns, age_ns, expected):
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 2_000_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + age_ns)
+    assert hits._are_settled(((1, 4096, changed_ns, changed_ns - 5_000_000_000),)) is expected
+
+
 def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
     cache, other = open_cache(), open_cache()
     resolved = cache.resolve(Request.of(model, ASK))
