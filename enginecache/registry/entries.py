@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -265,10 +266,13 @@ def _standing(
     row: tuple[Any, ...], name: str, size_bytes: int, noted: Mapping[str, dt.datetime], *, is_pinned: bool
 ) -> Standing:
     _, digest, key, backend, version, capabilities, build_id, seconds, created_at = row
+    # What it is weighed by. Whatever is to go is read whole before it does.
+    if not (type(size_bytes) is int and size_bytes >= 0 and type(seconds) is float and 0 <= seconds < math.inf):
+        raise ValueError(f"{str(key)[:12]} has {size_bytes!r:.30} bytes and took {seconds!r:.30} s")
     used_at = noted.get(key) or stored_time(created_at)
     reach = _capabilities(capabilities)
-    values = (key, digest, name, size_bytes, backend, version, reach, build_id, seconds, used_at, is_pinned)
-    return Standing.of_values(values)
+    # By place: by name it takes half as long again.
+    return Standing(key, digest, name, size_bytes, backend, version, reach, build_id, seconds, used_at, is_pinned)
 
 
 @functools.lru_cache

@@ -208,20 +208,6 @@ class Standing(NamedTuple):
     last_used_at: dt.datetime
     is_pinned: bool
 
-    @classmethod
-    def of_values(cls, values: tuple[Any, ...]) -> Standing:
-        """The standing of these fields, which come from outside this process.
-
-        Raises:
-            ValueError: Its blob is no digest, or what it is weighed by is no number.
-        """
-        standing = cls._make(values)
-        if not (
-            _is_digest(standing.digest) and _is_count(standing.size_bytes) and _is_duration(standing.build_seconds)
-        ):
-            raise ValueError(f"an entry is {standing!r:.200}")
-        return standing
-
 
 @dataclass(frozen=True)
 class ExaminedRow:
