@@ -1,7 +1,7 @@
 """Hits that a process had before: given again after a few calls of ``stat``, without a key being made.
 
 What an answer rests on is looked at again: the model's files and the plan each time, installed packages, settings and
-GPUs once a second, and the registry's row whenever the registry's file has changed.
+GPUs once a second, and the registry's row then too, and whenever the registry's file has changed.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ class RecentHits:
             if watch(hit.things) != hit.seen:
                 return False
             hit.looked_at_s = now_s
+            hit.checked = None
         for path, fingerprint in hit.files:
             found = os.stat(path)  # half the time of Path.stat
             if (
@@ -168,15 +169,14 @@ class RecentHits:
 
 
 def _are_settled(state: State) -> bool:
-    """Whether a further change would show in the times."""
-    now_ns = time.time_ns()
-    return all(_settles_at_ns(max(mtime_ns, ctime_ns)) <= now_ns for _, _, mtime_ns, ctime_ns in state)
+    """Whether a further change would show in the times.
 
-
-def _settles_at_ns(changed_ns: int) -> int:
-    # The registry changes with every build and every first sight of a model: 2 s of asking would be a long time.
-    is_coarse = changed_ns % 1_000_000_000 == 0
-    return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS))
+    The registry changes with every build and every first sight of a model, so 2 s of asking would be a long time. With
+    a write-ahead log it is needed: there a change is seen some time after it was written, when the disk has it.
+    """
+    changed_ns = max(max(mtime_ns, ctime_ns) for _, _, mtime_ns, ctime_ns in state)
+    is_coarse = changed_ns % 1_000_000_000 == 0 or len(state) > 1
+    return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)) <= time.time_ns()
 
 
 def _name(model: object, ask: Mapping[str, Any]) -> Any:

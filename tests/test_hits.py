@@ -184,6 +184,27 @@ def test_the_registry_is_asked_until_another_change_would_show(monkeypatch, chan
     assert hits._are_settled(((1, 4096, changed_ns, changed_ns - 5_000_000_000),)) is expected
 
 
+def test_with_a_write_ahead_log_the_registry_is_asked_for_longer(monkeypatch):
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 2_000_000_000)
+    changed_ns = 1_790_000_000_123_456_789
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 1_999_000_000)
+    old, new = (1, 4096, changed_ns - 10**10, changed_ns - 10**10), (2, 8192, changed_ns, changed_ns)
+    assert hits._are_settled((new,))
+    assert not hits._are_settled((old, new))
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 2_000_000_000)
+    assert hits._are_settled((old, new))
+
+
+def test_the_row_is_asked_for_once_a_second_at_least(served, model, monkeypatch):
+    time.sleep(SETTLE_NS / 1e9 + 0.05)
+    asked = []
+    monkeypatch.setattr(type(served._registry), "has_entry", lambda *of: asked.append(of) or True)
+    ends = time.monotonic() + 2 * hits.LOOK_EVERY_S + 0.2
+    while time.monotonic() < ends:
+        assert served.get(model, **ASK).outcome == "hit"
+    assert 2 <= len(asked) <= 4
+
+
 def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
     cache, other = open_cache(), open_cache()
     resolved = cache.resolve(Request.of(model, ASK))
