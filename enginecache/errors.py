@@ -34,11 +34,44 @@ positional, so that an error survives pickling between processes.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import ClassVar
+
+_ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories that are escaped: controls, lone surrogates (undecodable bytes), line and paragraph separators."""
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Controls of the direction of writing, which let a text read as another. Source: Unicode, UAX #9, section 2."""
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def printable(text: object) -> str:
+    r"""Return ``text`` on one line, safe for a terminal and a table: what would act instead of being seen is escaped.
+
+    ``ESC`` becomes ``\x1b``, a newline ``\n``, a byte of a file name that is not UTF-8 ``\xff``. Backslashes stay as
+    they are: the result is to be read, and not to be decoded. For text that a model, a file name, TensorRT or a user
+    gave.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if unicodedata.category(character) not in _ESCAPED and character not in _BIDI:
+        return character
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # surrogateescape: a byte of a file name
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number <= 0xFF else f"\\u{number:04x}"
 
 
 class EngineCacheError(Exception):
     """Base of all errors raised on purpose.
+
+    Its text is safe to print: control characters in it are escaped. ``what`` and ``fix`` are as they were given.
 
     Attributes:
         what: What happened and why.
@@ -58,7 +91,7 @@ class EngineCacheError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        return f"{self.what}\n{self.fix}" if self.fix else self.what
+        return "\n".join(printable(line) for line in (self.what, *self.fix.split("\n")) if line)
 
 
 def _clear_errno(error: OSError, what: str) -> None:
@@ -148,7 +181,7 @@ class BuildError(EngineCacheError, RuntimeError):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return f"{text}\nThe builder's log: {self.log_path}" if self.log_path else text
+        return f"{text}\nThe builder's log: {printable(self.log_path)}" if self.log_path else text
 
 
 class BuilderCrashError(BuildError):

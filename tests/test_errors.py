@@ -1,5 +1,6 @@
 import copy
 import inspect
+import os
 import pickle
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -8,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from enginecache import errors
-from enginecache.errors import BuildError, EngineCacheError, StoreError
+from enginecache.errors import BuildError, EngineCacheError, StoreError, printable
 
 KINDS = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, EngineCacheError)]
 LINE = re.compile(r"    (?P<bars>[│├└─ ]*)(?P<name>\w+Error)(?: +exit (?P<code>\d+) +\((?P<builtin>\w+)\))?")
@@ -89,3 +90,22 @@ def test_store_error_is_an_os_error_with_our_text_alone():
     error = StoreError("full", "free some")
     assert isinstance(error, OSError)
     assert str(error) == "full\nfree some"
+
+
+def test_controls_in_text_of_others_are_escaped():
+    assert printable("a\x1b[31mred\x07\tb\nc\rd\x00\x7f\x9b") == r"a\x1b[31mred\x07\tb\nc\rd\x00\x7f\x9b"
+    assert printable("name\u2028\u202egnp.exe\ud800") == r"name\u2028\u202egnp.exe\ud800"
+    assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+
+
+def test_text_that_a_terminal_shows_is_printed_as_it_is():
+    text = "größe 模型 C:\\temp 'x' é 👩‍🔬"
+    assert printable(text) == text
+    assert printable(printable("a\x1bb")) == printable("a\x1bb")
+
+
+def test_text_of_an_error_has_a_line_for_what_and_one_for_each_line_of_advice():
+    error = EngineCacheError("model 'a\nb\x1b[2J' is bad", "first \x1b\nsecond")
+    assert str(error).split("\n") == [r"model 'a\nb\x1b[2J' is bad", r"first \x1b", "second"]
+    assert error.what == "model 'a\nb\x1b[2J' is bad"
+    assert r"\x1b.log" in str(BuildError("refused", "", "/logs/\x1b.log"))

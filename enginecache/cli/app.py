@@ -22,7 +22,7 @@ def _told() -> Iterator[None]:
         yield
     except EngineCacheError as error:
         what, *rest = str(error).splitlines()
-        say("\n  ".join([f"error: {what}", *rest]))
+        say(f"error: {what}", *(f"  {line}" for line in rest))
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as interrupt:
         say("interrupted")

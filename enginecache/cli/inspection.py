@@ -14,6 +14,7 @@ from enginecache.cli.output import (
     print_facts,
     print_json,
     print_line,
+    print_path,
     print_rows,
     say,
 )
@@ -148,7 +149,7 @@ def path(key: Key, dir: Dir = None) -> None:
       trtexec --loadEngine=$(enginecache path 3f9a)
     """
     cache = open_stored(dir)
-    print_line(cache.path(cache.require_whole(key)))
+    print_path(cache.path(cache.require_whole(key)))
 
 
 def stats(json: Json = False, dir: Dir = None) -> None:

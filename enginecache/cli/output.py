@@ -7,13 +7,13 @@ import datetime as dt
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from enginecache.entry import time_json
-from enginecache.errors import EngineCacheError
+from enginecache.errors import EngineCacheError, printable
 from enginecache.options import format_size
 
 Kind = Literal["text", "word", "key", "size", "seconds", "age"]
@@ -71,8 +71,18 @@ def encoded(text: str) -> bytes:
 
 
 def print_line(text: object) -> None:
-    """One line."""
-    put(f"{text}\n")
+    """One line of text."""
+    put(f"{printable(text)}\n")
+
+
+def print_path(path: Path) -> None:
+    """One path, as it is, so that it names the file; escaped on a terminal, which nothing but an eye reads."""
+    put(path_line(path))
+
+
+def path_line(path: Path) -> str:
+    """A path as it is printed."""
+    return f"{printable(path) if sys.stdout.isatty() else path}\n"
 
 
 def print_json(value: Any) -> None:
@@ -114,9 +124,9 @@ def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
     """Names and values side by side on a terminal; on a pipe tab-separated, the values raw."""
     if sys.stdout.isatty():
         width = max(len(name) for name, _ in facts)
-        lines = [f"{name:<{width}}  {_shown(_kind(name), value)}" for name, value in facts]
+        lines = [f"{printable(name):<{width}}  {_shown(_kind(name), value)}" for name, value in facts]
     else:
-        lines = [f"{name}\t{_plain(value)}" for name, value in facts]
+        lines = [f"{printable(name)}\t{_plain(value)}" for name, value in facts]
     put("".join(f"{line}\n" for line in lines))
 
 
@@ -142,15 +152,15 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ",".join(str(item) if isinstance(item, str | int) else json.dumps(item) for item in value)
-    return "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in str(value))
+        return ",".join(printable(item) if isinstance(item, str | int) else json.dumps(item) for item in value)
+    return printable(value)
 
 
 def _shown(kind: Kind, value: Any) -> str:
     if value is None:
         return ""
     if kind == "key":
-        return str(value)[:12]
+        return printable(value)[:12]
     if kind == "size":
         return format_size(value)
     if kind == "seconds":
@@ -174,10 +184,10 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def say(text: str) -> None:
-    """Talk, on standard error; where that cannot be written, there is nobody to talk to."""
+def say(*lines: str) -> None:
+    """Talk, on standard error, with control characters escaped; where that cannot be written, nobody listens."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, lines)), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

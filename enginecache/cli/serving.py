@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enginecache.cli.output import count, encoded, flat_facts, json_line, print_json, put, say, warn
+from enginecache.cli.output import count, encoded, flat_facts, json_line, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import parse_duration_s
-from enginecache.errors import EngineCacheError, OptionError
+from enginecache.errors import EngineCacheError, OptionError, printable
 from enginecache.key import canonical_json
 from enginecache.watching import ELAPSED
 
@@ -126,13 +126,13 @@ def _said(entry: Entry, elapsed: str) -> str:
     why = "a stored engine runs here" if entry.outcome == "compatible" else why
     reach = ", ".join(entry.record.compute_capabilities)
     what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}"
-    return f"{entry.outcome} in {elapsed} s ({what}): {why}"
+    return f"{entry.outcome} in {elapsed} s {printable(f'({what}): {why}')}"
 
 
 def _printed(entry: Entry, *, is_json: bool, elapsed: str = "") -> str:
     """What standard output gets: the path, or the record. ``elapsed`` stands in it for the seconds, as it is."""
     if not is_json:
-        return f"{entry.path}\n"
+        return path_line(entry.path)
     record = entry.to_json()
     if not elapsed:
         return json_line(record)
@@ -174,7 +174,7 @@ def _print_explanation(explanation: Explanation) -> None:
         lines.append(f"and {count(more, 'stored engine')} of this model more: see --json")
     if explanation.failure:
         lines += [f"the last attempt failed: {explanation.failure}", f"  log: {explanation.failure_log}"]
-    put("".join(f"{line}\n" for line in lines))
+    put("".join(f"{printable(line)}\n" for line in lines))
 
 
 def register(app: typer.Typer) -> None:
