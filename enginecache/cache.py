@@ -12,6 +12,7 @@ from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Config
 from enginecache.devices import current_device, find_device
 from enginecache.entry import Candidate, Entry, Explanation, Outcome
+from enginecache.environment import keyed, snapshot
 from enginecache.errors import (
     EngineCacheError,
     IntegrityError,
@@ -246,7 +247,8 @@ class EngineCache(StoredEngines):
         )
         options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
         conversion = plan_conversion(options, placement.toolchain, identity)
-        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion)
+        environment = keyed(snapshot())
+        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, environment)
         return Resolved(request.source, identity, profiles, placement, key, options.warnings(), request.accept)
 
     def _enforce_limit(self) -> tuple[str, ...]:

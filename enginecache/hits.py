@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from enginecache import environment
 from enginecache import fingerprint as files
 from enginecache.entry import Entry
 from enginecache.errors import RegistryError
@@ -43,7 +44,6 @@ State = tuple[tuple[int, int, int, int], ...]
 _WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting"})
 """What a hit does not depend on."""
 
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -189,8 +189,7 @@ def _name(model: object, ask: Mapping[str, Any]) -> Any:
         asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
     except TypeError:
         return None
-    environ = os.environ
-    return path, where, asked, *map(environ.get, _VARIABLES)
+    return path, where, asked, environment.deciding()
 
 
 def _frozen(value: Any) -> Any:

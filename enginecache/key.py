@@ -20,7 +20,7 @@ from enginecache.profiles import Profile
 from enginecache.targets import Target
 from enginecache.toolchain import Toolchain
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
 
 Fields = dict[str, Any]
@@ -38,6 +38,7 @@ class EngineKey:
         toolchain: TensorRT flavour, version, CUDA major and platform.
         target: What the plan must run on.
         conversion: What is done to the graph before it is built; None for nothing.
+        environment: Variables that the builder is given and that can change a plan, as (name, value), sorted.
     """
 
     model_structure: str
@@ -47,6 +48,7 @@ class EngineKey:
     toolchain: Toolchain
     target: Target
     conversion: Conversion | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -57,9 +59,10 @@ class EngineKey:
         toolchain: Toolchain,
         target: Target,
         conversion: Conversion | None = None,
+        environment: tuple[tuple[str, str], ...] = (),
     ) -> EngineKey:
         """The key of a request whose parts are known."""
-        return cls(identity.structure, identity.weights, profiles, options, toolchain, target, conversion)
+        return cls(identity.structure, identity.weights, profiles, options, toolchain, target, conversion, environment)
 
     def fields(self) -> Fields:
         """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
@@ -76,6 +79,7 @@ class EngineKey:
                 "cpu": self.toolchain.cpu,
             },
             "target": _target_fields(self.target),
+            "environment": dict(self.environment),
         }
 
     def canonical_json(self) -> str:

@@ -24,7 +24,7 @@ _ABSENT = "(absent)"
 _MIG = " MIG "
 """In the names that CUDA gives to instances of a GPU."""
 
-_WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3}
+_WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3, "environment": 3}
 """How far one differing field of a group moves two keys apart: another model is farther than any other difference."""
 
 _NAMES = {
@@ -62,7 +62,14 @@ class Difference:
     def __str__(self) -> str:
         if self.field in _NAMES:
             return f"{self.field}: {_NAMES[self.field]}"
+        if self.field.startswith("environment."):
+            return f"{self.field}: asked {_variable(self.asked)}, stored {_variable(self.stored)}"
         return f"{self.field}: asked {_shown(self.asked)}, stored {_shown(self.stored)}"
+
+
+def _variable(value: Any) -> str:
+    """A variable's value for people: quoted, as it may be empty, and may have any character in it."""
+    return "not set" if value == _ABSENT else canonical_json(value)
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+from enginecache.environment import is_keyed
+
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ VARIABLES = frozenset(
         *("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONHOME", "PYTHONPATH"),
     }
 )
-"""Variables that an answer may depend on, beside all that begin with ``ENGINECACHE_``."""
+"""Variables that an answer may depend on, beside all that begin with ``ENGINECACHE_`` and those of a key."""
 
 ELAPSED = "\0elapsed\0"
 """Stands in a text for the seconds that the answer took."""
@@ -48,7 +50,9 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     from enginecache import __version__
 
     variables = sorted(
-        f"{name}={value}" for name, value in environ.items() if name in VARIABLES or name.startswith("ENGINECACHE_")
+        f"{name}={value}"
+        for name, value in environ.items()
+        if name in VARIABLES or name.startswith("ENGINECACHE_") or is_keyed(name)
     )
     place = (__version__, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)))
     parts = (*place, "", *sys.path, "", *variables, "", *arguments)

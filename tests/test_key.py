@@ -66,6 +66,17 @@ TEXTS_1 = {
 }
 """Canonical texts of version 1, which no request makes any more, and the digests that they had."""
 
+TEXT_2 = (
+    '{"conversion":null,"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+    '"options":{"builder_flags":[],"convert_io":false,"hardware_compatibility":"none","optimization_level":3,'
+    '"plugins":[],"precision":[],"strip_plan":false,"version_compatible":false,"workspace_bytes":1073741824},'
+    '"profiles":[{"x":{"kind":"shape","max":[16,8],"min":[1,8],"opt":[4,8]}}],'
+    '"target":{"and_later":false,"compute_capabilities":[[8,9]],"device":null},'
+    '"toolchain":{"cpu":"x86_64","cuda_major":13,"flavour":"tensorrt-rtx","os":"linux","version":"1.7.1.116"}}',
+    "31420b7151e4ba9034dd0fbedf33fb23f9dcf1d5440f4a0762a36eb2023cd5e4",
+)
+"""A canonical text of version 2, without the environment, and the digest that it had."""
+
 EVERYTHING = replace(
     KEY,
     options=BuildOptions(
@@ -79,13 +90,14 @@ EVERYTHING = replace(
     ),
     target=Target((ComputeCapability(8, 0),), and_later=True),
     conversion=Conversion("fp16", "onnxconverter-common", "1.16.0", "1.23.2", keeps_io=False),
+    environment=(("CUDNN_A", ""), ("NVIDIA_TF32_OVERRIDE", "0")),
 )
 
-GOLDEN_2 = {
-    "profile, workspace": (KEY, "31420b7151e4ba9034dd0fbedf33fb23f9dcf1d5440f4a0762a36eb2023cd5e4"),
+GOLDEN_3 = {
+    "profile, workspace": (KEY, "04923636ef4bee901c62c9318747093e2d26e7e68b408fef7c8f6b9dc0ee7b6d"),
     "static, portable": (
         replace(KEY, profiles=(), options=BuildOptions(), target=Target(())),
-        "b7da4c791462819d9d8a3baf1f870b4a3202a68f37583649b12d7e9db00f7522",
+        "8a68c3a0949e579ceae65ed806286d87f18e097e194302c7a208b653189c655f",
     ),
     "tensorrt, device": (
         replace(
@@ -93,13 +105,13 @@ GOLDEN_2 = {
             toolchain=replace(TOOLCHAIN, flavour="tensorrt", version="10.16.1.11"),
             target=Target((ComputeCapability(9, 0),), H100.model),
         ),
-        "a7621dc3f810bea9a18767ceb81f83e666126329f7511f4ede6bcc09b8f8fbac",
+        "8f2e560f0ad9bad8a04793f635722f43ec7f42e1d01b76cab1ce53143d81a3f4",
     ),
     "shape values": (
         replace(KEY, profiles=(PROFILE, Profile((("n", ShapeRange((1,), (2,), (3,), is_values=True)),)))),
-        "f22a9d0e50492bed10c4be8e729c75cf944659b57337be647872c7f75e4db076",
+        "5e324975084a947fc6be8450ea94eb4e84936b8d45bbdc2da8bb1515b695e3c7",
     ),
-    "every option": (EVERYTHING, "74c5d5f226cec69222b46dbb085cd81b6790b567e46c9176ed8b686044fd283b"),
+    "every option": (EVERYTHING, "541291cbcdd6b524655b668326f3a59f85fbcb80863733b384a710c45b0cc93e"),
 }
 
 
@@ -109,10 +121,15 @@ def test_texts_of_version_1_have_the_digests_that_they_had(name):
     assert key_digest(1, text) == digest
 
 
-@pytest.mark.parametrize("name", GOLDEN_2)
+def test_a_text_of_version_2_has_the_digest_that_it_had():
+    text, digest = TEXT_2
+    assert key_digest(2, text) == digest
+
+
+@pytest.mark.parametrize("name", GOLDEN_3)
 def test_golden_keys_stay(name):
-    key, digest = GOLDEN_2[name]
-    assert KEY_VERSION == 2
+    key, digest = GOLDEN_3[name]
+    assert KEY_VERSION == 3
     assert key.digest == digest
 
 
@@ -120,6 +137,7 @@ def test_canonical_json_is_written_out():
     assert EVERYTHING.canonical_json() == (
         '{"conversion":{"converter":"onnxconverter-common","keeps_io":false,"onnx_version":"1.23.2",'
         '"precision":"fp16","version":"1.16.0"},'
+        '"environment":{"CUDNN_A":"","NVIDIA_TF32_OVERRIDE":"0"},'
         '"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
         '"options":{"builder_flags":["SPARSE_WEIGHTS","TF32=OFF"],"convert_io":true,'
         '"hardware_compatibility":"ampere_plus","optimization_level":3,'
@@ -165,6 +183,10 @@ OTHERS = {
     "conversion.version": replace(KEY, conversion=replace(CONVERSION, version="1.17.0")),
     "conversion.onnx_version": replace(KEY, conversion=replace(CONVERSION, onnx_version="1.24.0")),
     "conversion.keeps_io": replace(KEY, conversion=replace(CONVERSION, keeps_io=False)),
+    "environment": replace(KEY, environment=(("NVIDIA_TF32_OVERRIDE", "0"),)),
+    "environment: another value": replace(KEY, environment=(("NVIDIA_TF32_OVERRIDE", "1"),)),
+    "environment: another name": replace(KEY, environment=(("CUDNN_A", "0"),)),
+    "environment: set and empty": replace(KEY, environment=(("NVIDIA_TF32_OVERRIDE", ""),)),
     "target.and_later": replace(KEY, target=Target((ComputeCapability(8, 9),), and_later=True)),
     "toolchain.flavour": replace(KEY, toolchain=replace(TOOLCHAIN, flavour="tensorrt")),
     "toolchain.version: build number": replace(KEY, toolchain=replace(TOOLCHAIN, version="1.7.1.117")),
@@ -190,7 +212,7 @@ def test_every_keyed_field_has_its_test():
     fields = EVERYTHING.fields().items()
     flat = {f"{group}.{name}" for group, value in fields if isinstance(value, dict) for name in value}
     tested = " ".join(OTHERS)
-    for field in flat - {"target.compute_capabilities"}:
+    for field in flat - {"target.compute_capabilities", "environment.CUDNN_A", "environment.NVIDIA_TF32_OVERRIDE"}:
         assert field in tested, field
 
 

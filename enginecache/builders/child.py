@@ -80,8 +80,6 @@ class ProcessBuilder:
 
 def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
     environment = child_environment(request.device, search_path)
-    # It would change the plan, and is not in the key; --builder-flag TF32=OFF is.
-    environment.pop("NVIDIA_TF32_OVERRIDE", None)
     if request.options.plugins and request.toolchain.flavour == "tensorrt-rtx":
         _name_library_for_parser(request.work_dir, environment)
     return environment

@@ -14,7 +14,6 @@ import onnx
 import pytest
 from builder_processes import ENVIRONMENT, children
 
-from enginecache.builders import child
 from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import (
     BuildError,
@@ -305,10 +304,3 @@ def test_worker_imports_no_registry_and_no_command_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     unwanted = {"sqlalchemy", "alembic", "typer", "rich", "filelock", "onnx", "numpy", "tensorrt_rtx", "tensorrt"}
     assert not unwanted & set(done.stdout.split())
-
-
-def test_a_variable_that_would_change_the_plan_and_not_its_key_stays_outside(tmp_path, monkeypatch):
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    environment = child._environment(models.request_for(tmp_path), None)
-    assert "NVIDIA_TF32_OVERRIDE" not in environment
-    assert environment["PATH"]
