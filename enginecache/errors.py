@@ -19,21 +19,26 @@
     │   └── SchemaError                            registry written by another release
     ├── BuildError                        exit 7   (RuntimeError)
     │   └── BuilderCrashError                      the builder process died
-    │       └── BuilderKilledError                 ... from outside, or out of memory: says nothing of the model
+    │       └── BuilderKilledError        exit 1   (RuntimeError) from outside, or out of memory: not the model's fault
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
     │   ├── ToolchainError                         no TensorRT, or not the one that was expected
     │   ├── TargetError                            this TensorRT cannot build for that GPU
     │   ├── UnsupportedOptionError                 this TensorRT, or this GPU, lacks an option that was asked for
     │   └── LoadRefusedError                       a good plan that cannot be loaded here and now
-    └── StoreError                        exit 1   (OSError)
+    ├── StoreError                        exit 1   (OSError)
+    ├── ResourceError                     exit 1   (OSError)
+    ├── OutOfMemoryError                  exit 1   (MemoryError)
+    └── UnexpectedError                   exit 1   (RuntimeError)
 
-Each takes ``what`` (what happened and why, one line) and ``fix`` (the command or flag that mends it). The fields are
-positional, so that an error survives pickling between processes.
+Each takes ``what`` (what happened and why, one line) and ``fix`` (the command or flag that fixes it). The fields are
+positional, so that an error survives pickling between processes. ``code`` is the class's name without ``Error``, in
+lower case with underscores: stable, for programs.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import ClassVar
 
@@ -77,9 +82,15 @@ class EngineCacheError(Exception):
         what: What happened and why.
         fix: What to do about it; may be several lines, may be empty.
         exit_code: The exit status of the command line for this error.
+        code: Name of the kind for programs, such as ``model_changed``; stable.
     """
 
     exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "error"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).lower()
 
     def __init__(self, what: str, fix: str = "") -> None:
         # All fields go to args: BaseException.__reduce__ calls the class with them.
@@ -191,6 +202,8 @@ class BuilderCrashError(BuildError):
 class BuilderKilledError(BuilderCrashError):
     """The builder was killed from outside, or ran out of memory: the next try may succeed."""
 
+    exit_code = 1  # 7 is TensorRT's verdict on the model
+
 
 class BackendError(EngineCacheError, RuntimeError):
     """No usable TensorRT or GPU for what was asked."""
@@ -220,3 +233,15 @@ class LoadRefusedError(BackendError):
 
 class StoreError(EngineCacheError, OSError):
     """The cache's folder cannot be used: unsafe, full, read-only or failing."""
+
+
+class ResourceError(EngineCacheError, OSError):
+    """The operating system has no more of something for this process: open files, processes, threads."""
+
+
+class OutOfMemoryError(EngineCacheError, MemoryError):
+    """This process ran out of memory."""
+
+
+class UnexpectedError(EngineCacheError, RuntimeError):
+    """An exception that nobody foresaw: a bug in enginecache."""

@@ -1,0 +1,276 @@
+"""Errors of the operating system in words: one table from errno to the cause and to advice that fits it.
+
+An errno has several causes: ``ENOSPC`` means no bytes or no inodes, ``EACCES`` is about some folder of a path. So the
+table looks at the machine as well, and the advice is for the cause that was found.
+
+Source: Linux, errno(3), path_resolution(7), statvfs(3), getrlimit(2), fork(2); measured for the limits, 2026-11.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+FEW_INODES = 16
+"""Files that one build makes, at most: a file system with fewer inodes than that has none for it."""
+_FEW_BYTES = 1 << 20
+_NAME_BYTES = 255
+_PATH_BYTES = 4095
+_SPARE_DESCRIPTORS = 8
+
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def describe_os_error(
+    error: OSError | ValueError,
+    doing: str,
+    path: AnyPath | None = None,
+    *,
+    otherwise: str = "See `enginecache doctor`.",
+    in_cache: bool = False,
+) -> tuple[str, str]:
+    """Return what happened and why, and what to do about it: the two arguments of an ``EngineCacheError``.
+
+    Call it where the error is caught, before anything is cleaned up: it looks at the file system, the path and the
+    limits of this process.
+
+    Args:
+        error: The error; a ``ValueError`` is a path that no file can have.
+        doing: The failed action as the beginning of a sentence, such as ``the engine cannot be copied to x.plan``.
+        path: The file or folder; default: the one that the error names.
+        otherwise: The advice for a cause that has none of its own.
+        in_cache: Whether the path is in the cache's folder, which ``enginecache prune`` and ``--dir`` are about.
+    """
+    where = _path_of(error, path)
+    explain = _TABLE.get(error.errno or 0) if isinstance(error, OSError) else _not_a_path
+    if explain is None:
+        return f"{doing}: {_text_of(error)}", otherwise
+    why, fix = explain(where)
+    return f"{doing}: {why}", _in_cache(error, fix) if in_cache else fix
+
+
+def is_out_of_descriptors() -> bool:
+    """Whether this process may hardly open another file: SQLite and ``import`` hide the errno that says so."""
+    opened: list[int] = []
+    try:
+        opened.extend(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE_DESCRIPTORS))
+    except OSError as error:
+        return error.errno in {errno.EMFILE, errno.ENFILE}
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return False
+
+
+def free_inodes(path: AnyPath) -> int | None:
+    """How many more files this user may make on the path's file system; None where it does not count them.
+
+    Raises:
+        OSError: The file system does not say.
+    """
+    status = os.statvfs(path)
+    return status.f_favail if status.f_files else None
+
+
+def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
+    """Return why no more fits on the path's file system, and what helps: bytes and inodes run out apart."""
+    folder = _existing(path)
+    if folder is None:
+        return "no space left on the file system", "Free space there, or name a place on another file system."
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if status.f_files and status.f_favail < FEW_INODES and free >= _FEW_BYTES:
+        why = (
+            f"no inodes left on the file system of {folder} ({status.f_favail} of {status.f_files} are free), "
+            f"so no more files fit, although {free / (1 << 20):.1f} MiB are free"
+        )
+        return why, f"Delete files there (`df -i {folder}` counts them), or name a place on another file system."
+    why = f"no space left on the file system of {folder} ({free / (1 << 20):.1f} MiB are free)"
+    return why, f"Free space there (`df {folder}` shows it), or name a place on another file system."
+
+
+def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
+    """Return that this process has too many open files, and how its limit is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    why = f"too many open files: this process may open {soft}"
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        more = 4096 if hard == resource.RLIM_INFINITY else min(hard, max(4096, 2 * soft))
+        return why, f"Raise the limit first (`ulimit -n {more}`), or close files that this program holds open."
+    return why, (
+        "Raise the limit in what starts this program (`ulimit -n 4096`; LimitNOFILE= of systemd; --ulimit nofile= of a "
+        "container), or close files that this program holds open."
+    )
+
+
+def _path_of(error: OSError | ValueError, path: AnyPath | None) -> AnyPath | None:
+    if path is None and isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        return error.filename
+    return path
+
+
+def _text_of(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def _in_cache(error: OSError | ValueError, fix: str) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return f"{fix}\n`enginecache prune --older-than 30d` deletes engines that were not used for so long."
+    if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}:
+        return f"{fix}\nOr name another folder for the cache with --dir or ENGINECACHE_DIR."
+    return fix
+
+
+def _existing(path: AnyPath | None) -> Path | None:
+    """The path, or the first folder above it that can be looked at."""
+    if path is None:
+        return None
+    try:
+        whole = Path(os.path.abspath(os.fsdecode(path)))
+    except (OSError, ValueError):
+        return None
+    for folder in (whole, *whole.parents):
+        try:
+            os.statvfs(folder)
+        except (OSError, ValueError):
+            continue
+        return folder
+    return None
+
+
+def _steps(path: AnyPath | None) -> list[Path]:
+    """The folders of a path from the root on, and the path."""
+    if path is None:
+        return []
+    try:
+        whole = Path(os.path.abspath(os.fsdecode(path)))
+    except (OSError, ValueError):
+        return []
+    return [*reversed(whole.parents), whole]
+
+
+def _named(path: AnyPath | None, otherwise: str = "the path") -> str:
+    return otherwise if path is None else os.fsdecode(path)
+
+
+def _closed(path: AnyPath | None) -> tuple[str, str]:
+    who = f"user {os.geteuid()}"
+    for folder in _steps(path)[:-1]:
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK, effective_ids=True):
+            return f"permission denied: {who} may not enter {folder}", (
+                f"Let this user enter it (chmod or chown; `ls -ld {folder}`), or name a place elsewhere."
+            )
+    steps = _steps(path)
+    found = _existing(path)
+    if found is not None and steps and found != steps[-1]:
+        return f"permission denied: {who} may not write to {found}", (
+            f"Let this user write there (chmod or chown; `ls -ld {found}`), or name a place elsewhere."
+        )
+    named = _named(path)
+    return f"permission denied for {who}", f"Give this user permission on {named} and its folder (`ls -ld`)."
+
+
+def _not_permitted(path: AnyPath | None) -> tuple[str, str]:
+    named = _named(path)
+    return "operation not permitted", (
+        f"Look whether {named} belongs to another user (`ls -ld`), is immutable (`lsattr -d`), or is kept from this "
+        "process by a container's security settings."
+    )
+
+
+def _too_long(path: AnyPath | None) -> tuple[str, str]:
+    whole = os.fsencode(path) if path is not None else b""
+    for part in whole.split(b"/"):
+        if len(part) > _NAME_BYTES:
+            return f"a name of {len(part)} bytes is too long; file systems take {_NAME_BYTES}", "Take a shorter name."
+    if len(whole) > _PATH_BYTES:
+        why = f"a path of {len(whole)} bytes is too long; the kernel takes {_PATH_BYTES}"
+        return why, "Take a shorter path; relative to a nearer working folder, say."
+    return "the name is too long for its file system", "Take a shorter name."
+
+
+def _not_a_folder(path: AnyPath | None) -> tuple[str, str]:
+    for step in _steps(path)[:-1]:
+        if os.path.exists(step) and not os.path.isdir(step):
+            return f"{step} is a file and not a folder", "Check the path; a name in it may be mistyped."
+    return "a part of the path is a file and not a folder", "Check the path; a name in it may be mistyped."
+
+
+def _missing(path: AnyPath | None) -> tuple[str, str]:
+    for step in _steps(path):
+        if not os.path.lexists(step):
+            return f"there is no {step}", "Check the path; a name in it may be mistyped, or a volume not mounted."
+        if os.path.islink(step) and not os.path.exists(step):
+            return f"{step} is a link to {os.readlink(step)}, which is not there", "Repair the link, or name the file."
+    return "no such file or folder", "Check the path; a name in it may be mistyped, or a volume not mounted."
+
+
+def _not_a_path(_path: AnyPath | None) -> tuple[str, str]:
+    return "no file can have that name: it has a NUL character", "Check where the path comes from."
+
+
+def _processes(_path: AnyPath | None) -> tuple[str, str]:
+    return "no more processes or threads may be started", (
+        "End some, or raise the limit (`ulimit -u`; the pids limit of the container; TasksMax= of systemd)."
+    )
+
+
+def _memory(_path: AnyPath | None) -> tuple[str, str]:
+    return "out of memory", "Free memory, or raise the limit (`ulimit -v`; the memory limit of the container)."
+
+
+def _fixed(why: str, fix: str) -> Callable[[AnyPath | None], tuple[str, str]]:
+    def explain(path: AnyPath | None) -> tuple[str, str]:
+        return why, fix.format(path=_named(path, "it"))
+
+    return explain
+
+
+_TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
+    errno.EMFILE: explain_descriptors,
+    errno.ENFILE: _fixed(
+        "the whole system has too many open files", "End programs that hold many open, or raise `sysctl fs.file-max`."
+    ),
+    errno.ENOSPC: explain_full_disk,
+    errno.EDQUOT: _fixed(
+        "the disk quota of this user or project is used up",
+        "Delete files there (`quota -s` shows what counts), or raise it.",
+    ),
+    errno.EFBIG: _fixed(
+        "the file would be larger than the limit on files (`ulimit -f`), or than its file system takes",
+        "Raise `ulimit -f`, or name a place on another file system.",
+    ),
+    errno.ENAMETOOLONG: _too_long,
+    errno.EACCES: _closed,
+    errno.EPERM: _not_permitted,
+    errno.EROFS: _fixed("its file system is read-only", "Name a place that can be written, or mount it for writing."),
+    errno.ELOOP: _fixed(
+        "symbolic links lead in a circle, or there are too many", "Look at them with `namei -l {path}`."
+    ),
+    errno.EIO: _fixed("the disk reports an input/output error", "Look for a failing disk in `dmesg`."),
+    errno.EUCLEAN: _fixed("its file system is damaged", "Look in `dmesg`, and check the file system (fsck)."),
+    errno.ENOTDIR: _not_a_folder,
+    errno.EISDIR: _fixed("it is a folder", "Name the file inside it."),
+    errno.ENOENT: _missing,
+    errno.ESTALE: _fixed(
+        "its network file system lost the file: the handle is stale", "Try again; if it stays so, mount it again."
+    ),
+    errno.ENOTCONN: _fixed("the program behind its file system (FUSE) died", "Mount it again."),
+    errno.EHOSTDOWN: _fixed("the server of its network file system does not answer", "Try again when it does."),
+    errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again when it does."),
+    errno.ETXTBSY: _fixed("the program is being written, or is running", "Try again when that is over."),
+    errno.EBUSY: _fixed("it is in use by the system, as a mount point is", "Name another place, or unmount it."),
+    errno.ENOEXEC: _fixed("it is no program that this machine can run", "Name a program for this machine."),
+    errno.ENXIO: _fixed("it is a device or pipe that nothing is behind", "Name a regular file."),
+    errno.ENODEV: _fixed("it is a device that is not there", "Name a regular file."),
+    errno.ENOLCK: _fixed(
+        "its file system has no locks left, or has none", "Keep the cache on a local disk: name one with --dir."
+    ),
+    errno.ENOTSUP: _fixed("its file system cannot do that", "Name a place on a local disk."),
+    errno.E2BIG: _fixed("the environment and arguments are too long", "Unset large variables of the environment."),
+    errno.EAGAIN: _processes,
+    errno.ENOMEM: _memory,
+}
