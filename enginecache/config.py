@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +28,9 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 SHARED: tuple[str, ...] = get_args(Shared)
 DAY_S = 86400.0
 
+MAX_FILE_BYTES = 1 << 20
+"""No configuration file is larger; a device may have no end."""
+
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.ASCII | re.IGNORECASE)
 _DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
@@ -44,6 +49,7 @@ class Config:
         failure_ttl_s: How long in seconds a build that TensorRT refused is not tried again; twice as long after each
             further failure, up to a day. 0 tries every time.
         cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
+        dir_from: Where ``dir`` was named: a variable, a file or an argument; empty for the default folder.
     """
 
     dir: Path
@@ -54,6 +60,7 @@ class Config:
     grace_s: float = DAY_S
     failure_ttl_s: float = 3600.0
     cuda_major: int | None = None
+    dir_from: str = field(default="", compare=False)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **arguments: Any) -> Config:
@@ -66,13 +73,14 @@ class Config:
             ConfigError: The file or a variable cannot be read.
         """
         environ = os.environ if environ is None else environ
-        config = cls(dir=Path(platformdirs.user_cache_dir("enginecache", appauthor=False)))
-        config = replace(config, **_read_file(environ))
-        config = replace(config, **_read_environ(environ))
-        given = {name: value for name, value in arguments.items() if value is not None}
-        if "dir" in given:
-            given["dir"] = _parse("dir", os.fspath(given["dir"]), "the cache folder")[1]
-        return replace(config, **given)
+        settings = {**_read_file(environ), **_read_environ(environ)}
+        settings |= {name: value for name, value in arguments.items() if value is not None}
+        if "dir" in arguments and arguments["dir"] is not None:
+            settings["dir"] = _parse("dir", os.fspath(arguments["dir"]), "the cache folder")[1]
+            settings["dir_from"] = "an argument"
+        if "dir" not in settings:
+            settings["dir"] = _default_dir()
+        return cls(**settings)
 
     def __post_init__(self) -> None:
         # Absolute: the builder runs in another folder.
@@ -82,17 +90,36 @@ class Config:
                 raise ConfigError(f"{name}: {_choice_error(value, choices)}", "Take one of these.")
 
 
-def config_path(environ: Mapping[str, str] | None = None) -> Path:
-    """The configuration file, whether it is there or not."""
+def _default_dir() -> Path:
+    path = _user_folder(platformdirs.user_cache_dir)
+    if path is None:
+        message = f"there is no default cache folder: user {os.getuid()} has no home folder, and HOME names none"
+        raise ConfigError(message, "Name the cache folder with --dir or ENGINECACHE_DIR.")
+    return path
+
+
+def config_path(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The configuration file, whether it exists or not; None for a user without a home folder."""
     named = (os.environ if environ is None else environ).get("ENGINECACHE_CONFIG")
     if named:
         return Path(named)
-    return Path(platformdirs.user_config_dir("enginecache", appauthor=False)) / "config.toml"
+    folder = _user_folder(platformdirs.user_config_dir)
+    return None if folder is None else folder / "config.toml"
+
+
+def _user_folder(find: Callable[..., str]) -> Path | None:
+    try:
+        path = Path(find("enginecache", appauthor=False))
+    except RuntimeError:
+        return None
+    return None if path.parts[0].startswith("~") else path  # as releases of platformdirs that raise nothing leave it
 
 
 def _parse_dir(text: str) -> Path:
     if not text:
         raise ValueError("an empty path")
+    if "\0" in text:
+        raise ValueError("a path with a NUL character")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -145,18 +172,73 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
     path = config_path(environ)
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        if environ.get("ENGINECACHE_CONFIG"):
-            message = f"the configuration file {path} does not exist"
-            raise ConfigError(message, "Mend or unset ENGINECACHE_CONFIG.") from None
+    if path is None or (not environ.get("ENGINECACHE_CONFIG") and not _is_reachable(path)):
         return {}
+    try:
+        table = tomllib.loads(_text_of(path))
+    except FileNotFoundError:
+        message = f"the configuration file {path} does not exist"
+        raise ConfigError(message, "Correct or unset ENGINECACHE_CONFIG.") from None
+    except RecursionError as error:
+        message = f"the configuration file {path} cannot be read: its values are nested too deeply"
+        raise ConfigError(message, "Write one line a setting, such as max_size = '20GiB'.") from error
     except (OSError, ValueError) as error:
-        message = f"the configuration file {path} cannot be read: {error}"
-        raise ConfigError(message, "Mend the file, or name another with ENGINECACHE_CONFIG.") from error
-    return dict(_parse(name, _as_text(name, value, path), f"{name} in {path}") for name, value in table.items())
+        message = f"the configuration file {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(message, "Correct the file, or name another with ENGINECACHE_CONFIG.") from error
+    settings = dict(_parse(name, _as_text(name, value, path), f"{name} in {path}") for name, value in table.items())
+    return {**settings, "dir_from": f"dir in {path}"} if "dir" in settings else settings
+
+
+def _is_reachable(path: Path) -> bool:
+    """Whether the default file exists; one in a folder that is closed to this user is another user's.
+
+    HOME keeps the value of the user before under ``docker run --user``, ``sudo -E`` and some job schedulers.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EACCES}:
+            return False
+    return True  # any other error is reported when the file is read
+
+
+def _text_of(path: Path) -> str:
+    """Read the file, which must be a regular one: a pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not a regular file, too large, or not UTF-8.
+    """
+    if _is_null(os.stat(path)):
+        return ""
+    _require_regular(os.stat(path))  # before it is opened: opening some devices has effects
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        _require_regular(os.fstat(file.fileno()))
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16, and must be UTF-8")
+    return content.decode("utf-8-sig")
+
+
+def _is_null(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "special file")
+        raise ValueError(f"it is a {kind}, not a regular file")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 def _as_text(name: str, value: Any, path: Path) -> str:
@@ -167,24 +249,57 @@ def _as_text(name: str, value: Any, path: Path) -> str:
 
 
 def _read_environ(environ: Mapping[str, str]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name in _SETTINGS:
-        variable = f"ENGINECACHE_{name.upper()}"
+        variable = f"{_PREFIX}{name.upper()}"
         if environ.get(variable):
-            field, value = _parse(name, environ[variable], variable)
-            found[field] = value
-    return found
+            key, value = _parse(name, environ[variable], variable)
+            found[key] = value
+    return {**found, "dir_from": f"{_PREFIX}DIR"} if "dir" in found else found
+
+
+_PREFIX = "ENGINECACHE_"
+_SERVICE = re.compile(
+    r"ENGINECACHE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)", re.ASCII
+)
+"""Variables that Kubernetes sets in every pod for a service whose name begins with ``enginecache``.
+
+Source: Kubernetes, "Service", Discovering services, Environment variables.
+"""
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Warn of each variable that begins with ``ENGINECACHE_`` and sets nothing, naming the nearest that does.
+
+    Returns:
+        One line for each, in the order of their names; empty variables count as unset.
+    """
+    environ = os.environ if environ is None else environ
+    known = [*(f"{_PREFIX}{name.upper()}" for name in _SETTINGS), f"{_PREFIX}CONFIG"]
+    unknown = [name for name, value in environ.items() if value and name.startswith(_PREFIX) and name not in known]
+    return [
+        f"{name} is not a variable of enginecache and has no effect. {_nearest(name, known, 'variables')}"
+        for name in sorted(unknown)
+        if _SERVICE.fullmatch(name) is None
+    ]
+
+
+def _nearest(name: str, known: Iterable[str], kind: str) -> str:
+    import difflib  # only a mistake needs it
+
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"The {kind} are {', '.join(known)}."
 
 
 def _parse(name: str, text: str, where: str) -> tuple[str, Any]:
     if name not in _SETTINGS:
-        message = f"{where}: there is no such setting"
-        raise ConfigError(message, f"The settings are {', '.join(_SETTINGS)}.")
-    field, parse = _SETTINGS[name]
+        raise ConfigError(f"{where}: there is no such setting", _nearest(name, _SETTINGS, "settings"))
+    key, parse = _SETTINGS[name]
     try:
-        return field, parse(text)
+        return key, parse(text)
     except EngineCacheError as error:
         raise ConfigError(f"{where}: {error.what}", error.fix) from error
     except ValueError as error:
         what = str(error) if repr(text) in str(error) else f"{text!r} is {error}"
-        raise ConfigError(f"{where}: {what}", "Mend the value, or take it out.") from error
+        raise ConfigError(f"{where}: {what}", "Correct the value, or take it out.") from error

@@ -21,7 +21,7 @@ Things = list[tuple[str, str]]
 
 def surroundings(root: Path) -> Things:
     """What decides a key beside the request and the model, and the cache folder itself."""
-    stats = [root, config_path(), DPKG_STATUS, *(folder or Path.cwd() for folder in sys.path)]
+    stats = [root, config_path() or root, DPKG_STATUS, *(folder or Path.cwd() for folder in sys.path)]
     return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), *gpu_things()]
 
 

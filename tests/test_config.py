@@ -1,10 +1,16 @@
+import os
+import stat
+import tempfile
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
+from users import as_user
 
-from enginecache.config import Config, config_path, parse_duration_s
+from enginecache.config import MAX_FILE_BYTES, Config, config_path, parse_duration_s, unknown_variables
 from enginecache.errors import ConfigError, OptionError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 
 
 @pytest.fixture
@@ -115,6 +121,8 @@ def test_file_is_the_named_one_or_the_users(tmp_path):
         ('max_size = "big"', "'big' is not a size"),
         ("cuda_major = 12.4", "'12.4' is not a major version"),
         ("cuda_major = 0", "'0' is not a major version"),
+        ('dir = "/a\\u0000b"', "a path with a NUL character"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
         ("dir = ", "cannot be read"),
         (b"dir = '\xff'", "cannot be read"),
     ],
@@ -125,6 +133,7 @@ def test_bad_file_is_an_error_that_names_file_and_setting(write, text, what):
         Config.load(environ)
     assert environ["ENGINECACHE_CONFIG"] in caught.value.what
     assert caught.value.fix
+    assert len(caught.value.what) < 300
 
 
 def test_named_file_must_be_there_and_be_a_file(tmp_path):
@@ -133,6 +142,140 @@ def test_named_file_must_be_there_and_be_a_file(tmp_path):
     assert "ENGINECACHE_CONFIG" in caught.value.fix
     with pytest.raises(ConfigError, match="cannot be read"):
         Config.load({"ENGINECACHE_CONFIG": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkfifo, "it is a pipe, not a regular file"),
+        (os.mkdir, "it is a folder, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file"),
+        (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), "it is a socket, not a regular file"),
+        (lambda path: path.write_text("# " + "x" * MAX_FILE_BYTES), f"more than {MAX_FILE_BYTES} bytes"),
+        (lambda path: path.write_text('dir = "/x"', "utf-16"), "it is UTF-16, and must be UTF-8"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+    ],
+)
+def test_a_settings_file_that_is_no_small_regular_file_is_an_error_and_hangs_nothing(tmp_path, monkeypatch, make, what):
+    monkeypatch.chdir(tmp_path)
+    make(Path("config.toml"))
+    with pytest.raises(ConfigError, match=what) as caught:
+        Config.load({"ENGINECACHE_CONFIG": "config.toml"})
+    assert "config.toml" in caught.value.what
+    assert "ENGINECACHE_CONFIG" in caught.value.fix
+
+
+def test_the_null_device_as_settings_file_means_none():
+    assert Config.load({"ENGINECACHE_CONFIG": "/dev/null"}) == Config.load({})
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(write):
+    assert Config.load(write(b'\xef\xbb\xbfbackend = "tensorrt"\r\nmax_size = 1\r\n')).max_size_bytes == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"), [("max_sise = 1", "max_size"), ("grase = 1", "grace"), ("cudamajor = 12", "cuda_major")]
+)
+def test_an_unknown_setting_is_an_error_that_names_the_nearest(write, text, nearest):
+    with pytest.raises(ConfigError, match="there is no such setting") as caught:
+        Config.load(write(text))
+    assert caught.value.fix == f"Did you mean {nearest}?"
+    with pytest.raises(ConfigError) as caught:
+        Config.load(write("colour = 1"))
+    assert "max_size" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("ENGINECACHE_MAXSIZE", "ENGINECACHE_MAX_SIZE"),
+        ("ENGINECACHE_BACKEN", "ENGINECACHE_BACKEND"),
+        ("ENGINECACHE_DIRECTORY", "ENGINECACHE_DIR"),
+        ("ENGINECACHE_CONFIGURATION", "ENGINECACHE_CONFIG"),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest(name, nearest):
+    (found,) = unknown_variables({name: "1", "ENGINECACHE_DIR": "/x", "PATH": "/bin"})
+    assert found == f"{name} is not a variable of enginecache and has no effect. Did you mean {nearest}?"
+
+
+def test_an_unknown_variable_like_no_other_is_named_with_all():
+    (found,) = unknown_variables({"ENGINECACHE_XYZZY": "1"})
+    assert "ENGINECACHE_MAX_SIZE" in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ENGINECACHE_SERVICE_HOST",
+        "ENGINECACHE_SERVICE_PORT_HTTP",
+        "ENGINECACHE_PORT",
+        "ENGINECACHE_PORT_80_TCP_ADDR",
+        "ENGINECACHE_REGISTRY_SERVICE_PORT",
+    ],
+)
+def test_variables_of_a_kubernetes_service_and_empty_ones_are_not_warned_of(name):
+    assert unknown_variables({name: "10.0.0.1", "ENGINECACHE_FOO": ""}) == []
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user whom no database of users knows, without HOME and without XDG folders."""
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name)
+
+    def work(home, function):
+        def run():
+            os.environ.pop("HOME", None)
+            if home is not None:
+                os.environ["HOME"] = home
+            return function()
+
+        return as_user(12345, 12345, run)
+
+    return work
+
+
+@needs_root
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_all_works_where_the_folder_is_named(homeless, home):
+    assert homeless(home, lambda: str(Config.load({"ENGINECACHE_DIR": "/x"}).dir)) == "/x"
+    assert homeless(home, lambda: str(Config.load({}, dir="/x").dir)) == "/x"
+    assert homeless(home, lambda: str(config_path({}))) == "None"
+
+
+@needs_root
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_and_a_named_folder_is_one_error_that_says_how_to_name_it(homeless, home):
+    found = homeless(home, lambda: Config.load({}))
+    assert found.startswith("ConfigError: there is no default cache folder: user 12345 has no home folder")
+    assert "--dir or ENGINECACHE_DIR" in found
+
+
+@needs_root
+def test_another_users_closed_home_has_no_settings_file(homeless, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    for home in (str(tmp_path / "closed"), "/dev/null"):
+        assert homeless(home, lambda: str(Config.load({"ENGINECACHE_DIR": "/x"}).dir)) == "/x"
+
+
+@needs_root
+def test_a_settings_file_of_ones_own_that_is_closed_is_an_error(homeless):
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        path = Path(home, ".config/enginecache/config.toml")
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o600)
+        found = homeless(home, lambda: Config.load({"ENGINECACHE_DIR": "/x"}))
+    assert found.startswith(f"ConfigError: the configuration file {path} cannot be read: Permission denied")
+
+
+def test_where_the_folder_was_named_is_known(write):
+    environ = write('dir = "/from/file"')
+    assert Config.load({}).dir_from == ""
+    assert Config.load(environ).dir_from == f"dir in {environ['ENGINECACHE_CONFIG']}"
+    assert Config.load({**environ, "ENGINECACHE_DIR": "/x"}).dir_from == "ENGINECACHE_DIR"
+    assert Config.load(environ, dir="/y").dir_from == "an argument"
 
 
 def test_bad_variable_is_named():

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import sqlite3
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from fakes import H100, fake_cache
 from enginecache.config import Config
 from enginecache.devices import NvmlGpu
 from enginecache.doctor import diagnose
-from enginecache.doctor.folder import check_file_system
+from enginecache.doctor.folder import check_file_system, check_settings, check_variables
 from enginecache.doctor.toolchains import installed_version
 from enginecache.errors import NoDeviceError
 from enginecache.registry.schema import HEAD
@@ -420,3 +421,24 @@ def test_json_is_name_status_text_fix_and_facts(checks):
         "fix": "pip install tensorrt",
         "facts": {"flavour": "tensorrt", "version": None},
     }
+
+
+def test_doctor_warns_of_unknown_variables_with_the_nearest_right_one():
+    (found,) = check_variables({"ENGINECACHE_BACKEN": "tensorrt"})
+    assert (found.status, found.exit_code) == ("warning", 0)
+    assert "Did you mean ENGINECACHE_BACKEND?" in found.text
+    assert list(check_variables({"ENGINECACHE_BACKEND": "tensorrt"})) == []
+
+
+def test_doctor_says_that_the_settings_are_in_a_closed_home(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    assert check_settings().status == "ok"
+
+    def closed(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", closed)
+    found = check_settings()
+    assert found.status == "warning"
+    assert "cannot be reached by this user" in found.text

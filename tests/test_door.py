@@ -124,6 +124,16 @@ def test_what_was_asked_before_is_answered_with_the_same_words(opened, capfdbina
         assert str(opened.folder).encode() in said[1]
 
 
+@pytest.mark.parametrize("extra", [[], ["--quiet"]])
+def test_an_unknown_variable_is_warned_of_by_a_remembered_answer_too(opened, capfdbinary, monkeypatch, extra):
+    monkeypatch.setenv("ENGINECACHE_MAXSIZE", "1GiB")
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4", *extra]
+    known(capfdbinary, arguments)
+    said = by_the_door(capfdbinary, arguments)
+    assert b"warning: ENGINECACHE_MAXSIZE is not a variable of enginecache" in said[2]
+    assert timeless(said) == timeless(fully(capfdbinary, arguments))
+
+
 def test_library_folders_are_looked_at_for_the_driver_alone(opened, capfdbinary, monkeypatch, tmp_path):
     # The times of files under /sys say nothing, as those of the images that bring the driver to a container.
     monkeypatch.setenv("LD_LIBRARY_PATH", f"/sys:{tmp_path}")

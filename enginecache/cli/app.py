@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 
 from enginecache import __version__
 from enginecache.cli import database, inspection, keeping, serving
-from enginecache.cli.output import print_line, say
+from enginecache.cli.output import print_line, say, warn
+from enginecache.config import unknown_variables
 from enginecache.errors import EngineCacheError
 
 
@@ -37,6 +38,8 @@ class _Commands(TyperGroup):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
+        for text in unknown_variables():
+            warn(text)
         with _told():
             return super().invoke(ctx)
 

@@ -13,7 +13,7 @@ import typer
 from enginecache.cli.output import count, encoded, flat_facts, json_line, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
-from enginecache.config import parse_duration_s
+from enginecache.config import parse_duration_s, unknown_variables
 from enginecache.errors import EngineCacheError, OptionError, printable
 from enginecache.key import canonical_json
 from enginecache.watching import ELAPSED
@@ -80,7 +80,8 @@ def get(
     if copy is None and not rebuild:
         from enginecache.answers import remember
 
-        said = "" if quiet else f"{_said(entry, ELAPSED)}\n"
+        warned = "".join(f"{printable(f'warning: {text}')}\n" for text in unknown_variables())  # as by every command
+        said = warned + ("" if quiet else f"{_said(entry, ELAPSED)}\n")
         printed = _printed(entry, is_json=json, elapsed=ELAPSED)
         with contextlib.suppress(EngineCacheError, OSError, ValueError):  # the answer was given
             remember(cache, asked.model, asked.ask, entry, said.encode(), encoded(printed), sys.argv[1:])

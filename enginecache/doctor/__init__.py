@@ -10,7 +10,7 @@ from enginecache import __version__
 from enginecache.config import Config
 from enginecache.devices import Device, NvmlGpu, list_devices, read_cuda, read_nvml
 from enginecache.doctor.check import Check
-from enginecache.doctor.folder import check_root, check_settings
+from enginecache.doctor.folder import check_root, check_settings, check_variables
 from enginecache.doctor.gpus import check_gpus, look
 from enginecache.doctor.toolchains import check_precision, check_toolchains, installed_version
 from enginecache.toolchain import ToolchainFinding, inspect_toolchains
@@ -48,6 +48,7 @@ def diagnose(
     return [
         Check("enginecache", "ok", f"{__version__} on Python {python}", facts=facts),
         check_settings(),
+        *check_variables(environ),
         *check_root(config),
         *check_gpus(gpus, os.environ if environ is None else environ),
         *check_toolchains(findings, gpus.devices),

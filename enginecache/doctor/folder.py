@@ -7,10 +7,10 @@ import grp
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from enginecache.config import Config, config_path
+from enginecache.config import Config, config_path, unknown_variables
 from enginecache.doctor.check import Check
 from enginecache.errors import EngineCacheError
 from enginecache.options import format_size
@@ -27,8 +27,25 @@ NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gp
 def check_settings() -> Check:
     """Where the settings come from."""
     path = config_path()
-    facts = {"path": str(path), "exists": path.exists()}
-    return Check("settings", "ok", str(path) if path.exists() else f"the defaults: there is no {path}", facts=facts)
+    if path is None:
+        facts: dict[str, object] = {"path": None, "exists": False}
+        return Check("settings", "ok", "the defaults: this user has no home folder for a file", facts=facts)
+    try:
+        os.stat(path)
+    except OSError as error:
+        facts = {"path": str(path), "exists": False}
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return Check("settings", "ok", f"the defaults: there is no {path}", facts=facts)
+        text = f"the defaults: {path} cannot be reached by this user ({error.strerror})"
+        fix = "Set HOME to this user's own folder, or name a file with ENGINECACHE_CONFIG (/dev/null for none)."
+        return Check("settings", "warning", text, fix, facts=facts)
+    return Check("settings", "ok", str(path), facts={"path": str(path), "exists": True})
+
+
+def check_variables(environ: Mapping[str, str] | None = None) -> Iterator[Check]:
+    """A warning for each variable that looks like a setting and is none."""
+    for text in unknown_variables(environ):
+        yield Check("variables", "warning", text, "Correct its name, or unset it.")
 
 
 def check_root(config: Config) -> Iterator[Check]:
