@@ -9,10 +9,17 @@ import os
 from typing import Any, Literal
 
 from enginecache.digests import StreamDigest
-from enginecache.errors import OptionError
+from enginecache.errors import ModelChangedError, OptionError
 from enginecache.options import PluginLibrary
 
-_REST = "Run it again when the file is in its place and at rest."
+_AGAIN = "Run it again when nothing writes to the file."
+
+_REGISTERED: list[tuple[int, PluginLibrary]] = []
+"""The libraries that this process has loaded, held open for good.
+
+The loader knows a library by the name that it was loaded by, and would take a second one under the same number for the
+first.
+"""
 
 
 def register(trt: Any, registry: Any, plugin: PluginLibrary) -> tuple[Literal["itself", "loaded", "refused"], str]:
@@ -29,36 +36,75 @@ def register(trt: Any, registry: Any, plugin: PluginLibrary) -> tuple[Literal["i
         plugin: The library.
 
     Raises:
-        OptionError: It is gone, or is not the one of the key any more.
-    """
-    path = f"/proc/self/fd/{_open_checked(plugin)}"
-    known = _creator_count(trt)
-    with contextlib.suppress(OSError):  # TensorRT says it in its own words
-        ctypes.CDLL(path)
-    if _creator_count(trt) > known:
-        return "itself", path
-    return ("refused" if registry.load_library(path) is None else "loaded"), path
-
-
-def _open_checked(plugin: PluginLibrary) -> int:
-    """A descriptor of the very bytes that the key names.
-
-    Never closed: the loader knows a library by the name that it was loaded by, and would take a second one under the
-    same number for the first.
+        OptionError: It is missing, or is not the one of the key any more.
     """
     try:
         descriptor = os.open(plugin.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        digest = StreamDigest()
-        try:
-            digest.read_from(io.FileIO(descriptor, closefd=False), os.fstat(descriptor).st_size)
-            found = digest.hexdigest()
-        finally:
-            digest.close()
     except OSError as error:
-        raise OptionError(f"the plugin library {plugin.path} cannot be read: {error}", _REST) from error
-    if found != plugin.digest:
-        raise OptionError(f"the plugin library {plugin.path} changed since its engine was asked for", _REST)
-    return descriptor
+        raise _unreadable(plugin, error) from error
+    try:
+        _require_digest(descriptor, plugin)
+    except OptionError:
+        os.close(descriptor)
+        raise
+    _REGISTERED.append((descriptor, plugin))
+    path = f"/proc/self/fd/{descriptor}"
+    known = _creator_count(trt)
+    with contextlib.suppress(OSError):  # TensorRT says it in its own words
+        ctypes.CDLL(path)
+    is_registered = _creator_count(trt) > known
+    how: Literal["itself", "loaded", "refused"] = "itself"
+    if not is_registered:
+        how = "refused" if registry.load_library(path) is None else "loaded"
+    _require_digest(descriptor, plugin)  # it may have been written to since it was read
+    return how, path
+
+
+def check_registered() -> None:
+    """Compare the libraries of this process with their digests once more, when their code has run.
+
+    Their pages are mapped: who writes to such a file changes code that has not run yet.
+
+    Raises:
+        ModelChangedError: One was written to.
+    """
+    for descriptor, plugin in _REGISTERED:
+        if _digest_of(descriptor, plugin) != plugin.digest:
+            message = f"the plugin library {plugin.path} changed while the engine was being built"
+            raise ModelChangedError(message, f"Nothing was published. {_AGAIN}")
+
+
+def has_changed(plugin: PluginLibrary) -> bool:
+    """Tell whether the path leads to other bytes than those of the key, or to none."""
+    try:
+        descriptor = os.open(plugin.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        return _digest_of(descriptor, plugin) != plugin.digest
+    except OptionError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _require_digest(descriptor: int, plugin: PluginLibrary) -> None:
+    if _digest_of(descriptor, plugin) != plugin.digest:
+        raise OptionError(f"the plugin library {plugin.path} changed since its engine was asked for", _AGAIN)
+
+
+def _digest_of(descriptor: int, plugin: PluginLibrary) -> str:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with contextlib.closing(StreamDigest()) as digest:
+            digest.read_from(io.FileIO(descriptor, closefd=False), os.fstat(descriptor).st_size)
+            return digest.hexdigest()
+    except OSError as error:
+        raise _unreadable(plugin, error) from error
+
+
+def _unreadable(plugin: PluginLibrary, error: OSError) -> OptionError:
+    return OptionError(f"the plugin library {plugin.path} cannot be read: {error}", _AGAIN)
 
 
 def _creator_count(trt: Any) -> int:

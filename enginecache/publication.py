@@ -20,14 +20,24 @@ from pathlib import Path
 
 from enginecache.builders.base import Builder, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.devices import Device
-from enginecache.errors import EngineCacheError, LockTimeoutError, RegistryError, StoreError
+from enginecache.errors import (
+    BuilderCrashError,
+    BuildError,
+    EngineCacheError,
+    LockTimeoutError,
+    ModelChangedError,
+    ModelError,
+    RegistryError,
+    StoreError,
+)
 from enginecache.failures import is_lasting
 from enginecache.key import KEY_VERSION, EngineKey
 from enginecache.locks.base import KeyLocks, WaitingCallback
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
 from enginecache.matching import Accept
-from enginecache.model import ModelIdentity, ModelSource
+from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.placement import Placement
+from enginecache.plugin_libraries import has_changed as has_library_changed
 from enginecache.profiles import Profile
 from enginecache.recovery import record_entry
 from enginecache.registry.base import Registry
@@ -166,7 +176,7 @@ class Publication:
         )
         self._registry.start_build(attempt)
         with self._recorded(attempt), self._work_dir(attempt) as work_dir:
-            built = self._builder.build(self._request(resolved, attempt, work_dir, start), progress)
+            built = self._build(self._request(resolved, attempt, work_dir, start), progress)
             if start is not None and built.timing_cache:
                 # With the GPU in hand: the next build on it begins with what this one has measured. The measurements
                 # are good whatever becomes of the plan.
@@ -176,6 +186,21 @@ class Publication:
             staged = self._store.stage(built.plan_path)
             record = self._commit(resolved, attempt, built, staged, start)
         return record, built
+
+    def _build(self, request: BuildRequest, progress: ProgressCallback | None) -> BuiltPlan:
+        """Build; what TensorRT says of a model that is not the one of the key any more is no verdict on that one."""
+        try:
+            return self._builder.build(request, progress)
+        except BuildError as error:
+            # A builder that reports compares the files itself, while it holds them; a dead one cannot. It may have died
+            # of a file that has its old bytes again by now: here any other time stamp is a change.
+            if is_lasting(error) and _has_changed(request, is_read_again=isinstance(error, BuilderCrashError)):
+                what = (
+                    f"{request.source.name}, its external data or a plugin library changed while its engine was built"
+                )
+                fix = "Nothing was published. Run it again when nothing writes to them."
+                raise ModelChangedError(f"{what}: {error.what}", fix) from error
+            raise
 
     def log_path(self, build_id: str) -> Path:
         """Where the attempt's log is."""
@@ -295,6 +320,17 @@ def device_lock(device: Device) -> str:
     The UUID names it in every container and on every host; without NVML the PCI bus has to.
     """
     return "device-" + re.sub(r"[^A-Za-z0-9-]", "-", device.uuid or device.pci_bus_id)
+
+
+def _has_changed(request: BuildRequest, *, is_read_again: bool) -> bool:
+    if has_changed(request.source, request.identity) or any(map(has_library_changed, request.options.plugins)):
+        return True
+    if not is_read_again and request.identity.is_settled:
+        return False
+    try:
+        return identify(request.source).digest != request.identity.digest
+    except ModelError:  # it cannot be read: a failing disk ends the builder too
+        return True
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,18 +17,29 @@ from models import linear, save
 
 from enginecache import cache as cache_module
 from enginecache import publication
+from enginecache.builders import wire
 from enginecache.cache import EngineCache
 from enginecache.errors import (
     BackendError,
     BuilderCrashError,
     BuilderKilledError,
     BuildError,
+    ConfigError,
+    EngineCacheError,
+    InvalidInputError,
+    LockTimeoutError,
     ModelChangedError,
+    ModelError,
+    NoDeviceError,
     NotCachedError,
+    OptionError,
     ProfileError,
     RegistryError,
+    SchemaError,
     StoreError,
+    TargetError,
     ToolchainError,
+    UnsupportedOptionError,
 )
 from enginecache.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
 from enginecache.registry.records import BuildRecord, utc_now
@@ -106,25 +118,42 @@ def test_a_failure_never_counts_longer_than_it_may(ages_s, ttl_s, later_s, is_so
     assert failure_in_force(failures, end, ttl_s) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (BuildError("refused"), True),
-        (BuilderCrashError("SIGSEGV"), True),
-        (BuilderKilledError("SIGKILL"), False),
-        (ProfileError("no profile"), False),
-        (ModelChangedError("changed"), False),
-        (StoreError("full"), False),
-        (RegistryError("busy"), False),
-        (BackendError("no GPU"), False),
-        (ToolchainError("another version"), False),
-        (KeyboardInterrupt(), False),
-        (MemoryError(), False),
-        (ValueError("in a callback"), False),
-    ],
-)
-def test_what_tensorrt_refused_or_crashed_on_is_lasting_and_nothing_else(error, expected):
-    assert is_lasting(error) is expected
+LASTING = {
+    BuildError: "TensorRT or the converter refused this model",
+    BuilderCrashError: "TensorRT had this model, and died of itself",
+}
+PASSING = {
+    BuilderKilledError: "ended from outside, or without memory",
+    ModelError: "cannot be read: found again as fast as it is remembered",
+    ModelChangedError: "the model of the key was not the one that was built",
+    ProfileError: "bad input: found again as fast",
+    OptionError: "bad input, or another plugin library",
+    ConfigError: "settings",
+    InvalidInputError: "bad input",
+    StoreError: "the disk",
+    RegistryError: "the registry",
+    SchemaError: "the registry",
+    LockTimeoutError: "another builder has the GPU",
+    BackendError: "the machine",
+    NoDeviceError: "the machine",
+    ToolchainError: "the installation; also a builder that died before it had the model",
+    TargetError: "the installation: another release can",
+    UnsupportedOptionError: "the installation: another release can",
+    EngineCacheError: "a bug of enginecache",
+    KeyboardInterrupt: "the user",
+    MemoryError: "the machine",
+    OSError: "the machine",
+    ValueError: "the caller's callback",
+}
+
+
+@pytest.mark.parametrize("kind", [*LASTING, *PASSING], ids=lambda kind: kind.__name__)
+def test_what_tensorrt_refused_or_crashed_on_is_lasting_and_nothing_else(kind):
+    assert is_lasting(kind("why")) is (kind in LASTING)
+
+
+def test_every_error_that_a_builder_may_report_is_in_the_table():
+    assert set(wire._ERRORS.values()) <= LASTING.keys() | PASSING.keys()
 
 
 def test_a_builder_that_could_not_be_started_is_not_lasting():
@@ -139,6 +168,67 @@ def test_a_builder_that_could_not_be_started_is_not_lasting():
 )
 def test_durations_are_told_in_the_largest_unit_of_which_there_are_two(seconds, text):
     assert format_duration(seconds) == text
+
+
+# Only a verdict on the model of the key
+
+
+def change_and_raise(error: Exception, change):
+    """A build in which the model changes and the builder dies or refuses."""
+
+    def act(request) -> None:
+        change(request.source.path)
+        raise error
+
+    return FakeBuilder(before=act)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def damage_and_restore(path: Path) -> None:
+    """With the old times, as ``cp -p`` sets them: ctime alone tells."""
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(b"")
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [truncate, damage_and_restore, Path.unlink])
+@pytest.mark.parametrize("error", [BuilderCrashError("SIGBUS"), BuildError("refused")], ids=["crash", "refusal"])
+def test_a_failure_on_a_changed_model_is_a_changed_model_and_not_remembered(open_cache, model, error, change):
+    content = model.read_bytes()
+    with pytest.raises(ModelChangedError) as caught:
+        open_cache(change_and_raise(error, change)).get(model, dims=DIMS)
+    assert caught.value.exit_code == 2
+    assert caught.value.__cause__ is error
+    cache = open_cache()
+    assert cache.builds()[0].is_lasting is False
+    model.write_bytes(content)
+    assert cache.get(model, dims=DIMS).outcome == "built"
+
+
+def test_a_crash_on_an_unreadable_model_is_not_remembered(open_cache, model, monkeypatch):
+    """As on a disk that fails: the builder's mapping kills it, and no time stamp moves."""
+
+    def fail(source):
+        raise ModelError(f"{source.path} cannot be read: Input/output error")
+
+    def act(_request) -> None:
+        monkeypatch.setattr(publication, "identify", fail)
+        raise BuilderCrashError("SIGBUS")
+
+    with pytest.raises(ModelChangedError):
+        open_cache(FakeBuilder(before=act)).get(model, dims=DIMS)
+
+
+def test_a_crash_with_a_changed_plugin_library_is_not_remembered(open_cache, model, tmp_path):
+    library = tmp_path / "libplugin.so"
+    library.write_bytes(b"code")
+    builder = change_and_raise(BuilderCrashError("SIGSEGV"), lambda _path: library.write_bytes(b"edoc"))
+    with pytest.raises(ModelChangedError):
+        open_cache(builder).get(model, dims=DIMS, plugins=[library])
 
 
 # What a caller sees

@@ -22,7 +22,7 @@ class BuildRequest:
 
     Attributes:
         source: The model's path or bytes.
-        identity: What the key says the model is; its files are fingerprinted again after parsing.
+        identity: What the key says the model is; its files are compared again when the plan is there.
         profiles: In order; empty for a static model.
         options: Builder options.
         toolchain: What the key says builds; compared with what is really loaded.

@@ -15,7 +15,14 @@ from typing import IO, Any
 
 from enginecache.builders.base import BuildProgress, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.builders.wire import MODEL_NAME, PLAN_NAME, TIMING_CACHE_NAME, decode_error, encode_request
-from enginecache.errors import BuilderCrashError, BuilderKilledError, BuildError, StoreError
+from enginecache.errors import (
+    BuilderCrashError,
+    BuilderKilledError,
+    BuildError,
+    EngineCacheError,
+    StoreError,
+    ToolchainError,
+)
 from enginecache.processes import (
     Worker,
     child_environment,
@@ -135,8 +142,12 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
     """
     phase: str = "Starting"
     fraction: float | None = None
+    has_model = False
     for report in worker.reports():
         if report is not None:
+            if report["event"] == "opened":
+                has_model = True
+                continue
             if report["event"] == "done":
                 return _plan(worker, request, report, time.monotonic() - started_s)
             if report["event"] == "error":
@@ -149,7 +160,7 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
         # Whatever it died of, it is no fault of the model, and must not be remembered as one.
         message = f"the builder ended {describe_status(status)}, and the build's disk is full"
         raise StoreError(message, "Free space, or run `enginecache prune`.")
-    raise _death(status, request.log_path)
+    raise _death(status, request.log_path, has_model=has_model)
 
 
 def _is_full(folder: Path) -> bool:
@@ -171,11 +182,15 @@ def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_s
     )
 
 
-def _death(status: int, log_path: Path) -> BuilderCrashError:
-    """The error for a worker that ended without a result."""
+def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCacheError:
+    """The error for a worker that ended without a result; ``has_model`` where TensorRT had been given the model."""
     tail = log_tail(log_path)
     last = "\n".join(["The log's last lines:", *(f"  {line}" for line in tail)]) if tail else "The log is empty."
     what, advice = _cause(status, tail)
+    if not has_model and not is_from_outside(status, tail):
+        what = f"the builder process ended {describe_status(status)} before it had opened the model"
+        advice = "Python or TensorRT could not be loaded; `enginecache doctor` checks the installation."
+        return ToolchainError(what, f"{advice}\n{last}\nThe builder's log: {log_path}")
     kind = BuilderKilledError if is_from_outside(status, tail) else BuilderCrashError
     return kind(what, f"{advice}\n{last}", str(log_path))
 

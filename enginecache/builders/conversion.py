@@ -75,8 +75,8 @@ def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
                 raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # told as every failure is
             path = _write(model, request)
             _check(path, log)
-        except (MemoryError, OSError, ToolchainError, ModelChangedError):
-            raise
+        except (MemoryError, OSError, ImportError, ToolchainError, ModelChangedError):
+            raise  # says nothing of the model
         except Exception as error:
             raise _refused(request.source.name, conversion, error) from error
     by = f"{conversion.converter} {conversion.version}"
@@ -160,7 +160,7 @@ def _read_extent(source: ModelSource, extent: Extent, size_bytes: int) -> bytes:
         data = file.read(size_bytes)
     if len(data) < size_bytes:
         message = f"the external data {extent.location!r} became shorter while it was being converted"
-        raise ModelChangedError(message, "Nothing was published. Run it again when the files are at rest.")
+        raise ModelChangedError(message, "Nothing was published. Run it again when nothing writes to them.")
     return data
 
 

@@ -29,6 +29,7 @@ TIMING_CACHE_NAME = "timing.cache"
 _ERRORS: dict[str, type[EngineCacheError]] = {
     kind.__name__: kind
     for kind in (
+        EngineCacheError,
         errors.BuildError,
         errors.BuilderCrashError,
         BuilderKilledError,
@@ -114,6 +115,11 @@ def _device(record: dict[str, Any]) -> Device:
     )
 
 
+def encode_opened() -> dict[str, Any]:
+    """TensorRT is loaded and has the model from now on: only what happens after that may be the model's fault."""
+    return {"event": "opened"}
+
+
 def encode_progress(phase: str, fraction: float | None) -> dict[str, Any]:
     """A step of the build."""
     return {"event": "progress", "phase": phase, "fraction": fraction}
@@ -138,8 +144,10 @@ def encode_error(error: EngineCacheError) -> dict[str, Any]:
 
 
 def decode_error(record: dict[str, Any], log_path: Path) -> EngineCacheError:
-    """The inverse of :func:`encode_error`; a :class:`BuildError` gets the log's path."""
-    kind = _ERRORS.get(record["class"], BuildError)
+    """The inverse of :func:`encode_error`; a :class:`BuildError` gets the log's path, and so does one without a class."""
+    kind = _ERRORS.get(record["class"], EngineCacheError)
     if issubclass(kind, BuildError):
         return kind(record["what"], record["fix"], str(log_path))
+    if kind is EngineCacheError:
+        return kind(record["what"], f"{record['fix']}\nThe builder's log: {log_path}")
     return kind(record["what"], record["fix"])

@@ -27,9 +27,10 @@ from enginecache.builders.wire import (
     decode_request,
     encode_done,
     encode_error,
+    encode_opened,
     encode_progress,
 )
-from enginecache.errors import BuilderKilledError, BuildError, EngineCacheError, StoreError
+from enginecache.errors import BuilderKilledError, EngineCacheError, StoreError
 from enginecache.precision import check_typing
 from enginecache.processes import Reports, end_process, receive_request
 
@@ -57,7 +58,10 @@ def run(record: dict[str, Any], reports: Reports) -> int:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Every exception as an error of ours; what was not foreseen leaves its traceback in the log."""
+    """Raise every exception as an error of the tree; what was not foreseen leaves its traceback in the log.
+
+    That is no verdict on the model, so it is no :class:`BuildError`, which would be remembered as one.
+    """
     try:
         yield
     except EngineCacheError:
@@ -76,7 +80,7 @@ def _translated() -> Iterator[None]:
         if isinstance(error, OSError):  # of the machine, and not of the model: not to be remembered
             raise StoreError(f"the builder could not use its files: {error}", "See `enginecache doctor`.") from error
         message = f"the builder failed in an unforeseen way: {type(error).__name__}: {error}"
-        raise BuildError(message, "The log has the traceback; please report it.") from error
+        raise EngineCacheError(message, "This is a bug: please report it, with the traceback in the log.") from error
 
 
 def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
     log = BuildLog(sys.stderr)
     log.write("I", f"{trt.__name__} {trt.__version__}, library {version}: {request.source.name} for {request.target}")
     with pinned(request) as model:
+        reports.send(encode_opened())
         if request.conversion is not None:
             reports.send(encode_progress("Converting the graph", None))
         converted = convert(model.request, log)
@@ -96,7 +101,7 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
                 converted,
                 log,
                 report=lambda phase, fraction: reports.send(encode_progress(phase, fraction)),
-                after_parsing=model.check,
+                after_parsing=model.compare,
             )
     _write(request.work_dir / PLAN_NAME, plan.memory)
     if plan.timing_cache is not None:

@@ -15,7 +15,9 @@ import pytest
 from builder_processes import ENVIRONMENT, children, is_running, seconds_until_gone
 
 from enginecache import processes
-from enginecache.errors import BuilderCrashError, BuilderKilledError
+from enginecache.builders.child import ProcessBuilder
+from enginecache.errors import BuilderCrashError, BuilderKilledError, ToolchainError
+from enginecache.failures import is_lasting
 
 pytestmark = pytest.mark.rtx
 
@@ -68,6 +70,20 @@ def test_worker_that_aborts_is_a_crash(tmp_path, builder):
     error = death(tmp_path, builder, signal.SIGABRT)
     assert type(error) is BuilderCrashError
     assert "crashed: it was ended by SIGABRT" in error.what
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGSEGV], ids=["exit", "SIGSEGV"])
+def test_builder_that_dies_before_it_has_the_model_says_nothing_of_it(tmp_path, number):
+    package = tmp_path / "modules" / "tensorrt_rtx"
+    package.mkdir(parents=True)
+    action = f"os.kill(os.getpid(), {int(number)})" if number else "os._exit(3)"
+    (package / "__init__.py").write_text(f"import os\n{action}\n")
+    builder = ProcessBuilder(search_path=[str(package.parent), *processes.module_search_path()])
+    request = models.request_for(tmp_path)
+    with pytest.raises(ToolchainError, match="before it had opened the model") as caught:
+        builder.build(request)
+    assert not is_lasting(caught.value)
+    assert str(request.log_path) in caught.value.fix
 
 
 def test_native_segmentation_fault_is_an_error_with_the_python_line(tmp_path, shim_builder_of):

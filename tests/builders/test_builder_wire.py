@@ -84,4 +84,4 @@ def test_error_comes_out_as_its_own_class(tmp_path, kind):
 
 def test_line_cannot_name_another_class(tmp_path):
     record = {"event": "error", "class": "SystemExit", "what": "what", "fix": ""}
-    assert type(decode_error(record, tmp_path)) is errors.BuildError
+    assert type(decode_error(record, tmp_path)) is errors.EngineCacheError
