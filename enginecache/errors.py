@@ -121,7 +121,7 @@ class ModelError(InvalidInputError):
 
 
 class ModelChangedError(InvalidInputError):
-    """The model's files changed while its engine was being built; nothing was published."""
+    """The model's files, or a plugin library, changed while the engine was being built; nothing was published."""
 
 
 class ProfileError(InvalidInputError):

@@ -144,7 +144,7 @@ def encode_error(error: EngineCacheError) -> dict[str, Any]:
 
 
 def decode_error(record: dict[str, Any], log_path: Path) -> EngineCacheError:
-    """The inverse of :func:`encode_error`; a :class:`BuildError` gets the log's path, and so does one without a class."""
+    """The inverse of :func:`encode_error`; a :class:`BuildError` and a bug get the log's path."""
     kind = _ERRORS.get(record["class"], EngineCacheError)
     if issubclass(kind, BuildError):
         return kind(record["what"], record["fix"], str(log_path))

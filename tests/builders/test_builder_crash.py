@@ -25,7 +25,7 @@ DENSENET = models.LIGHT / "light_densenet121.onnx"
 
 
 class Worker:
-    """A progress callback that notes the worker's process, and does something to it once."""
+    """A progress callback that notes the worker's process, and does something to it once TensorRT is at work."""
 
     def __init__(self, action):
         self.action = action
@@ -33,7 +33,7 @@ class Worker:
         self.pid = None
 
     def __call__(self, event):
-        if self.pid is None:
+        if self.pid is None and event.phase != "Starting":
             (self.pid,) = children() - self.before
             self.action(self.pid)
 
