@@ -29,8 +29,8 @@ _KINDS: dict[BlobState, Kind] = {
     BlobState.WRONG_SIZE: "size",
     BlobState.WRONG_DIGEST: "digest",
 }
-_SHARED_FIELDS = {"model_name", "size_bytes", "is_pinned"}
-"""What an entry has from rows of others: the model's first name, the blob's size, the user's pin."""
+_SHARED_FIELDS = {"model_name", "size_bytes", "is_pinned", "seal"}
+"""Not in the record (the pin, the seal), or from a row that others share (the model's first name, the blob's size)."""
 _RESTORE = "take it from the record beside the engine"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -330,6 +330,7 @@ def count_kept(root: Root, registry: Registry) -> Kept:
     registries = list(root.quarantine.glob("registry.*.sqlite"))
     return Kept(
         quarantined=len(list(root.quarantine.glob("*.engine"))),
+        set_asides=tuple(registry.set_asides()),
         registries=len(registries),
         failures=registry.lasting_failures(),
         unfinished_builds=len(registry.unfinished_builds()),

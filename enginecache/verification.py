@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from enginecache.errors import EngineCacheError
 from enginecache.eviction import Garbage
+from enginecache.registry.records import SetAside
 
 Kind = Literal[
     "registry",
@@ -60,16 +61,32 @@ class Kept:
     """What is there for a reason, and is no finding.
 
     Attributes:
-        quarantined: Engines that were set aside.
+        quarantined: Files of engines that were set aside.
+        set_asides: Keys whose engine was found damaged, and was not built anew since.
         registries: Damaged registries that were set aside; only people delete them.
         failures: Keys whose last build failed in a way that would come again.
         unfinished_builds: Attempts under way, or whose process died within the grace time.
     """
 
     quarantined: int = 0
+    set_asides: tuple[SetAside, ...] = ()
     registries: int = 0
     failures: int = 0
     unfinished_builds: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        listed = [
+            {
+                "key": one.key,
+                "digest": one.digest,
+                "model": one.model_name,
+                "reason": one.reason,
+                "at": one.at.isoformat(),
+            }
+            for one in self.set_asides
+        ]
+        return {**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, "set_asides": listed}
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Verification:
                 {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what}
                 for item in self.young_garbage
             ],
-            "kept": dataclasses.asdict(self.kept),
+            "kept": self.kept.to_json(),
         }
 
 

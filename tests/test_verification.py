@@ -6,9 +6,10 @@ import sqlite3
 
 import pytest
 from fakes import ConstantBuilder, FakeBuilder, fake_cache
+from models import linear, save
 from records import entry as entry_of
 
-from enginecache.errors import BuildError, StoreError
+from enginecache.errors import BuildError, NotCachedError, RegistryError, StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.registry.records import BuildRecord, utc_now
 from enginecache.store.records import RepairRecords
@@ -173,7 +174,7 @@ def test_the_record_has_plain_values(open_cache, model):
     entry = cache.get(model, **ASK)
     entry.path.chmod(0o600)
     found = cache.verify(repair=True).to_json()
-    assert found["kept"] == {"quarantined": 0, "registries": 0, "failures": 0, "unfinished_builds": 0}
+    assert found["kept"] == {"quarantined": 0, "set_asides": [], "registries": 0, "failures": 0, "unfinished_builds": 0}
     assert (found["schema"], found["entries"], found["clean"], found["garbage_in_grace"]) == (1, 1, True, [])
     assert found["findings"][0]["kind"] == "mode"
     assert found["findings"][0]["repaired"] is True
@@ -228,6 +229,61 @@ def test_a_damaged_row_is_found_and_taken_from_its_record(open_cache, model, col
     assert cache.get(model, **ASK).outcome == "hit"
 
 
+SWAPPED = [
+    ["digest"],
+    ["digest", "build_id"],
+    ["digest", "seal"],
+    ["compute_capabilities"],
+    ["model_digest"],
+    [name for name in ROW_DAMAGE if name not in {"key_json", "key_version"}],
+    [*(name for name in ROW_DAMAGE if name not in {"key_json", "key_version"}), "seal"],
+]
+
+
+def swap(cache, columns):
+    """Give two rows each other's columns."""
+    connection = sqlite3.connect(cache.root.registry_path)
+    (one, *values), (other, *others) = connection.execute(f"SELECT key, {', '.join(columns)} FROM entries").fetchall()
+    setting = ", ".join(f"{name} = ?" for name in columns)
+    connection.execute(f"UPDATE entries SET {setting} WHERE key = ?", [*others, one])
+    connection.execute(f"UPDATE entries SET {setting} WHERE key = ?", [*values, other])
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("columns", SWAPPED, ids=",".join)
+def test_rows_that_have_each_others_columns_serve_nothing_until_they_are_repaired(open_cache, model, tmp_path, columns):
+    """The engines are whole: only the rows say whose they are."""
+    cache = open_cache()
+    models = [model, save(linear(seed=9), tmp_path / "other.onnx")]
+    asks = [{**ASK, "target": ["sm_86", "sm_89"]}, {**ASK, "target": "sm_89"}]
+    stored = [cache.get(path, **ask) for path, ask in zip(models, asks, strict=True)]
+    swap(cache, columns)
+    for path, ask, entry in zip(models, asks, stored, strict=True):
+        fresh = open_cache()
+        for call in (fresh.get, fresh.explain):
+            with pytest.raises(RegistryError, match="does not belong to its engine"):
+                call(path, **ask)
+        with pytest.raises(RegistryError):
+            fresh.require_whole(entry.key)
+    with pytest.raises(NotCachedError):
+        open_cache().get(model, **ASK, target="sm_86", offline=True)  # nor for what it covers
+    assert set(kinds(cache.verify())) >= {"row"}
+    assert cache.verify(repair=True).is_clean
+    for path, ask, entry in zip(models, asks, stored, strict=True):
+        assert open_cache().get(path, **ask).record == entry.record
+
+
+def test_a_row_that_lost_its_seal_is_damaged(open_cache, model):
+    cache = open_cache()
+    cache.get(model, **ASK)
+    execute(cache, "UPDATE entries SET seal = NULL")
+    with pytest.raises(RegistryError, match="does not belong to its engine"):
+        cache.get(model, **ASK)
+    assert cache.verify(repair=True).is_clean
+    assert cache.get(model, **ASK).outcome == "hit"
+
+
 @pytest.mark.parametrize("key", ["0" * 64, "", "../../etc/passwd", "it's % \" odd"])
 def test_a_row_whose_key_is_damaged_is_forgotten(open_cache, model, key):
     cache = open_cache()
@@ -267,7 +323,8 @@ def test_a_row_that_was_built_anew_since_it_was_read_is_not_mended(open_cache, m
     stored = cache.get(model, **ASK)
     execute(cache, "UPDATE entries SET driver_version = 'x'")
     (_, mend) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
-    rebuilt = other.get(model, **ASK, rebuild=True).record
+    other._registry.forget_entry(stored.key)
+    rebuilt = other.get(model, **ASK).record
     assert rebuilt.build_id != stored.record.build_id
     assert mend() is False
     assert cache.entries()[0].record == rebuilt

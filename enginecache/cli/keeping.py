@@ -277,6 +277,8 @@ def _print_findings(found: Verification) -> None:
         print_rows(columns, rows)
     for item in found.young_garbage:
         say(f"garbage within its grace time: {item.path} ({item.what})")
+    for lost in found.kept.set_asides:
+        say(f"not built anew since: {lost.key[:12]} ({lost.model_name}): {lost}")
     kept = (
         (found.kept.quarantined, "quarantined engine"),
         (found.kept.registries, "damaged registry file"),

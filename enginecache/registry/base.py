@@ -18,6 +18,7 @@ from enginecache.registry.records import (
     MemoKind,
     MissRecord,
     RegistryTotals,
+    SetAside,
     Standing,
 )
 
@@ -31,6 +32,10 @@ class Entries(Protocol):
 
     def has_entry(self, key: str, build_id: str | None = None) -> bool:
         """Whether the key has an entry, and that of this attempt if one is named."""
+        ...
+
+    def siblings(self, model_digest: str) -> str:
+        """Return the attempts that made the model's entries, in the order of their keys, joined by commas."""
         ...
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
@@ -61,7 +66,15 @@ class Entries(Protocol):
         ...
 
     def forget_blob(self, digest: str, reason: str) -> list[str]:
-        """Delete every entry of a blob that is no longer good; the keys that lost their engine."""
+        """Delete every entry of a blob that is no longer good, and note why; the keys that lost their engine."""
+        ...
+
+    def set_aside(self, key: str) -> SetAside | None:
+        """Return the damaged engine that the key had, if none was published since."""
+        ...
+
+    def set_asides(self) -> list[SetAside]:
+        """Return the damaged engines that were not built anew since, latest first."""
         ...
 
     def named(self) -> set[str]:

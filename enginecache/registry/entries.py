@@ -14,14 +14,16 @@ from sqlalchemy.dialects.sqlite import insert
 
 from enginecache.key import Fields
 from enginecache.registry.records import (
+    MIXED_UP,
     EntryRecord,
     ExaminedRow,
     RegistryTotals,
+    SetAside,
     Standing,
     utc_now,
 )
 from enginecache.registry.session import Session
-from enginecache.registry.tables import blobs, builds, entries, misses, models, pins, stored_time
+from enginecache.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, stored_time
 
 _ENTRY = sa.select(
     entries,
@@ -60,6 +62,7 @@ _FIND = f"""
     WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key = ?)
 """  # noqa: S608  columns' names
 """The entry of a key; see :func:`_in_table`."""
+_SIBLINGS = "SELECT build_id FROM entries WHERE model_digest = ? ORDER BY key"
 _SIZES = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0)).select_from(blobs)
 _UNNAMED = sa.select(blobs.c.digest).where(~sa.exists().where(entries.c.digest == blobs.c.digest))
 _ROW: sa.ColumnElement[int] = sa.literal_column("entries.rowid")
@@ -78,6 +81,8 @@ class SqlEntries(Session):
                 raise ValueError(f"the row of {key[:12]} is that of {records[0].key[:12]}")
             if len(records) > 1:
                 raise ValueError(f"{key[:12]} has {len(records)} rows")
+            if records and not records[0].is_as_written:
+                raise ValueError(f"the row of {key[:12]}: {MIXED_UP}")
         return records[0] if records else None
 
     def has_entry(self, key: str, build_id: str | None = None) -> bool:
@@ -85,6 +90,11 @@ class SqlEntries(Session):
         with self._looking() as connection:
             found = connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone()
         return found is not None and build_id in {None, found[0]}
+
+    def siblings(self, model_digest: str) -> str:
+        """Return the attempts that made the model's entries, in the order of their keys, joined by commas."""
+        with self._looking() as connection:
+            return ",".join(build_id for (build_id,) in connection.execute(_SIBLINGS, (model_digest,)))
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
         """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
@@ -143,13 +153,30 @@ class SqlEntries(Session):
         return removed is not None
 
     def forget_blob(self, digest: str, reason: str) -> list[str]:
-        """Delete every entry of a blob that is no longer good; the keys that lost their engine."""
+        """Delete every entry of a blob that is no longer good, and note why; the keys that lost their engine."""
         with self._writing() as connection:
-            chosen = sa.select(entries.c.key).where(entries.c.digest == digest).order_by(entries.c.key)
-            keys = list(connection.scalars(chosen))
+            named = sa.select(entries.c.key, models.c.name).where(entries.c.digest == digest).order_by(entries.c.key)
+            found = connection.execute(named.outerjoin_from(entries, models)).all()
+            keys = [key for key, _ in found]
+            for key, name in found:
+                row = {"key": key, "digest": digest, "model_name": name or "", "reason": reason, "at": utc_now()}
+                noted = insert(set_asides).values(row)
+                connection.execute(noted.on_conflict_do_update(index_elements=["key"], set_=row))
             connection.execute(sa.delete(entries).where(entries.c.digest == digest))
             connection.execute(sa.update(blobs).where(blobs.c.digest == digest).values(quarantine_reason=reason))
         return keys
+
+    def set_aside(self, key: str) -> SetAside | None:
+        """Return the damaged engine that the key had, if none was published since."""
+        with self._reading() as connection:
+            row = connection.execute(sa.select(set_asides).where(set_asides.c.key == key)).one_or_none()
+        return None if row is None else SetAside(**row._mapping)  # noqa: SLF001  the public way to names
+
+    def set_asides(self) -> list[SetAside]:
+        """Return the damaged engines that were not built anew since, latest first."""
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(set_asides).order_by(set_asides.c.at.desc(), set_asides.c.key))
+            return [SetAside(**row._mapping) for row in rows]  # noqa: SLF001
 
     def named(self) -> set[str]:
         """The blobs that a row names, also a damaged row."""
@@ -259,6 +286,7 @@ def _entry(row: sa.Row[Any]) -> EntryRecord:
 def _entry_of(values: dict[str, Any]) -> EntryRecord:
     values["compute_capabilities"] = _capabilities(values["compute_capabilities"])
     values["is_pinned"] = bool(values["is_pinned"])
+    values["seal"] = values["seal"] or ""
     return EntryRecord.of_values(values)
 
 
@@ -304,12 +332,14 @@ def _put_entry(connection: sa.Connection, entry: EntryRecord, fields: Fields) ->
     blob = {"digest": entry.digest, "size_bytes": entry.size_bytes, "stored_at": entry.created_at}
     row = {column.name: getattr(entry, column.name) for column in entries.c}
     row["compute_capabilities"] = json.dumps(entry.compute_capabilities)
+    row["seal"] = entry.right_seal
     connection.execute(insert(models).values(model).on_conflict_do_nothing())
     # Its size too: the bytes are there and have the digest, so a row of another size is damaged.
     healed = {"quarantine_reason": None, "size_bytes": entry.size_bytes}
     connection.execute(insert(blobs).values(blob).on_conflict_do_update(index_elements=["digest"], set_=healed))
     replaced = connection.scalar(sa.select(entries.c.digest).where(entries.c.key == entry.key))
     connection.execute(insert(entries).values(row).on_conflict_do_update(index_elements=["key"], set_=row))
+    connection.execute(sa.delete(set_asides).where(set_asides.c.key == entry.key))
     _drop_blob_if_unnamed(connection, replaced)
 
 

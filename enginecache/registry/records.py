@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import blake3
+
 from enginecache.errors import OptionError, RegistryError
-from enginecache.key import Fields, key_digest
+from enginecache.key import KEY_VERSION, Fields, key_digest
 from enginecache.targets import Reach
 from enginecache.toolchain import Flavour
 
@@ -59,6 +61,7 @@ class EntryRecord:
         created_at: When it was published.
         timing_cache_digest: Digest of the timing cache that the build began with, or None; provenance.
         is_pinned: Whether it must stay.
+        seal: What its row says that :attr:`right_seal` is; empty where it says nothing, None for what is no row.
     """
 
     key: str
@@ -78,6 +81,26 @@ class EntryRecord:
     created_at: dt.datetime
     timing_cache_digest: str | None = None
     is_pinned: bool = False
+    seal: str | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def right_seal(self) -> str:
+        """Digest of the row: it binds the key to the blob and the reach. Costs some 10 us.
+
+        Two rows with each other's blobs, each of them whole, would serve each other's engines. It is no secret: it
+        finds what a restored or edited registry, or a flipped bit, has mixed up, and no attacker. The key stands for
+        its text, and the model's name is in a row that others share.
+        """
+        said = [getattr(self, name) for name in _SEALED]
+        text = json.dumps([*said, self.created_at.isoformat()], separators=(",", ":"))
+        return blake3.blake3(f"enginecache/entry/v1\n{text}".encode("ascii")).hexdigest()
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether its row has the right seal. Rows of older key versions may have none: no request finds them."""
+        if self.seal is None or (not self.seal and self.key_version < KEY_VERSION):
+            return True
+        return self.seal == self.right_seal
 
     @property
     def reach(self) -> Reach:
@@ -92,9 +115,11 @@ class EntryRecord:
 
     @property
     def flaw(self) -> str:
-        """What no row that this program wrote has; empty for nothing. Costs some 20 us."""
+        """What no row that this program wrote has; empty for nothing. Costs some 30 us."""
         if self.key != key_digest(self.key_version, self.key_json):
             return "its key is not that of its text"
+        if not self.is_as_written:
+            return MIXED_UP
         try:
             model = self.fields["model"]
             is_known = all(_DIGEST.fullmatch(model[part]) for part in ("structure", "weights"))
@@ -103,9 +128,9 @@ class EntryRecord:
         return "" if is_known else "its key names no model"
 
     def to_json(self) -> Fields:
-        """As plain JSON values, without the pin, which is the user's and not the entry's."""
+        """As plain JSON values, without the pin, which is the user's and not the entry's, and the row's seal."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["is_pinned"]
+        del fields["is_pinned"], fields["seal"]
         return {
             **fields,
             "compute_capabilities": list(self.compute_capabilities),
@@ -138,6 +163,26 @@ class EntryRecord:
             if name in values and not is_right(values[name]):
                 raise ValueError(f"{name} is {values[name]!r:.100}")
         return record
+
+
+MIXED_UP = "it does not belong to its engine as it was published"
+"""For a row whose seal is not the right one."""
+
+_SEALED = (
+    "key",
+    "key_version",
+    "model_digest",
+    "digest",
+    "size_bytes",
+    "backend",
+    "tensorrt_version",
+    "compute_capabilities",
+    "device_name",
+    "driver_version",
+    "build_id",
+    "build_seconds",
+    "timing_cache_digest",
+)
 
 
 def _is_digest(value: object) -> bool:
@@ -185,6 +230,7 @@ _FORMS: dict[str, Any] = {
     "build_seconds": _is_duration,
     "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None,
     "timing_cache_digest": lambda value: value is None or _is_digest(value),
+    "seal": _is_text_or_none,
 }
 
 
@@ -275,6 +321,28 @@ class MissRecord:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """An engine that was found damaged, and was not built anew since.
+
+    Attributes:
+        key: Of its entry, which was deleted.
+        digest: Of its blob.
+        model_name: File name of its model.
+        reason: What was wrong with it.
+        at: When it was set aside.
+    """
+
+    key: str
+    digest: str
+    model_name: str
+    reason: str
+    at: dt.datetime
+
+    def __str__(self) -> str:
+        return f"it was stored, found damaged and set aside at {self.at:%Y-%m-%d %H:%M} UTC ({self.reason})"
+
+
+@dataclass(frozen=True)
 class LoadRecord:
     """What came of loading a blob.
 
@@ -309,6 +377,7 @@ class AnswerRecord:
         said: What went to standard error.
         printed: What went to standard output.
         seal: Digest of the others.
+        siblings: For an entry of a wider reach than was asked, the entries of its model that it was chosen from.
     """
 
     command: str
@@ -318,6 +387,7 @@ class AnswerRecord:
     said: bytes
     printed: bytes
     seal: str
+    siblings: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from enginecache.registry.records import REPAIR_FIX, damaged_registry
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0004"
+HEAD = "0005"
 """Revision that this release writes: the newest script in ``migrations/versions``."""
 
-KNOWN = ("0001", "0002", "0003", HEAD)
+KNOWN = ("0001", "0002", "0003", "0004", HEAD)
 """Revisions that this release can upgrade from, oldest first."""
 
 READER = 1

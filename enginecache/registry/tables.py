@@ -100,6 +100,18 @@ entries = sa.Table(
     sa.Column("build_seconds", sa.Float, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False, index=True),
     sa.Column("timing_cache_digest", HEX),
+    sa.Column("seal", HEX),
+)
+
+set_asides = sa.Table(
+    "set_asides",
+    METADATA,
+    # The keys whose engine was damaged, until they are built anew: the entry's row is deleted.
+    sa.Column("key", HEX, primary_key=True),
+    sa.Column("digest", HEX, nullable=False),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
 )
 
 loads = sa.Table(
@@ -141,6 +153,7 @@ answers = sa.Table(
     sa.Column("printed", sa.LargeBinary, nullable=False),
     sa.Column("seal", HEX, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("siblings", sa.Text),
 )
 
 misses = sa.Table(

@@ -212,7 +212,7 @@ def test_clean_cache_verifies_with_exit_0(cli, stored):
         "clean": True,
         "findings": [],
         "garbage_in_grace": [],
-        "kept": {"quarantined": 0, "registries": 0, "failures": 0, "unfinished_builds": 0},
+        "kept": {"quarantined": 0, "set_asides": [], "registries": 0, "failures": 0, "unfinished_builds": 0},
     }
 
 
@@ -280,7 +280,9 @@ def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
     ran = cli("verify")
     assert (ran.code, ran.out) == (0, "")
     assert "no findings: 1 quarantined engine" in ran.err
-    assert cli("verify", "--json").json["kept"]["quarantined"] == 1
+    assert f"not built anew since: {stored[0]['key'][:12]} (model.onnx): it was stored, found damaged" in ran.err
+    kept = cli("verify", "--json").json["kept"]
+    assert (kept["quarantined"], [lost["key"] for lost in kept["set_asides"]]) == (1, [stored[0]["key"]])
 
 
 @pytest.mark.parametrize("command", [["ls"], ["stats"], ["verify"], ["prune", "--dry-run"], ["show", "ab"]])

@@ -267,6 +267,31 @@ def test_forgetting_a_blob_takes_every_entry_of_it_and_no_other(registry):
     assert registry.forget_blob("0" * 64, "unknown") == []
 
 
+def test_what_was_damaged_is_known_by_its_key_until_it_is_published_again(registry):
+    first = publish(registry, "a")
+    second = publish(registry, "b", digest=first.digest)
+    assert registry.set_asides() == []
+    registry.forget_blob(first.digest, "bit rot")
+    lost = registry.set_aside(first.key)
+    assert (lost.key, lost.digest, lost.model_name, lost.reason) == (first.key, first.digest, "a.onnx", "bit rot")
+    assert {one.key for one in registry.set_asides()} == {first.key, second.key}
+    publish(registry, "a", 2)
+    assert registry.set_aside(first.key) is None
+    assert [one.key for one in registry.set_asides()] == [second.key]
+
+
+def test_siblings_are_the_attempts_that_made_the_entries_of_a_model(registry):
+    first = publish(registry, "a")
+    second = publish(registry, "b", model_digest=first.model_digest)
+    publish(registry, "c")
+    found = registry.siblings(first.model_digest)
+    by_key = sorted([first, second], key=lambda record: record.key)
+    assert found == ",".join(record.build_id for record in by_key)
+    publish(registry, "a", 2, model_digest=first.model_digest)
+    assert registry.siblings(first.model_digest) != found
+    assert registry.siblings("0" * 64) == ""
+
+
 def test_a_pin_outlives_a_forgotten_blob_and_holds_for_the_engine_rebuilt(registry):
     record = publish(registry, "a")
     registry.pin(record.key)
