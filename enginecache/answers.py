@@ -15,7 +15,6 @@ from enginecache.cache import EngineCache
 from enginecache.entry import Entry
 from enginecache.fingerprint import Fingerprint
 from enginecache.grounds import are_telling, surroundings
-from enginecache.matching import EXACT
 from enginecache.publication import Resolved
 from enginecache.registry.records import AnswerRecord
 from enginecache.request import Ask, Request
@@ -45,11 +44,11 @@ def remember(
     Raises:
         EngineCacheError: The request has another answer by now.
     """
-    is_plain = entry.outcome == "hit" and entry.reasons == (EXACT,) and not ask.get("verify_model")
+    is_plain = entry.is_plain_hit and not ask.get("verify_model")
     if not is_plain or folder_of(arguments, os.environ) != str(cache.root.path):
         return False
     since_ns = time.time_ns()
-    things = [*surroundings(cache.root.path), *(("variable", name) for name in cache.config.pass_environment)]
+    things = surroundings(cache.root.path)
     if not are_telling(things, since_ns=since_ns):
         return False  # nor will they be below; to know it here saves the rest
     before = watch(things)
@@ -58,7 +57,7 @@ def remember(
     paths = [path for path, _ in files]
     watched = watch([*things, *(("stat", path) for path in paths)])
     is_same = (
-        resolved.key.digest == entry.key
+        resolved.key.digest == entry.requested_key
         and cache.is_intact(entry.record)
         and watched.startswith(before + b"\0")
         and all(_is_of(path, fingerprint) for path, fingerprint in files)
@@ -68,7 +67,7 @@ def remember(
     command = command_of(arguments, os.environ)
     seal = seal_of(command, entry.key, watched, said, printed)
     cache.remember_answer(
-        AnswerRecord(command, entry.key, entry.record.build_id, watched, said, printed, seal),
+        AnswerRecord(command, entry.key, entry.record.build_id, watched, said, printed, seal, entry.siblings),
     )
     return True
 

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from enginecache import environment
 from enginecache.builders.base import Builder
 from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Config
 from enginecache.devices import current_device, find_device
 from enginecache.entry import Candidate, Entry, Explanation, Outcome
-from enginecache.environment import keyed, passed, snapshot
+from enginecache.environment import keyed, snapshot
 from enginecache.errors import (
     EngineCacheError,
     IntegrityError,
@@ -27,8 +26,8 @@ from enginecache.failures import KnownFailure, failure_in_force
 from enginecache.hits import RecentHits
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
-from enginecache.lookup import Miss
-from enginecache.matching import EXACT, Reason, older_driver
+from enginecache.lookup import Match, Miss
+from enginecache.matching import Reason, older_driver
 from enginecache.options import format_size
 from enginecache.placement import place
 from enginecache.precision import plan_conversion
@@ -63,7 +62,7 @@ class EngineCache(StoredEngines):
         )
         self._loader = EngineLoader(self._registry, self._lookup.quarantine)
         self._place = place
-        self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
+        self._hits = RecentHits(self.root, self._registry, self._uses)
 
     def get(self, model: Model, **ask: Unpack[GetAsk]) -> Entry:
         """The engine for exactly this request: a stored one, or one built now.
@@ -95,8 +94,8 @@ class EngineCache(StoredEngines):
         # A rebuild is content with what another process has come to since it was asked for, engine or failure.
         outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
-        if isinstance(found, EntryRecord):
-            entry = self._entry("hit", resolved, found, started, (EXACT,))
+        if isinstance(found, Match):
+            entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
             self._hits.keep(model, ask, resolved.identity, entry)
             return entry
         compatible = self._compatible(resolved, found)
@@ -115,8 +114,10 @@ class EngineCache(StoredEngines):
         with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
             waited_s = time.monotonic() - began_waiting
             again = self._find(resolved.key)
-            if isinstance(again, EntryRecord) and again.build_id not in outdated:
-                return self._entry("hit", resolved, again, started, (_WAITED, *found.reasons))
+            is_new = isinstance(again, Match) and again.record.build_id not in outdated
+            if isinstance(again, Match) and is_new and (again.is_exact or not rebuild):
+                why = (*(() if again.is_exact else again.reasons), *found.reasons)
+                return self._entry("hit", resolved, again.record, started, (_WAITED, *why))
             if not is_held:
                 return self.get(model, **ask)  # it was there, and is gone again
             self._raise_failure(resolved.key, outdated)
@@ -210,8 +211,8 @@ class EngineCache(StoredEngines):
         """
         resolved = self.resolve(Request.of(model, ask))
         found = self._lookup.find(resolved.key)
-        miss = found if isinstance(found, Miss) else Miss((EXACT,), self._lookup.candidates(resolved.key))
-        chosen = None if isinstance(found, EntryRecord) else self._compatible(resolved, miss)
+        miss = found if isinstance(found, Miss) else Miss(found.reasons, self._lookup.candidates(resolved.key))
+        chosen = None if isinstance(found, Match) else self._compatible(resolved, miss)
         verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
         reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
         known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
@@ -220,11 +221,11 @@ class EngineCache(StoredEngines):
         last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
         failed = last if last is not None and last.state == "failed" else None
         return Explanation(
-            verdict="hit" if isinstance(found, EntryRecord) else verdict,
-            key=resolved.key.digest,
+            verdict="hit" if isinstance(found, Match) else verdict,
+            requested_key=resolved.key.digest,
             fields=resolved.key.fields(),
             reasons=(*reasons, *(Reason("warning", text) for text in resolved.warnings)),
-            entry=found if isinstance(found, EntryRecord) else None if chosen is None else chosen.record,
+            entry=found.record if isinstance(found, Match) else None if chosen is None else chosen.record,
             candidates=miss.candidates,
             failure="" if failed is None else failed.reason,
             failure_log=None if failed is None else self._publication.log_path(failed.id),
@@ -248,20 +249,9 @@ class EngineCache(StoredEngines):
         )
         options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
         conversion = plan_conversion(options, placement.toolchain, identity)
-        # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
-        variables, also = snapshot(), self.config.pass_environment
-        conditions = keyed(variables, also)
-        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, conditions)
-        return Resolved(
-            request.source,
-            identity,
-            profiles,
-            placement,
-            key,
-            (*options.warnings(), *environment.warnings(variables, also)),
-            request.accept,
-            passed(variables, also),
-        )
+        environment = keyed(snapshot())
+        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, environment)
+        return Resolved(request.source, identity, profiles, placement, key, options.warnings(), request.accept)
 
     def _enforce_limit(self) -> tuple[str, ...]:
         """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""
@@ -277,19 +267,29 @@ class EngineCache(StoredEngines):
         above = f"{format_size(plan.shortfall_bytes)} above its limit of {format_size(limit)}"
         return (f"the cache is {above}: the rest is pinned, in use, or was used just now",)
 
-    def _find(self, key: EngineKey) -> EntryRecord | Miss:
+    def _find(self, key: EngineKey) -> Match | Miss:
         # The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
-        if self._uses.last_used(key.digest) is not None:
-            self._uses.touch(key.digest)
-            return self._lookup.find(key)
-        found = self._lookup.find(key)
-        if isinstance(found, EntryRecord):
-            self._uses.touch(key.digest)
-            return self._lookup.find(key)
-        return found
+        noted = key.digest if self._uses.last_used(key.digest) is not None else ""
+        damaged: tuple[Reason, ...] = ()
+        while True:
+            if noted:
+                self._uses.touch(noted)
+            found = self._lookup.find(key)
+            if isinstance(found, Miss):
+                return dataclasses.replace(found, reasons=(*damaged, *found.reasons))
+            if found.record.key == noted:
+                return dataclasses.replace(found, reasons=(*found.reasons, *damaged))
+            noted = found.record.key
+            damaged += found.reasons[1:]
 
     def _entry(
-        self, outcome: Outcome, resolved: Resolved, record: EntryRecord, started: float, reasons: Sequence[Reason]
+        self,
+        outcome: Outcome,
+        resolved: Resolved,
+        record: EntryRecord,
+        started: float,
+        reasons: Sequence[Reason],
+        siblings: str | None = None,
     ) -> Entry:
         self._uses.touch(record.key)
         return Entry(
@@ -297,10 +297,11 @@ class EngineCache(StoredEngines):
             path=self._store.path(record.digest),
             record=record,
             source=resolved.source,
-            asked_key=resolved.key.digest,
+            requested_key=resolved.key.digest,
             elapsed_seconds=time.monotonic() - started,
             plugins=resolved.key.options.plugins,
             loader=self._loader,
+            siblings=siblings,
             reasons=(*reasons, *older_driver(resolved.placement.device, record.driver_version)),
         )
 

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 SELECT = """
 SELECT answers.key, answers.watched, answers.said, answers.printed, answers.seal
 FROM answers JOIN entries ON entries.key = answers.key AND entries.build_id = answers.build_id
-WHERE answers.command = ?
+WHERE answers.command = ? AND (answers.siblings IS NULL OR answers.siblings = (
+    SELECT group_concat(build_id) FROM (
+        SELECT o.build_id FROM entries AS o WHERE o.model_digest = entries.model_digest ORDER BY o.key
+    )
+))
 """
+"""The answer, while its entry is there; and if that has a wider reach than was asked, no new entry of its model."""
 BUSY_TIMEOUT_S = 0.05
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from enginecache.matching import Reason, Verdict
+from enginecache.matching import EXACT, WIDER_REACH, Reason, Verdict
 from enginecache.model import ModelSource
 from enginecache.options import PluginLibrary
 from enginecache.registry.records import EntryRecord
@@ -20,6 +20,7 @@ SCHEMA = 1
 """Version of the JSON record; changes within it are additive."""
 
 Outcome = Literal["hit", "built", "compatible"]
+_PLAIN = ([EXACT.code], [WIDER_REACH])
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,25 @@ class Entry:
         path: The plan's file: pure plan bytes, never changed; any standard TensorRT loader reads it.
         record: Its row.
         source: The model that was asked for.
-        asked_key: Digest of what was asked; the record's own key unless the outcome is ``compatible``.
+        requested_key: Key of what was asked, 64 hex characters; :attr:`key` is another where an engine of a wider reach
+            serves, and where the outcome is ``compatible``.
         elapsed_seconds: How long the call took.
         reasons: Why this outcome, and warnings.
         plugins: The libraries of plugins that it was built with.
         loader: What loads it.
+        siblings: What a hit of a wider reach was chosen from; see :class:`enginecache.lookup.Match`.
     """
 
     outcome: Outcome
     path: Path
     record: EntryRecord
     source: ModelSource
-    asked_key: str
+    requested_key: str
     elapsed_seconds: float
     reasons: tuple[Reason, ...]
     plugins: tuple[PluginLibrary, ...] = ()
     loader: EngineLoader | None = field(default=None, repr=False, compare=False)
+    siblings: str | None = field(default=None, repr=False, compare=False)
 
     def load(self, *, trial: TrialPolicy = "auto", trusted: bool = False) -> Any:
         """Deserialize the engine in this process, on the CUDA device that is current. Builds nothing.
@@ -80,6 +84,11 @@ class Entry:
         return {**self.__dict__, "loader": None}
 
     @property
+    def is_plain_hit(self) -> bool:
+        """Whether it is a hit without a warning, which the same request may be given again."""
+        return self.outcome == "hit" and [reason.code for reason in self.reasons] in _PLAIN
+
+    @property
     def key(self) -> str:
         """Key of the stored engine, 64 hex characters: what was asked when it was built."""
         return self.record.key
@@ -102,7 +111,8 @@ class Entry:
             "outcome": self.outcome,
             **record_json(self.record, self.path),
             "model": {**model, "digest": self.record.model_digest, "name": self.source.name},
-            "asked_key": self.asked_key,
+            "requested_key": self.requested_key,
+            "asked_key": self.requested_key,
             "elapsed_seconds": self.elapsed_seconds,
             "reasons": reasons_json(self.reasons),
         }
@@ -172,8 +182,8 @@ class Explanation:
 
     Attributes:
         verdict: ``hit``, ``compatible`` or ``miss``.
-        key: The key's digest.
-        fields: The key's fields, plain JSON values.
+        requested_key: Key of what was asked, 64 hex characters.
+        fields: Its fields, plain JSON values.
         reasons: Why.
         entry: The row that serves the request, or None.
         candidates: Every stored engine of the model, best first, each with its verdict.
@@ -182,7 +192,7 @@ class Explanation:
     """
 
     verdict: Literal["hit", "compatible", "miss"]
-    key: str
+    requested_key: str
     fields: dict[str, Any]
     reasons: tuple[Reason, ...]
     entry: EntryRecord | None
@@ -190,12 +200,18 @@ class Explanation:
     failure: str = ""
     failure_log: Path | None = None
 
+    @property
+    def key(self) -> str:
+        """Key of the stored engine that serves the request; without one, that of the request."""
+        return self.requested_key if self.entry is None else self.entry.key
+
     def to_json(self) -> dict[str, Any]:
         """The record of ``explain --json``, as plain JSON values."""
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
             "key": self.key,
+            "requested_key": self.requested_key,
             "fields": self.fields,
             "reasons": reasons_json(self.reasons),
             "digest": None if self.entry is None else self.entry.digest,

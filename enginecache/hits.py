@@ -18,7 +18,6 @@ from enginecache.entry import Entry
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.grounds import Things, are_telling, surroundings
-from enginecache.matching import EXACT
 from enginecache.model import ModelIdentity
 from enginecache.registry.base import Registry
 from enginecache.store.root import Root
@@ -68,11 +67,9 @@ class RecentHits:
         root: The cache folder.
         registry: Whose rows must still be there.
         uses: Where uses are noted.
-        also: Names of further variables that are part of a key.
     """
 
-    def __init__(self, root: Root, registry: Registry, uses: UseLog, also: frozenset[str] = frozenset()) -> None:
-        self._also = also
+    def __init__(self, root: Root, registry: Registry, uses: UseLog) -> None:
         self._root = root.path
         self._files = (str(root.registry_path), f"{root.registry_path}-wal")
         self._registry = registry
@@ -81,7 +78,7 @@ class RecentHits:
 
     def recall(self, model: object, ask: Mapping[str, Any]) -> Entry | None:
         """The entry that the same request was given before, if nothing that decided it has changed."""
-        name = _name(model, ask, self._also)
+        name = _name(model, ask)
         hit = None if name is None else self._hits.get(name)
         if hit is None:
             return None
@@ -93,9 +90,9 @@ class RecentHits:
 
     def keep(self, model: object, ask: Mapping[str, Any], identity: ModelIdentity, entry: Entry) -> None:
         """Remember a hit, where every change of what it rests on will be seen."""
-        name = _name(model, ask, self._also)
+        name = _name(model, ask)
         source = entry.source
-        if name is None or source.path is None or entry.reasons != (EXACT,) or entry.plugins or not identity.is_settled:
+        if name is None or source.path is None or not entry.is_plain_hit or entry.plugins or not identity.is_settled:
             return
         since_ns = time.time_ns() - int(entry.elapsed_seconds * 1e9)
         plan = str(entry.path)
@@ -165,6 +162,9 @@ class RecentHits:
         is_settled = _are_settled(state)
         if not self._registry.has_entry(record.key, record.build_id):
             return False
+        siblings = hit.entry.siblings
+        if siblings is not None and self._registry.siblings(record.model_digest) != siblings:
+            return False  # one of exactly the asked key, or of a narrower reach, may be among them now
         if is_settled:
             hit.checked = state
         return True
@@ -181,7 +181,7 @@ def _are_settled(state: State) -> bool:
     return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)) <= time.time_ns()
 
 
-def _name(model: object, ask: Mapping[str, Any], also: frozenset[str]) -> Any:
+def _name(model: object, ask: Mapping[str, Any]) -> Any:
     """The request as a value that equals another's only if both ask the same; None where that cannot be told."""
     if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
         return None
@@ -191,7 +191,7 @@ def _name(model: object, ask: Mapping[str, Any], also: frozenset[str]) -> Any:
         asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
     except TypeError:
         return None
-    return path, where, asked, environment.deciding(also)
+    return path, where, asked, environment.deciding()
 
 
 def _frozen(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from enginecache.entry import Candidate
@@ -9,7 +10,7 @@ from enginecache.errors import NotCachedError, RegistryError
 from enginecache.failures import KnownFailure
 from enginecache.key import EngineKey
 from enginecache.locks.base import KeyLocks
-from enginecache.matching import Reason, distance, is_same_model, judge
+from enginecache.matching import EXACT, Reason, distance, is_same_model, judge
 from enginecache.memo import BlobState, FileMemo
 from enginecache.placement import required_reach
 from enginecache.registry.base import Registry
@@ -27,11 +28,33 @@ STORE_LOCK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class Miss:
-    """No stored engine serves the request exactly.
+class Match:
+    """A stored engine that serves the request: a hit.
 
     Attributes:
-        reasons: Why; the first one's code is ``absent``, ``differs`` or ``corrupt``.
+        record: Its row. Its blob is whole.
+        reasons: Why it serves; then which damaged engines were set aside on the way.
+        siblings: For an engine of a wider reach, the entries of its model that it was chosen from, as
+            :meth:`~enginecache.registry.base.Entries.siblings` has them: with others, another may be the right one.
+            None for one that has exactly the asked key.
+    """
+
+    record: EntryRecord
+    reasons: tuple[Reason, ...] = (EXACT,)
+    siblings: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it has exactly the asked key."""
+        return self.siblings is None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No stored engine serves the request as a hit.
+
+    Attributes:
+        reasons: Why; the first one's code is ``absent``, ``differs``, ``corrupt`` or, if earlier, ``set_aside``.
         candidates: The engines of this model that are stored, best first, each with its verdict.
     """
 
@@ -62,8 +85,11 @@ class Lookup:
         self._memo = memo
         self._locks = locks
 
-    def find(self, key: EngineKey, *, force_check: bool = False) -> EntryRecord | Miss:
-        """The entry whose blob is whole, else why there is none. A damaged blob is quarantined on the way.
+    def find(self, key: EngineKey, *, force_check: bool = False) -> Match | Miss:
+        """Find the stored engine that serves the key, or say why none does. Damaged blobs are quarantined on the way.
+
+        The engine of exactly this key comes first; then, of those whose reach is wider, the narrowest, and of these the
+        newest.
 
         Args:
             key: What was asked.
@@ -72,19 +98,43 @@ class Lookup:
         Raises:
             RegistryError: The entry's row is damaged.
         """
-        record = self._registry.find(key.digest)
-        if record is None:
-            return self.explain_miss(key)
-        if record.key_json != key.canonical_json():
-            raise RegistryError(f"the row of {key.digest[:12]} is damaged: it has the text of another key", REPAIR_FIX)
+        damaged: list[Reason] = []
+        while (record := self._registry.find(key.digest)) is not None:
+            if record.key_json != key.canonical_json():
+                raise RegistryError(
+                    f"the row of {key.digest[:12]} is damaged: it has the text of another key", REPAIR_FIX
+                )
+            if self._is_whole(record, damaged, force_check=force_check):
+                return Match(record)
+        found = self._find_wider(key, damaged, force_check=force_check)
+        # Read after the search: an engine of exactly this key that was published meanwhile comes before any other.
+        if isinstance(found, Match) and self._registry.has_entry(key.digest):
+            return self.find(key, force_check=force_check)
+        return found
+
+    def _find_wider(self, key: EngineKey, damaged: list[Reason], *, force_check: bool) -> Match | Miss:
+        while True:
+            related = list(self._registry.relatives(key.model_structure, key.model_weights))
+            candidates = _judged(key, related)
+            chosen = next((c.record for c in candidates if c.verdict.level == "exact"), None)
+            if chosen is None:
+                return Miss(tuple(damaged), candidates) if damaged else self._unmatched(key, candidates)
+            if self._is_whole(chosen, damaged, force_check=force_check):
+                reasons = next(c.verdict.reasons for c in candidates if c.record is chosen)
+                return Match(chosen, (*reasons, *damaged), siblings_of(chosen, related))
+
+    def _is_whole(self, record: EntryRecord, damaged: list[Reason], *, force_check: bool) -> bool:
+        """Return whether the blob is whole; if not, set it aside, and add to ``damaged`` why.
+
+        False with nothing added: it is whole after all, as another process repaired it meanwhile. Look again.
+        """
         state = self._memo.check_blob(record.digest, record.size_bytes, force=force_check)
         if state is BlobState.INTACT:
-            return record
+            return True
         reason = self.set_aside(record)
-        # Whole after all, or replaced by a rebuild: another process was here meanwhile.
-        if reason is None or self._registry.find(key.digest) is not None:
-            return self.find(key, force_check=force_check)
-        return Miss((reason,), self.candidates(key))
+        if reason is not None:
+            damaged.append(reason)
+        return False
 
     def set_aside(self, record: EntryRecord) -> Reason | None:
         """Quarantine a damaged blob and forget its entries; None if it is whole after all.
@@ -111,27 +161,21 @@ class Lookup:
             self._registry.forget_blob(record.digest, why)
             self._store.quarantine(record.digest)
 
-    def explain_miss(self, key: EngineKey) -> Miss:
-        """Why no entry has this key: what is stored of the model, and the fields in which the nearest differs."""
-        miss = Miss((Reason("absent", "no engine of this model is stored"),), self.candidates(key))
-        nearest = miss.nearest
+    def _unmatched(self, key: EngineKey, candidates: tuple[Candidate, ...]) -> Miss:
+        """Say that the engine was damaged, if so, and in which fields the nearest one differs."""
+        damaged = self._registry.set_aside(key.digest)
+        lost = () if damaged is None else (Reason("set_aside", str(damaged)),)
+        nearest = Miss((), candidates).nearest
         if nearest is None:
-            return miss
+            return Miss((*lost, Reason("absent", "no engine of this model is stored")), candidates)
+        name = f"{nearest.record.key[:12]} ({nearest.record.model_name})"
         listed = "; ".join(str(difference) for difference in nearest.verdict.differing)
-        text = (
-            f"the nearest stored engine, {nearest.record.key[:12]} ({nearest.record.model_name}), differs in {listed}"
-        )
-        return Miss((Reason("differs", text),), miss.candidates)
+        differs = Reason("differs", f"the nearest stored engine, {name}, differs in {listed}")
+        return Miss((*lost, differs), candidates)
 
     def candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
-        """What is stored of models that share graph or weights with the key's: best first, newest first of equals."""
-        asked, needed = key.fields(), required_reach(key.target)
-        judged = [
-            Candidate(record, judge(asked, needed, record.fields, record.reach))
-            for record in self._registry.relatives(key.model_structure, key.model_weights)
-            if not record.flaw
-        ]
-        return tuple(sorted((c for c in judged if is_same_model(c.verdict.differing)), key=lambda c: c.verdict.rank))
+        """Return what is stored of models that share graph or weights with the key's, best first."""
+        return _judged(key, self._registry.relatives(key.model_structure, key.model_weights))
 
     def whole(self, candidate: Candidate) -> bool:
         """Whether the candidate's blob is there and as its digest says; a damaged one is quarantined."""
@@ -140,3 +184,26 @@ class Lookup:
             self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
             or self.set_aside(record) is None
         )
+
+
+def _judged(key: EngineKey, related: Iterable[EntryRecord]) -> tuple[Candidate, ...]:
+    """Give each of the related entries its verdict: best first; of equals the narrower reach, then the newer.
+
+    Args:
+        key: What was asked.
+        related: Entries of models that share graph or weights with the key's, newest first.
+    """
+    asked, needed = key.fields(), required_reach(key.target)
+    judged = [
+        Candidate(record, judge(asked, needed, record.fields, record.reach, stored_version=record.key_version))
+        for record in related
+        if not record.flaw
+    ]
+    neighbours = (c for c in judged if is_same_model(c.verdict.differing))
+    return tuple(sorted(neighbours, key=lambda c: (*c.verdict.rank, len(c.record.compute_capabilities))))
+
+
+def siblings_of(record: EntryRecord, related: Iterable[EntryRecord]) -> str:
+    """Return the attempts that made the entries of the record's model, as the registry's ``siblings`` does."""
+    same = sorted((other.key, other.build_id) for other in related if other.model_digest == record.model_digest)
+    return ",".join(build_id for _, build_id in same)

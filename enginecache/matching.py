@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 from enginecache.devices import Device
-from enginecache.key import Fields, canonical_json
+from enginecache.key import KEY_VERSION, Fields, canonical_json
 from enginecache.options import HARDWARE_COMPATIBILITIES
 from enginecache.targets import Reach
 
@@ -88,8 +88,10 @@ class Verdict:
     """How well a stored engine serves a request.
 
     Attributes:
-        level: ``exact``; ``compatible``: it runs, and is not what was asked; ``refused``.
-        reasons: For ``compatible``, each way in which it is not what was asked; for ``refused``, each reason.
+        level: ``exact``: it is a hit, as the key is equal, or as a TensorRT-RTX plan reaches more than was asked and is
+            otherwise equal; ``compatible``: it runs, and is not what was asked; ``refused``.
+        reasons: For ``exact``, which of the two; for ``compatible``, each way in which it is not what was asked; for
+            ``refused``, each reason.
         differing: Every field that differs.
     """
 
@@ -105,22 +107,28 @@ class Verdict:
 
 
 EXACT = Reason("exact", "a stored engine has exactly this key")
+WIDER_REACH = "wider_reach"
 
 
-def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach) -> Verdict:
-    """Whether a stored engine serves a request.
+def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach, *, stored_version: int = KEY_VERSION) -> Verdict:
+    """Decide whether a stored engine serves a request.
 
     Args:
         asked: The request's key fields.
         needed: The GPUs that the request's target stands for.
         stored: The entry's key fields; may be of another key version.
         reach: The GPUs that the stored plan runs on, as its builder recorded them.
+        stored_version: The entry's key version. Equal fields of another version may not mean the same.
     """
     differing = differences(asked, stored)
     relaxed: list[Reason] = []
     refused: list[Reason] = []
     if not reach.covers(needed):
         refused.append(Reason("reach", f"it runs on compute capability {reach}, and {needed} is asked"))
+    if stored_version != KEY_VERSION:
+        refused.append(Reason("differs", f"key version: asked {KEY_VERSION}, stored {stored_version}"))
+    if not refused and _is_wider_rtx(asked, needed, stored, differing):
+        return Verdict("exact", (_wider(needed, stored, reach),), differing)
     if not differing:
         return Verdict("refused", tuple(refused), ()) if refused else Verdict("exact", (EXACT,), ())
     for difference in differing:
@@ -135,6 +143,28 @@ def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach) -> Verdict
     return Verdict("compatible", tuple(relaxed), differing)
 
 
+def _is_wider_rtx(asked: Fields, needed: Reach, stored: Fields, differing: Sequence[Difference]) -> bool:
+    """Return whether a TensorRT-RTX plan differs from what is asked in being built for more GPUs, and in nothing else.
+
+    Such a plan is not tuned for a device. The reach that its builder recorded was compared before; here the stored key
+    has to say the same, so that neither is believed alone.
+    """
+    if [difference.field for difference in differing] != ["target.compute_capabilities"]:
+        return False
+    built_for = stored["target"]["compute_capabilities"]
+    covers = built_for == "portable" or {tuple(one) for one in built_for} >= set(needed.compute_capabilities)
+    return asked["toolchain"]["flavour"] == "tensorrt-rtx" and covers
+
+
+def _wider(needed: Reach, stored: Fields, reach: Reach) -> Reason:
+    built_for = "portable" if stored["target"]["compute_capabilities"] == "portable" else "several targets"
+    text = (
+        f"a stored engine covers compute capability {needed}: it was built for {built_for} ({reach}); what the wider "
+        "reach costs in speed is not measured"
+    )
+    return Reason(WIDER_REACH, text)
+
+
 def _rule_name(field: str) -> str:
     return "profiles" if field.startswith("profiles[") else field
 
@@ -145,13 +175,13 @@ def _wider_level(asked: Fields, stored: Fields) -> list[Reason] | None:
     wanted, found = (fields["options"].get("hardware_compatibility") for fields in (asked, stored))
     if found not in levels or levels.index(found) < levels.index(wanted):
         return None
-    return [Reason("wider_reach", f"it was built with hardware compatibility {found}, which may be slower")]
+    return [Reason(WIDER_REACH, f"it was built with hardware compatibility {found}, which may be slower")]
 
 
 def _wider_target(asked: Fields, stored: Fields) -> list[Reason] | None:
     """Whether the reach covers what is asked is told by the reach itself; here, whether wider is meant to be equal."""
     shown = _target_text(stored["target"])
-    return [Reason("wider_reach", f"it was built for {shown}, not for {_target_text(asked['target'])} alone")]
+    return [Reason(WIDER_REACH, f"it was built for {shown}, not for {_target_text(asked['target'])} alone")]
 
 
 def _target_text(target: Fields) -> str:

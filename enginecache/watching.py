@@ -131,12 +131,7 @@ def _content(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _variable(name: str) -> bytes:
-    """A variable's value; nothing looks like one that is not set."""
-    return b"unset" if name not in os.environ else b"=" + os.fsencode(os.environ[name])
-
-
-LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content, "variable": _variable}
+LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content}
 
 
 def gpu_things() -> list[tuple[str, str]]:

@@ -236,14 +236,6 @@ def other_locale(desk: Desk, monkeypatch) -> None:
     monkeypatch.setenv("LC_ALL", "POSIX")
 
 
-def forbid_tf32(desk: Desk, monkeypatch) -> None:
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-
-
-def set_a_switch_of_the_compiler(desk: Desk, monkeypatch) -> None:
-    monkeypatch.setenv("__ANY_SWITCH_NOWUD", "")
-
-
 def install_something(desk: Desk, monkeypatch) -> None:
     monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "stat": lambda path: b"newer" + watching._stat(path)})
 
@@ -276,20 +268,8 @@ def spoil_the_answer(desk: Desk, monkeypatch) -> None:
 CHANGES = [
     *(change_model, change_weights_inside, touch_model, change_variable, hide_gpus, go_elsewhere, other_locale),
     *(install_something, other_gpu, other_release, other_interpreter, other_module_path, open_registry_to_all),
-    *(spoil_the_answer, forbid_tf32, set_a_switch_of_the_compiler),
+    spoil_the_answer,
 ]
-
-
-def test_a_variable_that_the_settings_pass_to_the_builder_is_watched(opened, capfdbinary, monkeypatch, tmp_path):
-    settings_file = tmp_path / "config.toml"
-    settings_file.write_text("pass_environment = ['MINE']", encoding="utf-8")
-    monkeypatch.setenv("ENGINECACHE_CONFIG", str(settings_file))
-    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
-    known(capfdbinary, arguments)
-    monkeypatch.setenv("NOT_MINE", "1")
-    assert by_the_door(capfdbinary, arguments) is not None
-    monkeypatch.setenv("MINE", "")
-    assert by_the_door(capfdbinary, arguments) is None
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -436,3 +416,28 @@ def test_a_warm_hit_loads_next_to_nothing(tmp_path):
         time.sleep(0.4)
     assert "enginecache.door" in loaded
     assert not loaded & BANNED
+
+
+def test_an_engine_of_a_wider_reach_is_given_again_until_another_of_the_model_is_there(opened, capfdbinary):
+    stored = opened.open().get(opened.inline, dims={"batch": (1, 2, 4)}, target=["sm_86", "sm_89"])
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4", "--target", "sm_86", "--json"]
+    known(capfdbinary, arguments)
+    said = by_the_door(capfdbinary, arguments)
+    assert timeless(said) == timeless(fully(capfdbinary, arguments))
+    record = json.loads(said[1])
+    assert (record["key"], record["reasons"][0]["code"]) == (stored.key, "wider_reach")
+    own = opened.open().get(opened.inline, dims={"batch": (1, 2, 4)}, target="sm_86", rebuild=True)
+    assert by_the_door(capfdbinary, arguments) is None
+    assert json.loads(fully(capfdbinary, arguments)[1])["key"] == own.key
+    known(capfdbinary, arguments)
+    assert json.loads(by_the_door(capfdbinary, arguments)[1])["key"] == own.key
+
+
+def test_an_engine_of_a_wider_reach_that_was_removed_is_not_given_again(opened, capfdbinary):
+    cache = opened.open()
+    stored = cache.get(opened.inline, dims={"batch": (1, 2, 6)}, target=["sm_86", "sm_89"])
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:6", "--target", "sm_86", "--offline"]
+    known(capfdbinary, arguments)
+    cache.remove(stored.record)
+    assert by_the_door(capfdbinary, arguments) is None
+    assert fully(capfdbinary, arguments)[0] == 3

@@ -26,6 +26,7 @@ FIELDS = {
     "conversion": (dict, type(None)),
     "timing_cache": (str, type(None)),
     "asked_key": str,
+    "requested_key": str,
     "build_seconds": float,
     "elapsed_seconds": float,
     "created_at": str,
@@ -53,7 +54,7 @@ def test_record_has_exactly_its_fields_and_types(open_cache, model, device, outc
     assert record["device"] == (None if device is None else device.name)
     assert record["profiles"] == [{"x": {"min": [1, 8], "opt": [8, 8], "max": [32, 8]}}]
     assert record["options"] == BuildOptions().keyed()
-    assert (record["asked_key"], record["conversion"], record["timing_cache"]) == (entry.key, None, None)
+    assert (record["requested_key"], record["conversion"], record["timing_cache"]) == (entry.key, None, None)
     assert set(record["model"]) == {"path", "digest", "name"}
     assert (record["model"]["path"], record["model"]["name"]) == (str(model), "model.onnx")
     assert all(set(reason) == {"code", "text"} for reason in record["reasons"])
@@ -71,6 +72,7 @@ EXPLANATION = {
     "schema",
     "verdict",
     "key",
+    "requested_key",
     "fields",
     "reasons",
     "digest",
@@ -90,7 +92,7 @@ def test_explanation_is_plain_json_on_miss_failure_and_hit(open_cache, model):
         [],
         None,
     )
-    assert set(missed["fields"]) == {"model", "profiles", "options", "conversion", "toolchain", "target"}
+    assert set(missed["fields"]) == {"model", "profiles", "options", "conversion", "toolchain", "target", "environment"}
 
     def refuse(_request):
         raise BuildError("no tactic")

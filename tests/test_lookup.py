@@ -7,8 +7,7 @@ from fakes import ConstantBuilder, fake_cache
 
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
-from enginecache.lookup import STORE_LOCK, Miss
-from enginecache.registry.records import EntryRecord
+from enginecache.lookup import STORE_LOCK, Match, Miss
 from enginecache.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
@@ -79,7 +78,10 @@ def test_a_corrupt_blob_is_a_miss_and_is_quarantined_with_the_reason(open_cache,
     assert len(kept) == (damage is not remove)
     assert all(str(path) in reason.text for path in kept)
     assert cache.entries() == []
-    assert cache._lookup.find(key_of(cache, model)).reasons[0].code == "absent"
+    lost, absent = cache._lookup.find(key_of(cache, model)).reasons
+    assert (lost.code, absent.code) == ("set_aside", "absent")
+    assert "it was stored, found damaged and set aside at 20" in lost.text
+    assert DAMAGE[damage] in lost.text
     again = cache.get(model, **ASK)
     assert (again.outcome, again.digest) == ("built", entry.digest)
 
@@ -100,8 +102,8 @@ def test_a_damaged_blob_that_two_entries_share_is_forgotten_for_both(open_cache,
 def test_a_whole_blob_is_found_and_a_forced_check_reads_it(open_cache, model):
     cache = open_cache()
     record = cache.get(model, **ASK).record
-    assert cache._lookup.find(key_of(cache, model)) == record
-    assert cache._lookup.find(key_of(cache, model), force_check=True) == record
+    assert cache._lookup.find(key_of(cache, model)) == Match(record)
+    assert cache._lookup.find(key_of(cache, model), force_check=True) == Match(record)
 
 
 class BeforeTheLock:
@@ -126,8 +128,8 @@ def test_a_blob_that_another_process_healed_meanwhile_is_served_and_not_quaranti
     flip_a_bit(entry.path)
     BeforeTheLock(cache, lambda: cache._store.publish(healed))
     found = cache._lookup.find(key_of(cache, model))
-    assert isinstance(found, EntryRecord)
-    assert found.digest == entry.digest
+    assert isinstance(found, Match)
+    assert found.record.digest == entry.digest
     assert len(list(cache.root.quarantine.iterdir())) == 0
 
 
@@ -137,8 +139,8 @@ def test_an_entry_that_another_process_rebuilt_with_other_bytes_meanwhile_is_ser
     flip_a_bit(entry.path)
     BeforeTheLock(cache, lambda: other.get(model, **ASK, rebuild=True))
     found = cache._lookup.find(key_of(cache, model))
-    assert isinstance(found, EntryRecord)
-    assert found.digest != entry.digest
+    assert isinstance(found, Match)
+    assert found.record.digest != entry.digest
 
 
 def test_an_offline_get_during_a_rebuild_is_a_hit(open_cache, model):

@@ -122,15 +122,46 @@ def test_ampere_plus_does_not_reach_what_is_older():
     assert codes(verdict_on(turing, wide("ampere_plus"))) == ["reach"]
 
 
-def test_a_plan_for_more_targets_is_compatible_and_one_for_fewer_is_not():
-    both = replace(KEY, target=Target((ComputeCapability(8, 6), ComputeCapability(8, 9))))
+def for_targets(*texts, **changes):
+    return replace(KEY, target=Target(tuple(map(ComputeCapability.parse, texts))), **changes)
+
+
+def test_a_tensorrt_rtx_plan_for_more_targets_serves_as_a_hit_and_one_for_fewer_does_not():
+    both = for_targets("8.6", "8.9")
     verdict = verdict_on(KEY, both)
-    assert (verdict.level, codes(verdict)) == ("compatible", ["wider_reach"])
-    assert "built for 8.6, 8.9, not for 8.9 alone" in verdict.reasons[0].text
+    assert (verdict.level, codes(verdict)) == ("exact", ["wider_reach"])
+    assert "covers compute capability 8.9: it was built for several targets (8.6, 8.9)" in verdict.reasons[0].text
+    assert "not measured" in verdict.reasons[0].text
     assert verdict_on(both, KEY).level == "refused"
-    portable = replace(KEY, target=Target(()))
-    assert verdict_on(KEY, portable).level == "compatible"
-    assert verdict_on(portable, KEY).level == "refused"
+    assert verdict_on(for_targets("8.0", "8.9"), both).level == "refused"
+
+
+def test_the_portable_plan_serves_each_of_its_targets_and_only_an_equal_reach_serves_portable():
+    portable = for_targets()
+    assert verdict_on(for_targets("8.0", "12.1"), portable).level == "exact"
+    assert verdict_on(for_targets("7.5"), portable).level == "refused"
+    assert verdict_on(portable, for_targets("8.0", "8.6", "8.9", "12.0")).level == "refused"
+    assert codes(verdict_on(portable, for_targets("8.0", "8.6", "8.9", "12.0", "12.1"))) == ["wider_reach"]
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("target")])
+def test_a_wider_reach_is_no_hit_where_anything_else_differs(name):
+    wider = replace(OTHERS[name], target=Target((ComputeCapability(8, 6), ComputeCapability(8, 9))))
+    assert verdict_on(KEY, wider).level != "exact"
+
+
+def test_a_wider_reach_is_no_hit_where_the_builder_or_the_key_did_not_say_so():
+    both = for_targets("8.6", "8.9")
+    assert verdict_on(KEY, both, ["8.6"]).level == "refused"
+    assert verdict_on(KEY, for_targets("8.6"), ["8.6", "8.9"]).level != "exact"
+
+
+@pytest.mark.parametrize("stored", [KEY, for_targets("8.6", "8.9")])
+def test_equal_fields_of_another_key_version_are_refused(stored):
+    verdict = judge(
+        KEY.fields(), required_reach(KEY.target), stored.fields(), required_reach(stored.target), stored_version=1
+    )
+    assert (verdict.level, codes(verdict)[0]) == ("refused", "differs")
 
 
 def ranges(low, opt, high, **kind):

@@ -286,7 +286,7 @@ def test_compatible_engine_is_marked_and_never_silent(cli, model):
     stored = cli("get", model, *BATCH, "--json").json
     ran = cli("get", model, "--dim", "batch=2:4:8", "--accept", "compatible", "--quiet", "--json")
     assert (ran.json["outcome"], ran.json["key"]) == ("compatible", stored["key"])
-    assert ran.json["asked_key"] != stored["key"]
+    assert ran.json["requested_key"] != stored["key"]
     assert [reason["code"] for reason in ran.json["reasons"]] == ["containing_profile"]
     assert f"warning: the engine {stored['key'][:12]} is not the one that was asked for: its profiles" in ran.err
     shown = cli("explain", model, "--dim", "batch=2:4:8", "--accept", "compatible")

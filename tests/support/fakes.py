@@ -14,8 +14,8 @@ from enginecache.builders.base import BuildProgress, BuildRequest, BuiltPlan, Pr
 from enginecache.cache import EngineCache
 from enginecache.config import Config
 from enginecache.devices import Device
-from enginecache.placement import Placement
-from enginecache.targets import ComputeCapability, Reach, Target
+from enginecache.placement import Placement, required_reach
+from enginecache.targets import ComputeCapability, Target
 from enginecache.toolchain import Toolchain
 
 TOOLCHAIN = Toolchain("tensorrt-rtx", "1.7.1.116", 13, "linux", "x86_64")
@@ -74,7 +74,7 @@ class FakeBuilder:
         return BuiltPlan(
             plan_path=plan,
             build_seconds=max(self.seconds, 0.001),
-            reach=Reach(request.target.compute_capabilities or (SM_89,), request.target.and_later),
+            reach=required_reach(request.target),
             loaded_version=request.toolchain.version,
         )
 
