@@ -16,6 +16,7 @@ import platformdirs
 
 from enginecache.errors import ConfigError, EngineCacheError, OptionError
 from enginecache.options import parse_size
+from enginecache.os_errors import describe_os_error
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -182,8 +183,11 @@ def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
     except RecursionError as error:
         message = f"the configuration file {path} cannot be read: its values are nested too deeply"
         raise ConfigError(message, "Write one line a setting, such as max_size = '20GiB'.") from error
-    except (OSError, ValueError) as error:
-        message = f"the configuration file {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        doing, otherwise = f"the configuration file {path} cannot be read", "Name another with ENGINECACHE_CONFIG."
+        raise ConfigError(*describe_os_error(error, doing, path, otherwise=otherwise)) from error
+    except ValueError as error:
+        message = f"the configuration file {path} cannot be read: {error}"
         raise ConfigError(message, "Correct the file, or name another with ENGINECACHE_CONFIG.") from error
     settings = dict(_parse(name, _as_text(name, value, path), f"{name} in {path}") for name, value in table.items())
     return {**settings, "dir_from": f"dir in {path}"} if "dir" in settings else settings

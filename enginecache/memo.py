@@ -14,6 +14,7 @@ from enginecache.fingerprint import Fingerprint, has_true_ctime
 from enginecache.key import KEY_VERSION
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.options import PluginLibrary
+from enginecache.os_errors import describe_os_error
 from enginecache.registry.base import Registry
 from enginecache.store.base import BlobStore
 
@@ -86,8 +87,14 @@ class FileMemo:
                     digest = stream.hexdigest()
                 after = Fingerprint.of_stat(os.fstat(file.fileno()))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            message = f"the plugin library {path} cannot be read: {getattr(error, 'strerror', None) or error}"
-            raise OptionError(message, "Name the library's file with --plugin.") from error
+            raise OptionError(
+                *describe_os_error(
+                    error,
+                    f"the plugin library {path} cannot be read",
+                    path,
+                    otherwise="Name the library's file with --plugin.",
+                )
+            ) from error
         if before == after and after.is_settled(now_ns):
             self._registry.remember("plugin", after, {"digest": digest})
         return PluginLibrary(path, digest)

@@ -14,12 +14,29 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from enginecache.errors import EngineCacheError
+
 FEW_INODES = 16
 """Files that one build makes, at most: a file system with fewer inodes than that has none for it."""
 _FEW_BYTES = 1 << 20
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
 _SPARE_DESCRIPTORS = 8
+
+RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""Errors of a process that may not have more of something: no path is to blame."""
+
+_ABOUT_FOLDER = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EIO,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""Errors that another folder for the cache is a way out of."""
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -44,12 +61,15 @@ def describe_os_error(
         otherwise: The advice for a cause that has none of its own.
         in_cache: Whether the path is in the cache's folder, which ``enginecache prune`` and ``--dir`` are about.
     """
+    if isinstance(error, EngineCacheError):
+        return error.what, error.fix  # it has its words
     where = _path_of(error, path)
     explain = _TABLE.get(error.errno or 0) if isinstance(error, OSError) else _not_a_path
     if explain is None:
         return f"{doing}: {_text_of(error)}", otherwise
     why, fix = explain(where)
-    return f"{doing}: {why}", _in_cache(error, fix) if in_cache else fix
+    what = ": ".join(filter(None, (doing, _text_of(error), why)))
+    return what, _in_cache(error, fix) if in_cache else fix
 
 
 def is_out_of_descriptors() -> bool:
@@ -76,26 +96,30 @@ def free_inodes(path: AnyPath) -> int | None:
 
 
 def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
-    """Return why no more fits on the path's file system, and what helps: bytes and inodes run out apart."""
+    """Return why no more fits on the path's file system, and what helps: bytes and inodes run out apart.
+
+    Raises:
+        OSError: The file system does not say.
+    """
     folder = _existing(path)
     if folder is None:
-        return "no space left on the file system", "Free space there, or name a place on another file system."
+        return "its file system is full", "Free some room on it, or name a place on another file system."
     status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    if status.f_files and status.f_favail < FEW_INODES and free >= _FEW_BYTES:
+    free = f"{status.f_bavail * status.f_frsize / (1 << 20):.1f} MiB"
+    if status.f_files and status.f_favail < FEW_INODES and status.f_bavail * status.f_frsize >= _FEW_BYTES:
         why = (
-            f"no inodes left on the file system of {folder} ({status.f_favail} of {status.f_files} are free), "
-            f"so no more files fit, although {free / (1 << 20):.1f} MiB are free"
+            f"the file system of {folder} has no inodes left ({status.f_favail} of {status.f_files} are free), so no "
+            f"more files fit, although {free} are free"
         )
         return why, f"Delete files there (`df -i {folder}` counts them), or name a place on another file system."
-    why = f"no space left on the file system of {folder} ({free / (1 << 20):.1f} MiB are free)"
-    return why, f"Free space there (`df {folder}` shows it), or name a place on another file system."
+    why = f"the file system of {folder} is full ({free} are free)"
+    return why, f"Free some room on it (`df {folder}` shows how much there is), or name a place on another file system."
 
 
 def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
     """Return that this process has too many open files, and how its limit is raised."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    why = f"too many open files: this process may open {soft}"
+    why = f"this process may open {soft}"
     if hard == resource.RLIM_INFINITY or hard > soft:
         more = 4096 if hard == resource.RLIM_INFINITY else min(hard, max(4096, 2 * soft))
         return why, f"Raise the limit first (`ulimit -n {more}`), or close files that this program holds open."
@@ -112,14 +136,20 @@ def _path_of(error: OSError | ValueError, path: AnyPath | None) -> AnyPath | Non
 
 
 def _text_of(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error) or type(error).__name__
 
 
 def _in_cache(error: OSError | ValueError, fix: str) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOSPC, errno.EDQUOT}:
-        return f"{fix}\n`enginecache prune --older-than 30d` deletes engines that were not used for so long."
-    if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}:
+        return (
+            f"{fix}\n`enginecache doctor` shows what is free; `enginecache prune --older-than 30d` deletes engines that "
+            "were not used for so long."
+        )
+    if number == errno.ENOENT:
+        return "See `enginecache doctor`; the next `enginecache get` makes what is missing in the cache's folder."
+    if number in _ABOUT_FOLDER:
         return f"{fix}\nOr name another folder for the cache with --dir or ENGINECACHE_DIR."
     return fix
 
@@ -160,22 +190,22 @@ def _closed(path: AnyPath | None) -> tuple[str, str]:
     who = f"user {os.geteuid()}"
     for folder in _steps(path)[:-1]:
         if os.path.isdir(folder) and not os.access(folder, os.X_OK, effective_ids=True):
-            return f"permission denied: {who} may not enter {folder}", (
+            return f"{who} may not enter {folder}", (
                 f"Let this user enter it (chmod or chown; `ls -ld {folder}`), or name a place elsewhere."
             )
     steps = _steps(path)
     found = _existing(path)
     if found is not None and steps and found != steps[-1]:
-        return f"permission denied: {who} may not write to {found}", (
+        return f"{who} may not write to {found}", (
             f"Let this user write there (chmod or chown; `ls -ld {found}`), or name a place elsewhere."
         )
     named = _named(path)
-    return f"permission denied for {who}", f"Give this user permission on {named} and its folder (`ls -ld`)."
+    return f"for {who}", f"Give this user permission on {named} and its folder (`ls -ld`)."
 
 
 def _not_permitted(path: AnyPath | None) -> tuple[str, str]:
     named = _named(path)
-    return "operation not permitted", (
+    return "", (
         f"Look whether {named} belongs to another user (`ls -ld`), is immutable (`lsattr -d`), or is kept from this "
         "process by a container's security settings."
     )
@@ -185,18 +215,18 @@ def _too_long(path: AnyPath | None) -> tuple[str, str]:
     whole = os.fsencode(path) if path is not None else b""
     for part in whole.split(b"/"):
         if len(part) > _NAME_BYTES:
-            return f"a name of {len(part)} bytes is too long; file systems take {_NAME_BYTES}", "Take a shorter name."
+            return f"a name in it has {len(part)} bytes, and file systems take {_NAME_BYTES}", "Take a shorter name."
     if len(whole) > _PATH_BYTES:
-        why = f"a path of {len(whole)} bytes is too long; the kernel takes {_PATH_BYTES}"
+        why = f"the path has {len(whole)} bytes, and the kernel takes {_PATH_BYTES}"
         return why, "Take a shorter path; relative to a nearer working folder, say."
-    return "the name is too long for its file system", "Take a shorter name."
+    return "", "Take a shorter name."
 
 
 def _not_a_folder(path: AnyPath | None) -> tuple[str, str]:
     for step in _steps(path)[:-1]:
         if os.path.exists(step) and not os.path.isdir(step):
             return f"{step} is a file and not a folder", "Check the path; a name in it may be mistyped."
-    return "a part of the path is a file and not a folder", "Check the path; a name in it may be mistyped."
+    return "", "Check the path; a name in it may be mistyped."
 
 
 def _missing(path: AnyPath | None) -> tuple[str, str]:
@@ -205,11 +235,11 @@ def _missing(path: AnyPath | None) -> tuple[str, str]:
             return f"there is no {step}", "Check the path; a name in it may be mistyped, or a volume not mounted."
         if os.path.islink(step) and not os.path.exists(step):
             return f"{step} is a link to {os.readlink(step)}, which is not there", "Repair the link, or name the file."
-    return "no such file or folder", "Check the path; a name in it may be mistyped, or a volume not mounted."
+    return "", "Check the path; a name in it may be mistyped, or a volume not mounted."
 
 
 def _not_a_path(_path: AnyPath | None) -> tuple[str, str]:
-    return "no file can have that name: it has a NUL character", "Check where the path comes from."
+    return "no file can have that name", "Check where the path comes from."
 
 
 def _processes(_path: AnyPath | None) -> tuple[str, str]:
@@ -219,7 +249,10 @@ def _processes(_path: AnyPath | None) -> tuple[str, str]:
 
 
 def _memory(_path: AnyPath | None) -> tuple[str, str]:
-    return "out of memory", "Free memory, or raise the limit (`ulimit -v`; the memory limit of the container)."
+    return (
+        "this process is out of memory",
+        "Free memory, or raise the limit (`ulimit -v`; the memory limit of the container).",
+    )
 
 
 def _fixed(why: str, fix: str) -> Callable[[AnyPath | None], tuple[str, str]]:
@@ -231,33 +264,28 @@ def _fixed(why: str, fix: str) -> Callable[[AnyPath | None], tuple[str, str]]:
 
 _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.EMFILE: explain_descriptors,
-    errno.ENFILE: _fixed(
-        "the whole system has too many open files", "End programs that hold many open, or raise `sysctl fs.file-max`."
-    ),
+    errno.ENFILE: _fixed("", "End programs that hold many open, or raise `sysctl fs.file-max`."),
     errno.ENOSPC: explain_full_disk,
     errno.EDQUOT: _fixed(
-        "the disk quota of this user or project is used up",
+        "",
         "Delete files there (`quota -s` shows what counts), or raise it.",
     ),
     errno.EFBIG: _fixed(
-        "the file would be larger than the limit on files (`ulimit -f`), or than its file system takes",
+        "the limit is this process's (`ulimit -f`) or its file system's",
         "Raise `ulimit -f`, or name a place on another file system.",
     ),
     errno.ENAMETOOLONG: _too_long,
     errno.EACCES: _closed,
     errno.EPERM: _not_permitted,
-    errno.EROFS: _fixed("its file system is read-only", "Name a place that can be written, or mount it for writing."),
-    errno.ELOOP: _fixed(
-        "symbolic links lead in a circle, or there are too many", "Look at them with `namei -l {path}`."
-    ),
-    errno.EIO: _fixed("the disk reports an input/output error", "Look for a failing disk in `dmesg`."),
+    errno.EROFS: _fixed("", "Name a place that can be written, or mount it for writing."),
+    errno.ELOOP: _fixed("", "Look at them with `namei -l {path}`."),
+    errno.EIO: _fixed("the disk reports it", "Look for a failing disk in `dmesg`."),
     errno.EUCLEAN: _fixed("its file system is damaged", "Look in `dmesg`, and check the file system (fsck)."),
     errno.ENOTDIR: _not_a_folder,
-    errno.EISDIR: _fixed("it is a folder", "Name the file inside it."),
+    errno.EISDIR: _fixed("", "Name the file inside it."),
     errno.ENOENT: _missing,
-    errno.ESTALE: _fixed(
-        "its network file system lost the file: the handle is stale", "Try again; if it stays so, mount it again."
-    ),
+    errno.EEXIST: _fixed("", "Something else has that name: look at it with `ls -ld {path}`, and move it away."),
+    errno.ESTALE: _fixed("its network file system lost the file", "Try again; if it stays so, mount it again."),
     errno.ENOTCONN: _fixed("the program behind its file system (FUSE) died", "Mount it again."),
     errno.EHOSTDOWN: _fixed("the server of its network file system does not answer", "Try again when it does."),
     errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again when it does."),
@@ -265,11 +293,11 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.EBUSY: _fixed("it is in use by the system, as a mount point is", "Name another place, or unmount it."),
     errno.ENOEXEC: _fixed("it is no program that this machine can run", "Name a program for this machine."),
     errno.ENXIO: _fixed("it is a device or pipe that nothing is behind", "Name a regular file."),
-    errno.ENODEV: _fixed("it is a device that is not there", "Name a regular file."),
+    errno.ENODEV: _fixed("", "Name a regular file."),
     errno.ENOLCK: _fixed(
         "its file system has no locks left, or has none", "Keep the cache on a local disk: name one with --dir."
     ),
-    errno.ENOTSUP: _fixed("its file system cannot do that", "Name a place on a local disk."),
+    errno.ENOTSUP: _fixed("", "Name a place on a local disk."),
     errno.E2BIG: _fixed("the environment and arguments are too long", "Unset large variables of the environment."),
     errno.EAGAIN: _processes,
     errno.ENOMEM: _memory,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from enginecache.digests import StreamDigest
 from enginecache.errors import ModelChangedError, OptionError
 from enginecache.options import PluginLibrary
+from enginecache.os_errors import describe_os_error
 
 _AGAIN = "Run it again when nothing writes to the file."
 
@@ -104,7 +105,8 @@ def _digest_of(descriptor: int, plugin: PluginLibrary) -> str:
 
 
 def _unreadable(plugin: PluginLibrary, error: OSError) -> OptionError:
-    return OptionError(f"the plugin library {plugin.path} cannot be read: {error}", _AGAIN)
+    doing = f"the plugin library {plugin.path} cannot be read"
+    return OptionError(*describe_os_error(error, doing, plugin.path, otherwise=_AGAIN))
 
 
 def _creator_count(trt: Any) -> int:

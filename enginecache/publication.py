@@ -36,6 +36,7 @@ from enginecache.locks.base import KeyLocks, WaitingCallback
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
 from enginecache.matching import Accept
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.os_errors import describe_os_error
 from enginecache.placement import Placement
 from enginecache.plugin_libraries import has_changed as has_library_changed
 from enginecache.profiles import Profile
@@ -304,8 +305,8 @@ class Publication:
             path = Path(tempfile.mkdtemp(prefix=build_folder_prefix(attempt.id), dir=self._root.tmp))
             path.chmod(self._root.folder_mode)  # what a crash leaves in a shared root, the group may clean up
         except OSError as error:
-            message = f"no folder for the build can be made in {self._root.tmp}: {error.strerror or error}"
-            raise StoreError(message, "Free some space or mend the folder's mode; see `enginecache doctor`.") from error
+            doing = f"no folder for the build can be made in {self._root.tmp}"
+            raise StoreError(*describe_os_error(error, doing, self._root.tmp, in_cache=True)) from error
         try:
             yield path
         finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 from enginecache.errors import RegistryError, StoreError
 from enginecache.fingerprint import Fingerprint
 from enginecache.locks.base import KeyLocks
+from enginecache.os_errors import describe_os_error
 from enginecache.registry import schema
 from enginecache.registry.base import Registry
 from enginecache.registry.database import BUSY_TIMEOUT_S, Database
@@ -209,8 +210,8 @@ class Recovery:
             sync_folder(self._root.quarantine)
             sync_folder(self._root.path)
         except OSError as error:
-            message = f"the damaged registry {old} cannot be set aside: {error.strerror or error}"
-            raise StoreError(message, "See `enginecache doctor` for space and modes.") from error
+            doing = f"the damaged registry {old} cannot be set aside"
+            raise StoreError(*describe_os_error(error, doing, kept, in_cache=True)) from error
         return kept if is_there else None
 
     def _keep_for_people(self, entries: Iterable[EntryRecord]) -> int:

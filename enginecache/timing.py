@@ -24,6 +24,7 @@ from enginecache.devices import Device
 from enginecache.errors import BuilderCrashError, EngineCacheError, StoreError
 from enginecache.locks.base import KeyLocks
 from enginecache.options import BuildOptions
+from enginecache.os_errors import describe_os_error
 from enginecache.processes import child_environment, describe_status, running_worker, tail_of
 from enginecache.store.artefacts import Artefact, Artefacts
 from enginecache.store.root import Root
@@ -189,8 +190,8 @@ class ProcessMerge:
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
-            message = f"two timing caches cannot be merged in {self._root.tmp}: {error.strerror or error}"
-            raise StoreError(message, "See `enginecache doctor` for space and modes.") from error
+            doing = f"two timing caches cannot be merged in {self._root.tmp}"
+            raise StoreError(*describe_os_error(error, doing, in_cache=True)) from error
 
     def _merge(self, slot: TimingSlot, folder: Path, current: bytes, ours: bytes) -> bytes | None:
         (folder / "current").write_bytes(current)

@@ -25,22 +25,21 @@ def file_system(monkeypatch, *, free_bytes, inodes=1000, free_inodes=500):
 
 def test_sentence_begins_with_what_was_tried_and_goes_on_with_why(tmp_path):
     what, fix = describe_os_error(failed(errno.EROFS), f"{tmp_path} cannot be written")
-    assert what == f"{tmp_path} cannot be written: its file system is read-only"
+    assert what == f"{tmp_path} cannot be written: Read-only file system"
     assert "mount it for writing" in fix
 
 
 def test_full_disk_is_no_space_where_bytes_are_out(monkeypatch, tmp_path):
     file_system(monkeypatch, free_bytes=4096)
-    what, fix = describe_os_error(failed(errno.ENOSPC), "x", tmp_path / "not" / "there")
-    assert "no space left" in what
-    assert "inode" not in what
-    assert "Free space there" in fix
+    what, fix = describe_os_error(failed(errno.ENOSPC), "x", tmp_path)
+    assert what == f"x: No space left on device: the file system of {tmp_path} is full (0.0 MiB are free)"
+    assert "Free some room" in fix
 
 
 def test_full_disk_is_no_inodes_where_bytes_are_left(monkeypatch, tmp_path):
     file_system(monkeypatch, free_bytes=GIB, free_inodes=FEW_INODES - 1)
     what, fix = describe_os_error(failed(errno.ENOSPC), "x", tmp_path)
-    assert f"no inodes left on the file system of {tmp_path}" in what
+    assert f"the file system of {tmp_path} has no inodes left (15 of 1000 are free)" in what
     assert "1024.0 MiB are free" in what
     assert "Delete files there" in fix
 
@@ -48,7 +47,7 @@ def test_full_disk_is_no_inodes_where_bytes_are_left(monkeypatch, tmp_path):
 def test_file_system_that_counts_no_inodes_never_runs_out_of_them(monkeypatch, tmp_path):
     file_system(monkeypatch, free_bytes=GIB, inodes=0, free_inodes=0)  # btrfs
     assert free_inodes(tmp_path) is None
-    assert "no space left" in describe_os_error(failed(errno.ENOSPC), "x", tmp_path)[0]
+    assert "is full" in describe_os_error(failed(errno.ENOSPC), "x", tmp_path)[0]
 
 
 def test_prune_is_advised_for_the_cache_alone(monkeypatch, tmp_path):
@@ -60,11 +59,11 @@ def test_prune_is_advised_for_the_cache_alone(monkeypatch, tmp_path):
 def test_name_that_is_too_long_is_told_from_a_path_that_is(tmp_path):
     with pytest.raises(OSError, match="too long") as caught:
         (tmp_path / ("a" * 300)).stat()
-    assert "a name of 300 bytes" in describe_os_error(caught.value, "x")[0]
+    assert "a name in it has 300 bytes" in describe_os_error(caught.value, "x")[0]
     whole = tmp_path.joinpath(*["b" * 200] * 30)
     with pytest.raises(OSError, match="too long") as caught:
         whole.stat()
-    assert f"a path of {len(str(whole))} bytes" in describe_os_error(caught.value, "x")[0]
+    assert f"the path has {len(str(whole))} bytes" in describe_os_error(caught.value, "x")[0]
 
 
 def test_file_in_the_place_of_a_folder_is_named(tmp_path):
@@ -134,13 +133,15 @@ def test_descriptors_that_ran_out_are_counted_and_the_advice_fits_the_limit():
         for descriptor in opened:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert what == "x: too many open files: this process may open 64"
+    assert what == "x: Too many open files: this process may open 64"
     assert "`ulimit -n 4096`" in fix
     assert not is_out_of_descriptors()
 
 
 def test_name_with_a_nul_character_is_no_name():
-    assert "NUL" in describe_os_error(ValueError("embedded null byte"), "x", "a\0b")[0]
+    assert describe_os_error(ValueError("embedded null byte"), "x", "a\0b")[0] == (
+        "x: embedded null byte: no file can have that name"
+    )
 
 
 def test_error_that_is_not_in_the_table_keeps_the_text_of_the_system():

@@ -20,9 +20,11 @@ from enginecache.errors import (
     BuilderKilledError,
     BuildError,
     EngineCacheError,
+    ResourceError,
     StoreError,
     ToolchainError,
 )
+from enginecache.os_errors import RESOURCES, describe_os_error, explain_full_disk, free_inodes
 from enginecache.processes import (
     Worker,
     child_environment,
@@ -79,9 +81,11 @@ class ProcessBuilder:
             try:
                 worker = stack.enter_context(running)
             except OSError as error:
-                message = f"the builder process cannot be started: {error}"
+                what, fix = describe_os_error(error, "the builder process cannot be started")
+                if error.errno in RESOURCES:
+                    raise ResourceError(what, fix) from error
                 advice = f"Is {self._python} an interpreter that may be run?"
-                raise BuildError(message, advice, str(request.log_path)) from error
+                raise BuildError(what, advice, str(request.log_path)) from error
             return _listen(worker, request, progress, started_s)
 
 
@@ -124,8 +128,7 @@ def _files_of(request: BuildRequest) -> IO[bytes]:
 
 
 def _unwritable(error: OSError) -> StoreError:
-    message = f"the build's files cannot be written: {error}"
-    return StoreError(message, "Free space, or check the cache's folder with `enginecache doctor`.")
+    return StoreError(*describe_os_error(error, "the build's files cannot be written", in_cache=True))
 
 
 def _create(path: Path) -> IO[bytes]:
@@ -158,14 +161,14 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
     status = worker.wait()
     if _is_full(request.work_dir):
         # Whatever it died of, it is no fault of the model, and must not be remembered as one.
-        message = f"the builder ended {describe_status(status)}, and the build's disk is full"
-        raise StoreError(message, "Free space, or run `enginecache prune`.")
+        why, fix = explain_full_disk(request.work_dir)
+        raise StoreError(f"the builder ended {describe_status(status)}: {why}", fix)
     raise _death(status, request.log_path, has_model=has_model)
 
 
 def _is_full(folder: Path) -> bool:
     status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize < FULL_BELOW_BYTES
+    return status.f_bavail * status.f_frsize < FULL_BELOW_BYTES or free_inodes(folder) == 0
 
 
 def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_seconds: float) -> BuiltPlan:

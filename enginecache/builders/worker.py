@@ -6,7 +6,6 @@ It reports progress, then one result; see :mod:`enginecache.processes` for its p
 from __future__ import annotations
 
 import contextlib
-import errno
 import faulthandler
 import os
 import sys
@@ -31,10 +30,9 @@ from enginecache.builders.wire import (
     encode_progress,
 )
 from enginecache.errors import BuilderKilledError, EngineCacheError, StoreError
+from enginecache.os_errors import describe_os_error
 from enginecache.precision import check_typing
 from enginecache.processes import Reports, end_process, receive_request
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main() -> None:
@@ -73,12 +71,10 @@ def _translated() -> Iterator[None]:
     except Exception as error:
         with contextlib.suppress(OSError):  # a full disk: what is wrong goes to the parent all the same
             traceback.print_exc()
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise StoreError(
-                f"the build's folder is full: {error}", "Free space, or run `enginecache prune`."
-            ) from error
         if isinstance(error, OSError):  # of the machine, and not of the model: not to be remembered
-            raise StoreError(f"the builder could not use its files: {error}", "See `enginecache doctor`.") from error
+            where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+            doing = f"the builder could not use its files{where}"
+            raise StoreError(*describe_os_error(error, doing, in_cache=True)) from error
         message = f"the builder failed in an unforeseen way: {type(error).__name__}: {error}"
         raise EngineCacheError(message, "This is a bug: please report it, with the traceback in the log.") from error
 

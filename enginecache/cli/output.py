@@ -15,6 +15,7 @@ from typing import Any, Literal
 from enginecache.entry import time_json
 from enginecache.errors import EngineCacheError, printable
 from enginecache.options import format_size
+from enginecache.os_errors import describe_os_error
 
 Kind = Literal["text", "word", "key", "size", "seconds", "age"]
 """How a terminal shows a value; only a text may be folded."""
@@ -57,8 +58,9 @@ def put(text: str) -> None:
         # What is left in the buffer goes nowhere: the interpreter would write it again at its end, and fail aloud.
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        message = f"standard output cannot be written: {error.strerror or error}"
-        raise EngineCacheError(message, "Send it to a place that can be written, and has room.") from error
+        otherwise = "Send it to a place that can be written, and has room."
+        what, _ = describe_os_error(error, "standard output cannot be written")
+        raise EngineCacheError(what, otherwise) from error
 
 
 def encoded(text: str) -> bytes:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 from enginecache.config import Config, config_path, unknown_variables
 from enginecache.doctor.check import Check
-from enginecache.errors import EngineCacheError
+from enginecache.errors import EngineCacheError, StoreError
 from enginecache.options import format_size
+from enginecache.os_errors import describe_os_error, free_inodes
 from enginecache.registry import schema
 from enginecache.registry.database import journal_mode
 from enginecache.store.root import Root
 from enginecache.store.space import Reserve, free_bytes
 
 LOW_SPACE_BYTES = 5 << 30
+LOW_INODES = 1000
+"""Some sixty builds' worth: a build makes up to sixteen files, most of them for a moment."""
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.")
 """How the names of file systems begin that are not, or may not be, of this host alone. Source: Linux, proc(5)."""
 
@@ -36,7 +39,7 @@ def check_settings() -> Check:
         facts = {"path": str(path), "exists": False}
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return Check("settings", "ok", f"the defaults: there is no {path}", facts=facts)
-        text = f"the defaults: {path} cannot be reached by this user ({error.strerror})"
+        text, _ = describe_os_error(error, f"the defaults: {path} cannot be reached by this user", path)
         fix = "Set HOME to this user's own folder, or name a file with ENGINECACHE_CONFIG (/dev/null for none)."
         return Check("settings", "warning", text, fix, facts=facts)
     return Check("settings", "ok", str(path), facts={"path": str(path), "exists": True})
@@ -50,10 +53,16 @@ def check_variables(environ: Mapping[str, str] | None = None) -> Iterator[Check]
 
 def check_root(config: Config) -> Iterator[Check]:
     """The folder, its file system, its space and its registry."""
-    if not config.dir.exists() and not config.dir.is_symlink():
+    try:
+        config.dir.lstat()
+    except FileNotFoundError:
         facts = {"path": str(config.dir), "exists": False}
         yield Check("folder", "ok", f"{config.dir} will be made by the first get", facts=facts)
         yield _check_space(config.dir)
+        return
+    except OSError as error:
+        what, fix = describe_os_error(error, f"the cache folder {config.dir} cannot be used", config.dir, in_cache=True)
+        yield Check("folder", "problem", what, fix, StoreError.exit_code, {"path": str(config.dir)})
         return
     try:
         root = Root.check(config.dir)
@@ -119,11 +128,15 @@ def check_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> I
 def _check_space(path: Path, root: Root | None = None) -> Check:
     while not path.exists():
         path = path.parent
-    free = free_bytes(path)
-    facts: dict[str, object] = {"free_bytes": free}
+    free, inodes = free_bytes(path), free_inodes(path)
+    facts: dict[str, object] = {"free_bytes": free, "free_inodes": inodes}
     text = f"{format_size(free)} free"
     if root is not None:
         facts["has_reserve"] = Reserve(root).is_whole
+    if inodes is not None and inodes < LOW_INODES:
+        text += f", and only {inodes} inodes: each file needs one"
+        fix = f"Delete files on this file system (`df -i {path}`), or run `enginecache prune --older-than 30d`."
+        return Check("space", "warning", text, fix, facts=facts)
     if free < LOW_SPACE_BYTES:
         fix = "Run `enginecache prune --older-than 30d`."
         return Check("space", "warning", text, fix, facts=facts)

@@ -17,6 +17,7 @@ import filelock
 
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.locks.base import Holder, Waiting, WaitingCallback
+from enginecache.os_errors import describe_os_error
 from enginecache.store.root import Root
 
 SAY_EVERY_S = 1.0
@@ -148,8 +149,7 @@ class LocalKeyLocks:
 
 
 def _not_taken(path: Path, error: OSError) -> StoreError:
-    message = f"the lock {path} cannot be taken: {error.strerror or error}"
-    return StoreError(message, "Make the cache folder writable, or name another with --dir.")
+    return StoreError(*describe_os_error(error, f"the lock {path} cannot be taken", path, in_cache=True))
 
 
 def describe_holder(holder: Holder | None) -> str:

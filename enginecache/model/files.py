@@ -10,6 +10,7 @@ from pathlib import Path
 from enginecache.errors import ModelError
 from enginecache.fingerprint import Fingerprint
 from enginecache.model.identity import ModelFile
+from enginecache.os_errors import describe_os_error
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a Git LFS pointer begins. Source: the Git LFS specification, "The Pointer"."""
@@ -38,6 +39,8 @@ class ModelFiles:
             # O_NONBLOCK: a FIFO that took the file's place since.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
             file = io.FileIO(descriptor)
+        except ModelError:
+            raise
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         try:
@@ -74,10 +77,9 @@ def changed(path: Path) -> ModelError:
 def unreadable(path: Path, error: OSError | ValueError) -> ModelError:
     """The error for a file that the operating system does not give; ``ValueError`` is for a path that is none."""
     if isinstance(error, FileNotFoundError):
-        return ModelError(f"there is no file {path}", "Check the path; external data lies beside its ONNX file.")
-    if isinstance(error, PermissionError):
-        return ModelError(f"{path} may not be read: {error.strerror}", "Give this user read permission on it.")
-    return ModelError(f"{path} cannot be read: {error}", "Check the path and the file system.")
+        return ModelError(f"there is no file {path}", "Check the path; external data lies in the ONNX file's folder.")
+    doing = f"{path} may not be read" if isinstance(error, PermissionError) else f"{path} cannot be read"
+    return ModelError(*describe_os_error(error, doing, path, otherwise="Check the path and the file system."))
 
 
 def advice_for(head: bytes, otherwise: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from enginecache.errors import RegistryError
+from enginecache.os_errors import describe_os_error, is_out_of_descriptors
 
 BUSY_TIMEOUT_S = 60.0
 WAL_EXIT_S = 10.0
@@ -64,8 +66,7 @@ class Database:
             with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as found:
                 yield found
         except sqlite3.Error as error:
-            message = f"the registry {self.path} is unavailable: {error}"
-            raise RegistryError(message, fix_for(error, self.path)) from error
+            raise unavailable(self.path, error) from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -113,8 +114,35 @@ class Database:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            message = f"the registry {self.path} is unavailable: {error.orig}"
-            raise RegistryError(message, fix_for(error, self.path)) from error
+            raise unavailable(self.path, error) from error
+
+
+def unavailable(path: Path, error: Exception) -> RegistryError:
+    """Return the error for a registry that SQLite cannot use. SQLite hides the errno: the cause is looked for."""
+    found = getattr(error, "orig", error)
+    doing = f"the registry {path} is unavailable"
+    if isinstance(found, OSError):
+        return RegistryError(*describe_os_error(found, doing, path, in_cache=True))
+    if isinstance(found, MemoryError) or "out of memory" in str(found):
+        return RegistryError(*describe_os_error(OSError(errno.ENOMEM, ""), f"{doing}: {found}", path))
+    if is_out_of_descriptors():
+        return RegistryError(*describe_os_error(OSError(errno.EMFILE, ""), f"{doing}: {found}", path))
+    if "disk is full" in str(found):
+        return RegistryError(*describe_os_error(OSError(errno.ENOSPC, ""), f"{doing}: {found}", path, in_cache=True))
+    if "unable to open" in str(found):
+        closed = _folder_error(path.parent)
+        if closed is not None:
+            return RegistryError(*describe_os_error(closed, f"{doing}: {found}", path, in_cache=True))
+    return RegistryError(f"{doing}: {found}", fix_for(error, path))
+
+
+def _folder_error(folder: Path) -> OSError | None:
+    """Why a folder cannot be opened. Never the file: closing it would drop the locks of this process's connections."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        return error
+    return None
 
 
 def fix_for(error: Exception, path: Path) -> str:
@@ -127,8 +155,6 @@ def fix_for(error: Exception, path: Path) -> str:
     leftovers = [file for file in (Path(f"{path}-journal"), Path(f"{path}-wal")) if _is_filled(file)]
     if "locked" in text:
         return "Another process holds it; try again, and see `enginecache doctor`."
-    if "disk is full" in text:
-        return "Free some space: `enginecache prune --older-than 30d --yes`."
     if "disk I/O error" in text:
         return (
             "Look for a quota that is met or a limit on the size of files (`ulimit -f`), and in the system's log for a "

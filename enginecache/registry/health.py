@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
 from enginecache.registry import schema
-from enginecache.registry.database import BUSY_TIMEOUT_S, Database, fix_for
+from enginecache.registry.database import BUSY_TIMEOUT_S, Database, unavailable
 from enginecache.registry.records import BuildState, LoadOutcome
 from enginecache.registry.tables import METADATA
 
@@ -65,7 +65,7 @@ def _damage_in(error: Exception, path: Path) -> str:
         return "SQLite takes it for a file that must not be written"
     if isinstance(error, RegistryError):
         raise error
-    raise RegistryError(f"the registry {path} is unavailable: {error}", fix_for(error, path)) from error
+    raise unavailable(path, error) from error
 
 
 def _check_pages(path: Path) -> None:

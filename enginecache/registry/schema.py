@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
-from enginecache.registry.database import Database, fix_for
+from enginecache.registry.database import Database, unavailable
 from enginecache.registry.records import REPAIR_FIX, damaged_registry
 
 if TYPE_CHECKING:
@@ -182,10 +182,9 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _unavailable(path: Path, error: Exception) -> RegistryError:
-    message = f"the registry {path} is unavailable: {error}"
     if tells_damage(error):
-        return RegistryError(message, REPAIR_FIX)
-    return RegistryError(message, fix_for(error, path))
+        return RegistryError(f"the registry {path} is unavailable: {error}", REPAIR_FIX)
+    return unavailable(path, error)
 
 
 _OUTSIDE = (

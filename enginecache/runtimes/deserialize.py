@@ -20,6 +20,7 @@ from enginecache.digests import digest_of
 from enginecache.errors import IntegrityError, OptionError, ToolchainError
 from enginecache.fingerprint import Fingerprint, has_true_ctime
 from enginecache.options import PluginLibrary
+from enginecache.os_errors import describe_os_error
 from enginecache.plugin_libraries import register
 from enginecache.runtimes.base import Failure, Loaded, LoadRequest
 from enginecache.runtimes.logs import Kept, LoadLog, make_logger
@@ -83,7 +84,8 @@ def _verified(noun: str, path: Path, digest: str) -> Iterator[mmap.mmap]:
     except ValueError as error:  # nothing to map
         raise IntegrityError(f"the {noun} {path} is empty", _REPAIR) from error
     except OSError as error:
-        raise IntegrityError(f"the {noun} {path} cannot be read: {error.strerror}", _REPAIR) from error
+        what, fix = describe_os_error(error, f"the {noun} {path} cannot be read", path, otherwise=_REPAIR)
+        raise IntegrityError(what, fix) from error
     with content:
         if _VERIFIED.get(digest) != before:
             found = digest_of(content)

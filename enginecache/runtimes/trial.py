@@ -12,6 +12,7 @@ from typing import IO
 
 from enginecache.devices import Device
 from enginecache.errors import IntegrityError
+from enginecache.os_errors import describe_os_error
 from enginecache.processes import (
     Worker,
     child_environment,
@@ -63,7 +64,8 @@ class ProcessTrial:
                 log = stack.enter_context(os.fdopen(os.memfd_create("trial", os.MFD_CLOEXEC), "w+b", buffering=0))
                 worker = stack.enter_context(self._running(request, device, log))
             except OSError as error:
-                return Failure("not_started", what=f"a child process to try it in cannot be started: {error}")
+                what, _ = describe_os_error(error, "a child process to try it in cannot be started")
+                return Failure("not_started", what=what)
             return self._outcome(worker, log, deadline)
 
     def _running(

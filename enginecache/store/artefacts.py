@@ -18,6 +18,7 @@ from pathlib import Path
 from enginecache.digests import digest_of
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
+from enginecache.os_errors import describe_os_error
 from enginecache.store.root import ArtefactKind, Root, sync_folder
 
 MAX_BYTES = 256 << 20
@@ -101,8 +102,8 @@ class Artefacts:
                 raise
             sync_folder(self._folder)
         except OSError as error:
-            message = f"nothing can be kept in {self._folder}: {error.strerror or error}"
-            raise StoreError(message, "See `enginecache doctor` for space and modes.") from error
+            doing = f"nothing can be kept in {self._folder}"
+            raise StoreError(*describe_os_error(error, doing, self._folder, in_cache=True)) from error
         return digest
 
     def check(self) -> Iterator[tuple[Path, str]]:
@@ -127,7 +128,7 @@ class Artefacts:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return f"it cannot be read: {error.strerror or error}"
+            return describe_os_error(error, "it cannot be read", path)[0]
         if content is None:
             return f"it is no file, or larger than {MAX_BYTES} bytes"
         data = content[len(self._first_line(path.name, "0" * 64)) :]

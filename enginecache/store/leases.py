@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from enginecache.errors import LockTimeoutError, NotCachedError, StoreError
+from enginecache.os_errors import describe_os_error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,7 +103,7 @@ class Lease:
 
 
 def _no_lease(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"no lease on {path} can be had: {error.strerror or error}", "See `enginecache doctor`.")
+    return StoreError(*describe_os_error(error, f"no lease can be taken on {path}", path, in_cache=True))
 
 
 @contextlib.contextmanager

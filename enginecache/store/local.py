@@ -15,6 +15,7 @@ from pathlib import Path
 from enginecache.digests import SMALL_BYTES, StreamDigest
 from enginecache.errors import StoreError
 from enginecache.fingerprint import Fingerprint
+from enginecache.os_errors import describe_os_error
 from enginecache.store.base import ReadBlob, StagedBlob
 from enginecache.store.root import Root, make_folder, sync_folder
 
@@ -171,8 +172,8 @@ def _drop(path: Path) -> None:
 
 
 def _store_error(what: str, error: OSError) -> StoreError:
-    message = f"{what}: {error.strerror or error} ({error.filename or 'no path'})"
-    return StoreError(message, "See `enginecache doctor` for space and modes; `enginecache prune` frees space.")
+    where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+    return StoreError(*describe_os_error(error, f"{what}{where}", in_cache=True))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import blake3
 
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
+from enginecache.os_errors import describe_os_error
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.root import Root, sync_folder
 
@@ -73,8 +74,9 @@ class RepairRecords:
                 raise
             sync_folder(path.parent)
         except OSError as error:
-            message = f"the record {path} cannot be written: {error.strerror or error}"
-            raise StoreError(message, "See `enginecache doctor` for space and modes.") from error
+            raise StoreError(
+                *describe_os_error(error, f"the record {path} cannot be written", path, in_cache=True)
+            ) from error
 
     def read(self, digest: str) -> list[Fields] | str:
         """The rows as they were recorded; or what is wrong, as a text that goes on from "its repair record"."""
@@ -83,7 +85,7 @@ class RepairRecords:
         except FileNotFoundError:
             return "is missing"
         except OSError as error:
-            return f"cannot be read: {error.strerror or error}"
+            return describe_os_error(error, "cannot be read")[0]
         try:
             body = json.loads(content)
             seal = body.pop("blake3")

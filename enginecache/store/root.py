@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from enginecache.errors import StoreError
+from enginecache.os_errors import describe_os_error
 
 ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
@@ -170,10 +171,9 @@ class Root:
 def _unusable(path: Path, error: OSError) -> StoreError:
     if isinstance(error, StoreError):
         return error
-    message = f"the cache folder {path} cannot be used: {error.strerror or error}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreError(message, "Free some room on its file system, or name another with --dir or ENGINECACHE_DIR.")
-    return StoreError(message, "Name another with --dir or ENGINECACHE_DIR, or mend its owner and mode.")
+    otherwise = "Name another with --dir or ENGINECACHE_DIR, or change its owner and mode."
+    doing = f"the cache folder {path} cannot be used"
+    return StoreError(*describe_os_error(error, doing, error.filename or path, otherwise=otherwise, in_cache=True))
 
 
 def _make_parents(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from enginecache.errors import StoreError
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.options import BuildOptions, format_size
+from enginecache.os_errors import FEW_INODES, describe_os_error, explain_full_disk, free_inodes
 from enginecache.store.root import Root
 
 PLAN_COPIES = 2
@@ -62,10 +63,14 @@ def require_space(root: Root, source: ModelSource, identity: ModelIdentity, opti
     Reserve(root).keep()
     needed = needed_bytes(source, identity, options)
     try:
-        free = free_bytes(root.tmp)
+        free, inodes = free_bytes(root.tmp), free_inodes(root.tmp)
     except OSError as error:
-        message = f"the room for a build in {root.path} cannot be told: {error.strerror or error}"
-        raise StoreError(message, "See `enginecache doctor`.") from error
+        doing = f"the free space in {root.path} cannot be looked up"
+        raise StoreError(*describe_os_error(error, doing, root.tmp, in_cache=True)) from error
+    if inodes is not None and inodes < FEW_INODES:
+        why, fix = explain_full_disk(root.tmp)
+        prune = "`enginecache prune --older-than 30d` deletes engines, which are files."
+        raise StoreError(f"too little room to build {source.name}: {why}", f"{fix}\n{prune}")
     if free < needed:
         message = (
             f"too little room to build {source.name}: about {format_size(needed)} are needed in {root.path}, "
