@@ -184,8 +184,8 @@ def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
         message = f"the configuration file {path} cannot be read: its values are nested too deeply"
         raise ConfigError(message, "Write one line a setting, such as max_size = '20GiB'.") from error
     except OSError as error:
-        doing, otherwise = f"the configuration file {path} cannot be read", "Name another with ENGINECACHE_CONFIG."
-        raise ConfigError(*describe_os_error(error, doing, path, otherwise=otherwise)) from error
+        what, fix = describe_os_error(error, f"the configuration file {path} cannot be read", path, otherwise="")
+        raise ConfigError(what, "\n".join(filter(None, (fix, "Name another with ENGINECACHE_CONFIG.")))) from error
     except ValueError as error:
         message = f"the configuration file {path} cannot be read: {error}"
         raise ConfigError(message, "Correct the file, or name another with ENGINECACHE_CONFIG.") from error

@@ -144,8 +144,8 @@ def _in_cache(error: OSError | ValueError, fix: str) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return (
-            f"{fix}\n`enginecache doctor` shows what is free; `enginecache prune --older-than 30d` deletes engines that "
-            "were not used for so long."
+            f"{fix}\n`enginecache doctor` shows what is free; `enginecache prune --older-than 30d` deletes the engines "
+            "that were not used for so long."
         )
     if number == errno.ENOENT:
         return "See `enginecache doctor`; the next `enginecache get` makes what is missing in the cache's folder."

@@ -442,3 +442,18 @@ def test_doctor_says_that_the_settings_are_in_a_closed_home(monkeypatch, tmp_pat
     found = check_settings()
     assert found.status == "warning"
     assert "cannot be reached by this user" in found.text
+
+
+def test_few_inodes_are_a_warning_that_names_them(checks, monkeypatch):
+    monkeypatch.setattr("enginecache.doctor.folder.free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr("enginecache.doctor.folder.free_inodes", lambda _: 7)
+    found = checks()["space"]
+    assert (found.status, found.facts["free_inodes"]) == ("warning", 7)
+    assert "only 7 inodes" in found.text
+    assert "df -i" in found.fix
+
+
+def test_folder_with_a_name_that_no_file_can_have_is_a_problem_and_no_traceback(checks, tmp_path):
+    found = checks(folder=tmp_path / ("a" * 300))["folder"]
+    assert found.status == "problem"
+    assert "a name in it has 300 bytes" in found.text

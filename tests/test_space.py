@@ -340,3 +340,12 @@ def test_a_limit_on_the_size_of_files_is_told_as_one(open_cache, model):
     assert "disk I/O error" in ran.stdout, ran.stderr
     assert "ulimit -f" in ran.stdout
     assert "quota" in ran.stdout
+
+
+def test_a_file_system_without_inodes_refuses_the_build_before_it_and_names_them(tmp_path, model, monkeypatch):
+    cache = fake_cache(tmp_path / "cache")
+    monkeypatch.setattr("enginecache.store.space.free_inodes", lambda _: 3)
+    with pytest.raises(StoreError, match="too little room to build") as caught:
+        cache.get(model, **ASK)
+    assert "enginecache prune" in caught.value.fix
+    assert cache.builds() == []
