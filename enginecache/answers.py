@@ -48,7 +48,7 @@ def remember(
     if not is_plain or folder_of(arguments, os.environ) != str(cache.root.path):
         return False
     since_ns = time.time_ns()
-    things = surroundings(cache.root.path)
+    things = [*surroundings(cache.root.path), *(("variable", name) for name in cache.config.pass_environment)]
     if not are_telling(things, since_ns=since_ns):
         return False  # nor will they be below; to know it here saves the rest
     before = watch(things)

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from enginecache import environment
 from enginecache.builders.base import Builder
 from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Config
 from enginecache.devices import current_device, find_device
 from enginecache.entry import Candidate, Entry, Explanation, Outcome
-from enginecache.environment import keyed, snapshot
+from enginecache.environment import keyed, passed, snapshot
 from enginecache.errors import (
     EngineCacheError,
     IntegrityError,
@@ -62,7 +63,7 @@ class EngineCache(StoredEngines):
         )
         self._loader = EngineLoader(self._registry, self._lookup.quarantine)
         self._place = place
-        self._hits = RecentHits(self.root, self._registry, self._uses)
+        self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
 
     def get(self, model: Model, **ask: Unpack[GetAsk]) -> Entry:
         """The engine for exactly this request: a stored one, or one built now.
@@ -249,9 +250,20 @@ class EngineCache(StoredEngines):
         )
         options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
         conversion = plan_conversion(options, placement.toolchain, identity)
-        environment = keyed(snapshot())
-        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, environment)
-        return Resolved(request.source, identity, profiles, placement, key, options.warnings(), request.accept)
+        # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
+        variables, also = snapshot(), self.config.pass_environment
+        conditions = keyed(variables, also)
+        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, conditions)
+        return Resolved(
+            request.source,
+            identity,
+            profiles,
+            placement,
+            key,
+            (*options.warnings(), *environment.warnings(variables, also)),
+            request.accept,
+            passed(variables, also),
+        )
 
     def _enforce_limit(self) -> tuple[str, ...]:
         """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""

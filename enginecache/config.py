@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import platformdirs
 
+from enginecache.environment import REPLACED, kind_of
 from enginecache.errors import ConfigError, EngineCacheError, OptionError
 from enginecache.options import parse_size
 from enginecache.os_errors import describe_os_error
@@ -33,6 +34,7 @@ MAX_FILE_BYTES = 1 << 20
 """No configuration file is larger; a device may have no end."""
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.ASCII | re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
 
@@ -50,6 +52,8 @@ class Config:
         failure_ttl_s: How long in seconds a build that TensorRT refused is not tried again; twice as long after each
             further failure, up to a day. 0 tries every time.
         cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
+        pass_environment: Names of further environment variables that the builder is given. What no rule of
+            :mod:`enginecache.environment` passes anyway is then part of the key.
         dir_from: Where ``dir`` was named: a variable, a file or an argument; empty for the default folder.
     """
 
@@ -61,6 +65,7 @@ class Config:
     grace_s: float = DAY_S
     failure_ttl_s: float = 3600.0
     cuda_major: int | None = None
+    pass_environment: tuple[str, ...] = ()
     dir_from: str = field(default="", compare=False)
 
     @classmethod
@@ -89,6 +94,9 @@ class Config:
         for name, value, choices in (("shared", self.shared, SHARED), ("backend", self.backend, BACKENDS)):
             if value not in choices:
                 raise ConfigError(f"{name}: {_choice_error(value, choices)}", "Take one of these.")
+        given = self.pass_environment
+        names = _parse("pass_environment", given if isinstance(given, str) else " ".join(given), "pass_environment")[1]
+        object.__setattr__(self, "pass_environment", names)
 
 
 def _default_dir() -> Path:
@@ -146,6 +154,16 @@ def _parse_major(text: str) -> int:
     return int(text)
 
 
+def _parse_names(text: str) -> tuple[str, ...]:
+    names = sorted(set(re.split(r"[,\s]+", text.strip(", \t\n")))) if text.strip(", \t\n") else []
+    for name in names:
+        if _VARIABLE.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+        if kind_of(name) == REPLACED:
+            raise ValueError(f"{name!r} cannot be passed on: the builder is given another value of it")
+    return tuple(names)
+
+
 def parse_duration_s(text: str) -> float:
     """Read ``30m``, ``45s``, ``2h``, ``30d`` or a number of seconds.
 
@@ -167,6 +185,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "grace": ("grace_s", parse_duration_s),
     "failure_ttl": ("failure_ttl_s", parse_duration_s),
     "cuda_major": ("cuda_major", _parse_major),
+    "pass_environment": ("pass_environment", _parse_names),
 }
 """From the name in the file and the environment to the field and the reader of its text."""
 
@@ -246,6 +265,8 @@ _KINDS = (
 
 
 def _as_text(name: str, value: Any, path: Path) -> str:
+    if name == "pass_environment" and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
     if name in _SETTINGS and (isinstance(value, bool) or not isinstance(value, str | int | float)):
         message = f"{name} in {path}: {value!r} is neither a text nor a number"
         raise ConfigError(message, f'Write a text, such as {name} = "...".')

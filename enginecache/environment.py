@@ -1,20 +1,21 @@
-"""Environment variables: which of them a builder is given, and which of those are in the key.
+"""Environment variables: which of them a child process is given, and which of those are in the key.
 
 A builder is not given its caller's environment. It is given the variables that a rule lets through, and those that the
-setting ``pass_environment`` names. What can change a plan is part of the key while it is set, so the key of a request
-without such variables is the same whatever rules there are: a new rule needs no new key version.
+setting ``pass_environment`` names; it never sees any other. What can change a plan is part of the key while it is set,
+so the key of a request without such variables is the same whatever rules there are: a new rule needs no new key
+version.
 
 Loads nothing but what every Python has loaded: the fast path of the command line reads these rules.
 
 Sources of the rules:
     traced: names that TensorRT-RTX 1.7.1.116 asks for while it builds, on a CPU, 2026-11. A test records them again.
-    cuda: CUDA programming guide 13, "CUDA Environment Variables".
-    cudnn: cuDNN 9 developer guide, "Logging" and "Environment Variables".
+    cuda: CUDA programming guide 13, "CUDA Environment Variables"; MPS guide, "Environment Variables".
+    cudnn: cuDNN 9 developer guide, "Error Reporting And API Logging".
     cublas: cuBLAS 13 documentation, "Environment Variables", "Logging" and "Results Reproducibility".
-    tensorrt: TensorRT 10 and 11 documentation, "Environment Variables" and "Troubleshooting".
-    container: NVIDIA container toolkit and NGC images.
+    container: NVIDIA container toolkit, and the images of NGC and of CUDA.
     glibc: manual pages ``environ(7)``, ``ld.so(8)``, ``mallopt(3)``.
-    python: Python 3.12, "Command line and environment".
+    python: Python 3.12 documentation, "Command line and environment".
+    numpy: documentation of NumPy 2 and OpenBLAS.
 """
 
 from __future__ import annotations
@@ -23,95 +24,183 @@ import os
 
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 PASSED = "passed"
-"""The builder is given it, and it cannot change a plan, or what it selects is checked in another way."""
+"""The child is given it. It cannot change a plan, or what it selects is checked in another way."""
 
 KEYED = "keyed"
-"""The builder is given it, and it is part of the key while it is set."""
+"""The child is given it, and it is part of the key while it is set."""
 
 REMOVED = "removed"
-"""The builder is not given it, and the user is warned: it may have been set to change something."""
+"""The child is not given it, and the user is warned: somebody may have set it to change how engines are built."""
 
 UNUSED = "unused"
-"""The builder is not given it, and nobody misses it there."""
+"""The child is not given it, without a word: there it has no use."""
+
+REPLACED = "replaced"
+"""The child is given a value of enginecache's own."""
+
+_LABEL = "a label of container images"
+_COMPILING = "for compiling programs"
+_PROFILER = "loads a profiler into the process"
+_LOGS = "says what is logged, and where"
+_THREADS = "threads and kernels of NumPy's BLAS, which the conversion of a graph does not use"
+_PYTHON = "settings of Python, which decide how it runs and not what it computes"
+_KERNELS = "the driver may compile, load or run other kernels"
 
 RULES: tuple[tuple[str, str, str, str], ...] = (
-    # CUDA: which GPU, and how its driver works
-    ("CUDA_VISIBLE_DEVICES", PASSED, "names the GPU, which the key has", "cuda"),
-    ("CUDA_DEVICE_ORDER", PASSED, "names the GPU, which the key has", "cuda"),
-    ("CUDA_CACHE_*", PASSED, "the driver's cache of compiled kernels has what the driver would compile", "cuda"),
+    # CUDA
+    ("CUDA_VISIBLE_DEVICES", PASSED, "names the GPU, which is in the key; the builder sees it alone", "cuda"),
+    ("CUDA_DEVICE_ORDER", PASSED, "gives GPUs their numbers; the GPU itself is in the key", "cuda"),
+    ("CUDA_CACHE_*", PASSED, "the driver's cache of kernels has what the driver would compile", "traced, cuda"),
     ("CUDA_MODULE_LOADING", PASSED, "says when kernels are loaded, and not which", "cuda"),
     ("CUDA_MODULE_DATA_LOADING", PASSED, "says when data is loaded, and not which", "cuda"),
+    ("CUDA_ENABLE_MODULE_LAZY_LOADING", PASSED, "says when kernels are loaded, and not which", "traced"),
     ("CUDA_MPS_PIPE_DIRECTORY", PASSED, "leads to the MPS server", "cuda"),
-    ("CUDA_MPS_LOG_DIRECTORY", PASSED, "logs", "cuda"),
-    ("CUDA_LOG_FILE", PASSED, "logs", "cuda"),
-    ("CUDA_VERSION", UNUSED, "a label of container images", "container"),
-    ("CUDA_DRIVER_VERSION", UNUSED, "a label of container images", "container"),
-    ("CUDA_PKG_VERSION", UNUSED, "a label of container images", "container"),
-    ("CUDA_COMPONENT_LIST", UNUSED, "a label of container images", "container"),
-    ("CUDA_ARCH_LIST", UNUSED, "for compiling CUDA programs", "container"),
-    ("CUDA_HOME", UNUSED, "for compiling CUDA programs", "container"),
-    ("CUDA_PATH*", UNUSED, "for compiling CUDA programs", "container"),
-    ("CUDA_ROOT", UNUSED, "for compiling CUDA programs", "container"),
-    ("CUDA_INJECTION*", REMOVED, "it loads a profiler into the builder", "cuda"),
-    ("CUDA_*", KEYED, "the driver may compile, load or run other kernels", "cuda"),
+    ("CUDA_MPS_LOG_DIRECTORY", PASSED, _LOGS, "cuda"),
+    ("CUDA_LOG_FILE", PASSED, _LOGS, "cuda"),
+    ("CUDA_MPS_*", KEYED, "limits the part of the GPU on which tactics are measured", "cuda"),
+    ("CUDA_FORCE_PTX_JIT", KEYED, _KERNELS, "cuda"),
+    ("CUDA_DISABLE_PTX_JIT", KEYED, _KERNELS, "cuda"),
+    ("CUDA_FORCE_JIT", KEYED, _KERNELS, "cuda"),
+    ("CUDA_DISABLE_JIT", KEYED, _KERNELS, "cuda"),
+    ("CUDA_LAUNCH_BLOCKING", KEYED, "changes how fast tactics are measured to be", "cuda"),
+    ("CUDA_DEVICE_MAX_*", KEYED, "changes how fast tactics are measured to be", "cuda"),
+    ("CUDA_SCALE_LAUNCH_QUEUES", KEYED, "changes how fast tactics are measured to be", "cuda"),
+    ("CUDA_DISABLE_PERF_BOOST", KEYED, "changes how fast tactics are measured to be", "cuda"),
+    ("CUDA_PREFER_SPINLOCKS_ON_HOST", KEYED, "read by TensorRT's compiler, and not documented", "traced"),
+    ("CUDA_7a3f9c2d", KEYED, "read by TensorRT's compiler, and not documented", "traced"),
+    ("CUDA_INJECTION*", REMOVED, _PROFILER, "cuda"),
+    ("CUDA*_VERSION", UNUSED, _LABEL, "container"),
+    ("CUDA_COMPONENT_LIST", UNUSED, _LABEL, "container"),
+    ("CUDA_HOME", UNUSED, _COMPILING, "traced, container"),
+    ("CUDA_PATH*", UNUSED, _COMPILING, "traced, container"),
+    ("CUDA_ARCH*", UNUSED, _COMPILING, "container"),
+    ("CUDA_NVCC_*", UNUSED, _COMPILING, "container"),
+    ("CUDA*_ROOT", UNUSED, _COMPILING, "container"),
+    ("CUDA*_DIR", UNUSED, _COMPILING, "container"),
+    ("CUDA*_PATH", UNUSED, _COMPILING, "container"),
+    ("CUDA_*", REMOVED, "may change how kernels are chosen or run", "cuda"),
     # TensorRT and the libraries that it builds with
     ("NVIDIA_TF32_OVERRIDE", KEYED, "forbids TF32 in TensorRT, cuBLAS and cuDNN", "traced, cublas"),
-    ("__*NOWUD", KEYED, "switches of TensorRT's compiler, published as ways round faults", "traced"),
-    ("TRT_VERSION", UNUSED, "a label of container images", "container"),
+    ("__*NOWUD", KEYED, "switches of TensorRT's compiler, published as ways round its faults", "traced"),
+    ("TRT*_VERSION", UNUSED, _LABEL, "container"),
+    ("TRT*_ROOT", UNUSED, _COMPILING, "container"),
+    ("TRT*_PATH", UNUSED, _COMPILING, "container"),
+    ("TRT*_DIR", UNUSED, _COMPILING, "container"),
     ("TRT_*", KEYED, "options of TensorRT that no flag has", "traced"),
-    ("TENSORRT_VERSION", UNUSED, "a label of container images", "container"),
-    ("TENSORRT_*", KEYED, "options of TensorRT that no flag has", "tensorrt"),
+    ("TENSORRT*_VERSION", UNUSED, _LABEL, "container"),
+    ("TENSORRT*_ROOT", UNUSED, _COMPILING, "container"),
+    ("TENSORRT*_PATH", UNUSED, _COMPILING, "container"),
+    ("TENSORRT*_DIR", UNUSED, _COMPILING, "container"),
+    ("TENSORRT_*", REMOVED, "may change how kernels are chosen or run", "container"),
     ("MYELIN_*", KEYED, "options of TensorRT's compiler", "traced"),
     ("NVRTC_*", KEYED, "options of the compiler of kernels", "traced"),
     ("LIBNVVM_*", KEYED, "options of the compiler of kernels", "traced"),
     ("NVVM_*", KEYED, "options of the compiler of kernels", "traced"),
     ("NV_NVVM_VERSION", KEYED, "the form of what the compiler of kernels makes", "traced"),
     ("LLVM_OVERRIDE_PRODUCER", KEYED, "an option of the compiler of kernels", "traced"),
-    ("CUDNN_VERSION", UNUSED, "a label of container images", "container"),
-    ("CUDNN_FRONTEND_VERSION", UNUSED, "a label of container images", "container"),
+    ("LLVM_IGNORED_ENV_VAR", KEYED, "read by the compiler of kernels, and not documented", "traced"),
+    ("LLVM_*", UNUSED, _COMPILING, "traced"),
+    ("CUDNN_LOG*", PASSED, _LOGS, "traced, cudnn"),
+    ("CUDNN_FRONTEND_LOG*", PASSED, _LOGS, "traced, cudnn"),
+    ("CUDNN_CUSTOM_LUT_CALIBRATOR_LOG", PASSED, _LOGS, "traced"),
+    ("CUDNN*_VERSION", UNUSED, _LABEL, "container"),
+    ("CUDNN*_ROOT", UNUSED, _COMPILING, "container"),
+    ("CUDNN*_PATH", UNUSED, _COMPILING, "container"),
+    ("CUDNN*_DIR", UNUSED, _COMPILING, "container"),
     ("CUDNN_*", KEYED, "options of cuDNN, whose kernels TensorRT may take", "traced, cudnn"),
-    ("CUBLAS_VERSION", UNUSED, "a label of container images", "container"),
+    ("CUBLAS*_VERSION", UNUSED, _LABEL, "container"),
+    ("CUBLAS_LOG*", PASSED, _LOGS, "cublas"),
+    ("CUBLASLT_LOG*", PASSED, _LOGS, "cublas"),
     ("CUBLAS_*", KEYED, "options of cuBLAS, whose kernels TensorRT may take", "cublas"),
     ("CUBLASLT_*", KEYED, "options of cuBLASLt, whose kernels TensorRT may take", "cublas"),
-    # Containers
-    ("NVIDIA_VISIBLE_DEVICES", PASSED, "read by the container runtime before a process starts", "container"),
-    ("NVIDIA_DRIVER_CAPABILITIES", PASSED, "read by the container runtime before a process starts", "container"),
-    # What is loaded into a process from outside
-    ("NVTX_INJECTION64_PATH", REMOVED, "it loads a profiler into the builder", "traced"),
-    ("NVTX_INJECTION32_PATH", REMOVED, "it loads a profiler into the builder", "traced"),
+    ("NVTX_INJECTION*", REMOVED, _PROFILER, "traced"),
+    ("NVIDIA_*", UNUSED, "read by the container runtime before a process starts, or a label of images", "container"),
+    ("AS_SECURE_LOG_FILE", UNUSED, "a log that NVIDIA's own tests ask for", "traced"),
+    ("bar", UNUSED, "a name that TensorRT's library asks for by accident", "traced"),
+    # The dynamic linker and the C library
     ("LD_LIBRARY_PATH", PASSED, "selects libraries; the loaded TensorRT is compared with the key", "glibc"),
-    ("LD_PRELOAD", REMOVED, "it loads a library into the builder, which may change anything", "glibc"),
-    ("LD_AUDIT", REMOVED, "it loads a library into the builder, which may change anything", "glibc"),
+    ("NIX_LD*", PASSED, "selects libraries; the loaded TensorRT is compared with the key", "glibc"),
+    ("LD_PRELOAD", REMOVED, "loads a library into the process, which may change anything", "glibc"),
+    ("LD_AUDIT", REMOVED, "loads a library into the process, which may change anything", "glibc"),
+    ("LD_*", UNUSED, "further settings of the linker", "glibc"),
+    ("GLIBC_TUNABLES", REMOVED, "selects among the C library's functions for this CPU", "glibc"),
+    ("MALLOC_*", PASSED, "settings of the allocator", "glibc"),
+    ("GLIBCXX_*", UNUSED, "settings of the C++ library's allocator", "glibc"),
+    ("LANG", PASSED, "the locale, which decides how file names are read", "glibc"),
+    ("LANGUAGE", PASSED, "the language of messages", "glibc"),
+    ("LC_*", PASSED, "the locale, which decides how file names are read", "glibc"),
+    ("LOCPATH", PASSED, "where locales are found", "glibc"),
+    ("LOCALE_ARCHIVE*", PASSED, "where locales are found", "glibc"),
+    ("GCONV_PATH", UNUSED, "where conversions of characters are found", "glibc"),
+    ("NLSPATH", UNUSED, "where messages are found", "glibc"),
+    ("TZ", PASSED, "the time zone of logs", "glibc"),
+    ("TZDIR", PASSED, "the time zone of logs", "glibc"),
+    ("PATH", PASSED, "where programs are found; the builder starts none", "glibc"),
+    ("HOME", PASSED, "where the driver keeps its cache of kernels", "glibc"),
+    ("USER", PASSED, "who the user is", "glibc"),
+    ("LOGNAME", PASSED, "who the user is", "glibc"),
+    ("TMPDIR", PASSED, "where temporary files are", "glibc"),
+    ("TEMP", PASSED, "where temporary files are", "python"),
+    ("TMP", PASSED, "where temporary files are", "python"),
+    # Python and its packages
+    ("PYTHONPATH", REPLACED, "where this process finds its modules", "python"),
+    ("PYTHONSAFEPATH", REPLACED, "keeps the current folder out of the modules' path", "python"),
+    ("PYTHONHOME", PASSED, "where Python's own modules are", "python"),
+    ("PYTHONPLATLIBDIR", PASSED, "where Python's own modules are", "python"),
+    ("PYTHONUSERBASE", PASSED, "where the user's modules are; the loaded TensorRT is compared with the key", "python"),
+    ("PYTHONNOUSERSITE", PASSED, "leaves the user's modules out", "python"),
+    ("PYTHONDONTWRITEBYTECODE", PASSED, _PYTHON, "python"),
+    ("PYTHONPYCACHEPREFIX", PASSED, _PYTHON, "python"),
+    ("PYTHONUTF8", PASSED, _PYTHON, "python"),
+    ("PYTHONCOERCECLOCALE", PASSED, _PYTHON, "python"),
+    ("PYTHON*", UNUSED, _PYTHON, "python"),
+    ("__PYVENV_LAUNCHER__", UNUSED, _PYTHON, "python"),
+    ("PROTOCOL_BUFFERS_PYTHON_*", PASSED, "which parser reads ONNX files; they read the same", "python"),
+    ("OMP_*", PASSED, _THREADS, "numpy"),
+    ("GOTO_NUM_THREADS", PASSED, _THREADS, "numpy"),
+    ("OPENBLAS_*", PASSED, _THREADS, "numpy"),
+    ("MKL_*", PASSED, _THREADS, "numpy"),
+    ("NPY_*_CPU_FEATURES", PASSED, "the CPU's instructions that NumPy uses; it rounds the same by all", "numpy"),
+    ("NUMPY_*", UNUSED, "warnings of NumPy", "numpy"),
+    ("GFORTRAN_*", UNUSED, "files of Fortran programs", "numpy"),
+    ("OPENSSL_*", PASSED, "settings of Python's own hashes, which name nothing", "python"),
+    ("RUST_*", UNUSED, "threads and messages of BLAKE3", "python"),
+    ("SQLITE_TMPDIR", UNUSED, "temporary files of the registry", "python"),
+    ("ENGINECACHE_*", UNUSED, "the builder is given a request", "python"),
 )
-"""Pattern, kind, why, and how it is known. A name is more than a pattern; of two patterns the first counts.
+"""Pattern, kind, why, and how it is known.
 
-A variable without a rule is not given to the builder.
+A pattern has at most one ``*``, for any characters or none. A rule without one counts before all patterns, and of two
+patterns the first counts. A variable without a rule is not given to a child, without a word.
 """
 
-_NAMES = {pattern: kind for pattern, kind, _, _ in RULES if "*" not in pattern}
-_PATTERNS = tuple((*pattern.split("*"), kind) for pattern, kind, _, _ in RULES if "*" in pattern)
-_PREFIXES = tuple(prefix for prefix, _, _ in _PATTERNS)
+_NAMES = {pattern: (kind, why) for pattern, kind, why, _ in RULES if "*" not in pattern}
+_PATTERNS = tuple((*pattern.partition("*")[::2], (kind, why)) for pattern, kind, why, _ in RULES if "*" in pattern)
+_PREFIXES = tuple(dict.fromkeys(prefix for prefix, _, _ in _PATTERNS))
 
-_DECIDING = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH"})
-"""Passed, and they decide which GPU and which libraries are found here."""
+_DECIDING = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "NIX_LD_LIBRARY_PATH"})
+"""In no key, and they decide which GPU and which libraries are found here."""
+
+Pairs = tuple[tuple[str, str], ...]
+"""Names and values, sorted by name."""
 
 
 def kind_of(name: str) -> str | None:
     """The kind that the rules give to a variable; None where none of them knows it."""
-    kind = _NAMES.get(name)
-    if kind is None and name.startswith(_PREFIXES) and name.isascii():
-        for prefix, suffix, kind_ in _PATTERNS:
+    rule = _rule(name)
+    return None if rule is None else rule[0]
+
+
+def _rule(name: str) -> tuple[str, str] | None:
+    rule = _NAMES.get(name)
+    if rule is None and name.startswith(_PREFIXES) and name.isascii():
+        for prefix, suffix, found in _PATTERNS:
             if name.startswith(prefix) and name.endswith(suffix) and len(name) >= len(prefix) + len(suffix):
-                return kind_
-    return kind
-
-
-def keyed(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """The variables that are part of a key, sorted by name."""
-    return tuple(sorted((name, value) for name, value in environ.items() if kind_of(name) == KEYED))
+                return found
+    return rule
 
 
 def is_keyed(name: str) -> bool:
@@ -119,27 +208,74 @@ def is_keyed(name: str) -> bool:
     return kind_of(name) == KEYED
 
 
+def keyed(environ: Mapping[str, str], also: Collection[str] = ()) -> Pairs:
+    """The variables that are part of a key.
+
+    Args:
+        environ: The environment of a request.
+        also: Names that the user lets through: what no rule passes anyway is part of the key.
+    """
+    return tuple(
+        sorted(
+            (name, value)
+            for name, value in environ.items()
+            if (kind := kind_of(name)) == KEYED or (name in also and kind not in {PASSED, REPLACED})
+        )
+    )
+
+
+def passed(environ: Mapping[str, str], also: Collection[str] = ()) -> Pairs:
+    """The variables that a child is given. What is to be replaced is among them: that is the business of who starts it.
+
+    Args:
+        environ: The environment of a request.
+        also: Names that the user lets through.
+    """
+    kinds = {PASSED, KEYED, REPLACED}
+    return tuple(sorted(item for item in environ.items() if item[0] in also or kind_of(item[0]) in kinds))
+
+
+def warnings(environ: Mapping[str, str], also: Collection[str] = ()) -> tuple[str, ...]:
+    """Why variables are not given to the builder that somebody may have set for it.
+
+    Args:
+        environ: The environment of a request.
+        also: Names that the user lets through.
+    """
+    rules = {name: _rule(name) for name in sorted(environ) if name not in also}
+    return tuple(
+        f"{name} is set and is not passed to the builder: it {rule[1]}. "
+        f"To pass it, add {name} to ENGINECACHE_PASS_ENVIRONMENT; it is then part of the key."
+        for name, rule in rules.items()
+        if rule is not None and rule[0] == REMOVED
+    )
+
+
 def snapshot() -> dict[str, str]:
     """This process's environment at one moment, which other threads may be changing."""
     return {os.fsdecode(name): os.fsdecode(value) for name, value in _bytes().copy().items()}
 
 
-def deciding() -> tuple[tuple[str, str], ...]:
+def deciding(also: frozenset[str] = frozenset()) -> Pairs:
     """The variables that decide which engine a request gets, as they are now.
 
     Costs under a microsecond where no variable has changed since the last call.
+
+    Args:
+        also: Names that the user lets through.
     """
-    global _last  # noqa: PLW0603  # one assignment, of a pair that belongs together
-    found = _bytes()
-    before, values = _last
-    if found != before:
+    before, values = _last.get(also, ({}, ()))
+    if _bytes() != before:
         now = snapshot()
-        values = tuple(sorted((n, v) for n, v in now.items() if n in _DECIDING or kind_of(n) == KEYED))
-        _last = {os.fsencode(name): os.fsencode(value) for name, value in now.items()}, values
+        values = tuple(
+            sorted(item for item in now.items() if item[0] in _DECIDING or is_keyed(item[0]) or item[0] in also)
+        )
+        _last[also] = {os.fsencode(name): os.fsencode(value) for name, value in now.items()}, values
     return values
 
 
-_last: tuple[dict[bytes, bytes], tuple[tuple[str, str], ...]] = ({}, ())
+_last: dict[frozenset[str], tuple[dict[bytes, bytes], Pairs]] = {}
+"""For each set of further names, the environment at the last call and what it came to."""
 
 
 def _bytes() -> dict[bytes, bytes]:

@@ -67,9 +67,11 @@ class RecentHits:
         root: The cache folder.
         registry: Whose rows must still be there.
         uses: Where uses are noted.
+        also: Names of further variables that are part of a key.
     """
 
-    def __init__(self, root: Root, registry: Registry, uses: UseLog) -> None:
+    def __init__(self, root: Root, registry: Registry, uses: UseLog, also: frozenset[str] = frozenset()) -> None:
+        self._also = also
         self._root = root.path
         self._files = (str(root.registry_path), f"{root.registry_path}-wal")
         self._registry = registry
@@ -78,7 +80,7 @@ class RecentHits:
 
     def recall(self, model: object, ask: Mapping[str, Any]) -> Entry | None:
         """The entry that the same request was given before, if nothing that decided it has changed."""
-        name = _name(model, ask)
+        name = _name(model, ask, self._also)
         hit = None if name is None else self._hits.get(name)
         if hit is None:
             return None
@@ -90,7 +92,7 @@ class RecentHits:
 
     def keep(self, model: object, ask: Mapping[str, Any], identity: ModelIdentity, entry: Entry) -> None:
         """Remember a hit, where every change of what it rests on will be seen."""
-        name = _name(model, ask)
+        name = _name(model, ask, self._also)
         source = entry.source
         if name is None or source.path is None or not entry.is_plain_hit or entry.plugins or not identity.is_settled:
             return
@@ -181,7 +183,7 @@ def _are_settled(state: State) -> bool:
     return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)) <= time.time_ns()
 
 
-def _name(model: object, ask: Mapping[str, Any]) -> Any:
+def _name(model: object, ask: Mapping[str, Any], also: frozenset[str]) -> Any:
     """The request as a value that equals another's only if both ask the same; None where that cannot be told."""
     if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
         return None
@@ -191,7 +193,7 @@ def _name(model: object, ask: Mapping[str, Any]) -> Any:
         asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
     except TypeError:
         return None
-    return path, where, asked, environment.deciding()
+    return path, where, asked, environment.deciding(also)
 
 
 def _frozen(value: Any) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from enginecache.devices import Device
+from enginecache.environment import Pairs, passed, snapshot
 
 POLL_S = 0.5
 TAIL_LINES = 20
@@ -36,15 +37,18 @@ _KILLS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.S
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "failed to map segment")
 
 
-def child_environment(device: Device | None, search_path: Sequence[str] | None = None) -> dict[str, str]:
+def child_environment(
+    device: Device | None, search_path: Sequence[str] | None = None, variables: Pairs | None = None
+) -> dict[str, str]:
     """The environment of a child that is to find the same modules as this process, and one GPU.
 
     Args:
         device: The chosen GPU, which is device 0 there: TensorRT takes the current device, and has no other switch.
             None leaves ``CUDA_VISIBLE_DEVICES`` as it is.
         search_path: Where the child looks for modules; default: where this process does, without its current folder.
+        variables: All others that it is given; default: those that the rules let through now.
     """
-    environment = dict(os.environ)
+    environment = dict(passed(snapshot()) if variables is None else variables)
     path = module_search_path() if search_path is None else list(search_path)
     environment["PYTHONPATH"] = os.pathsep.join(path)
     only = "" if device is None else device.visible_as or device.uuid

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from enginecache.builders.base import Builder, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.devices import Device
+from enginecache.environment import Pairs
 from enginecache.errors import (
     BuilderCrashError,
     BuildError,
@@ -63,6 +64,7 @@ class Resolved:
         key: All of it.
         warnings: What the caller should know before a build.
         accept: How far the caller goes.
+        environment: Variables that the builder is given, read once with those of the key.
     """
 
     source: ModelSource
@@ -72,6 +74,7 @@ class Resolved:
     key: EngineKey
     warnings: tuple[str, ...] = ()
     accept: Accept = "exact"
+    environment: Pairs = ()
 
 
 class Publication:
@@ -133,7 +136,9 @@ class Publication:
             EngineCacheError: Whatever the builder, the store or the registry says.
         """
         placement = resolved.placement
-        slot = self._timing_caches.slot(placement.toolchain, placement.device, resolved.key.options)
+        slot = self._timing_caches.slot(
+            placement.toolchain, placement.device, resolved.key.options, resolved.key.environment
+        )
         slot = slot if uses_timing_cache else None
         with contextlib.ExitStack() as device:
             self._take_device(device, placement, timeout_s, waiting)
@@ -222,6 +227,7 @@ class Publication:
             log_path=self.log_path(attempt.id),
             conversion=resolved.key.conversion,
             timing_cache=None if start is None else start.data,
+            environment=resolved.environment,
         )
 
     def _commit(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from enginecache.builders.merging import REFUSED
 from enginecache.devices import Device
+from enginecache.environment import Pairs
 from enginecache.errors import BuilderCrashError, EngineCacheError, StoreError
 from enginecache.locks.base import KeyLocks
 from enginecache.options import BuildOptions
@@ -94,7 +95,9 @@ class TimingCaches:
         self._locks = locks
         self._merge = ProcessMerge(root) if merge is None else merge
 
-    def slot(self, toolchain: Toolchain, device: Device | None, options: BuildOptions) -> TimingSlot | None:
+    def slot(
+        self, toolchain: Toolchain, device: Device | None, options: BuildOptions, environment: Pairs = ()
+    ) -> TimingSlot | None:
         """Where the timing cache of such a build is kept; None where there is none.
 
         TensorRT-RTX has the calls, and they do nothing: its tactics are chosen when an engine is loaded.
@@ -115,6 +118,8 @@ class TimingCaches:
                 "cpu": toolchain.cpu,
             },
             "options": {name: keyed[name] for name in _IN_A_SLOT},
+            # It may decide which kernels run, and how fast.
+            "environment": dict(environment),
         }
         return TimingSlot(self._artefacts.slot(fields), toolchain.flavour, device)
 

@@ -131,7 +131,12 @@ def _content(path: str) -> bytes:
         os.close(descriptor)
 
 
-LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content}
+def _variable(name: str) -> bytes:
+    """A variable's value; nothing looks like one that is not set."""
+    return b"unset" if name not in os.environ else b"=" + os.fsencode(os.environ[name])
+
+
+LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content, "variable": _variable}
 
 
 def gpu_things() -> list[tuple[str, str]]:

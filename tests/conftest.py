@@ -14,6 +14,7 @@ from hypothesis import settings
 from models import linear, save
 
 from enginecache.cache import EngineCache
+from enginecache.environment import is_keyed
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background so, and every process that a test interrupts would inherit it.
@@ -27,8 +28,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or writes the user's cache or settings."""
-    for name in ("DIR", "SHARED", "BACKEND", "TIMEOUT", "MAX_SIZE", "GRACE", "CUDA_MAJOR", "CONFIG", "FAILURE_TTL"):
-        monkeypatch.delenv(f"ENGINECACHE_{name}", raising=False)
+    for name in list(os.environ):
+        if name.startswith("ENGINECACHE_") or is_keyed(name):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg-cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg-config"))
 

@@ -236,6 +236,14 @@ def other_locale(desk: Desk, monkeypatch) -> None:
     monkeypatch.setenv("LC_ALL", "POSIX")
 
 
+def forbid_tf32(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+
+
+def set_a_switch_of_the_compiler(desk: Desk, monkeypatch) -> None:
+    monkeypatch.setenv("__ANY_SWITCH_NOWUD", "")
+
+
 def install_something(desk: Desk, monkeypatch) -> None:
     monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "stat": lambda path: b"newer" + watching._stat(path)})
 
@@ -268,8 +276,20 @@ def spoil_the_answer(desk: Desk, monkeypatch) -> None:
 CHANGES = [
     *(change_model, change_weights_inside, touch_model, change_variable, hide_gpus, go_elsewhere, other_locale),
     *(install_something, other_gpu, other_release, other_interpreter, other_module_path, open_registry_to_all),
-    spoil_the_answer,
+    *(spoil_the_answer, forbid_tf32, set_a_switch_of_the_compiler),
 ]
+
+
+def test_a_variable_that_the_settings_pass_to_the_builder_is_watched(opened, capfdbinary, monkeypatch, tmp_path):
+    settings_file = tmp_path / "config.toml"
+    settings_file.write_text("pass_environment = ['MINE']", encoding="utf-8")
+    monkeypatch.setenv("ENGINECACHE_CONFIG", str(settings_file))
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    monkeypatch.setenv("NOT_MINE", "1")
+    assert by_the_door(capfdbinary, arguments) is not None
+    monkeypatch.setenv("MINE", "")
+    assert by_the_door(capfdbinary, arguments) is None
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

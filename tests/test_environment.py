@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
+from fakes import SM_89, TOOLCHAIN, FakeBuilder
 
 from enginecache import environment
+from enginecache.builders.base import BuildRequest
+from enginecache.builders.child import ProcessBuilder
+from enginecache.config import Config
+from enginecache.environment import KEYED, PASSED, REMOVED, REPLACED, RULES, UNUSED
+from enginecache.errors import ConfigError, EngineCacheError
+from enginecache.model import ModelSource, identify
+from enginecache.options import BuildOptions
 from enginecache.request import Request
+from enginecache.targets import Target
+
+ROOT = Path(__file__).parents[1]
+PATTERNS = [pattern for pattern, _, _, _ in RULES]
+
+
+def a_name_of(pattern: str) -> str:
+    """A variable for which this rule counts, and none before it."""
+    for middle in ("QQ", "77", "Z_Z"):
+        name = pattern.replace("*", middle)
+        if environment._rule(name) == next((kind, why) for p, kind, why, _ in RULES if p == pattern):
+            return name
+    raise AssertionError(f"no variable has the rule {pattern}")
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("NVIDIA_TF32_OVERRIDE", environment.KEYED),
-        ("__ANY_SWITCH_NOWUD", environment.KEYED),
-        ("CUDNN_OF_THE_FUTURE", environment.KEYED),
-        ("CUDNN_VERSION", environment.UNUSED),
-        ("LD_LIBRARY_PATH", environment.PASSED),
-        ("LD_PRELOAD", environment.REMOVED),
+        ("NVIDIA_TF32_OVERRIDE", KEYED),
+        ("__ANY_SWITCH_NOWUD", KEYED),
+        ("CUDNN_OF_THE_FUTURE", KEYED),
+        ("CUDNN_VERSION", UNUSED),
+        ("LD_LIBRARY_PATH", PASSED),
+        ("LD_PRELOAD", REMOVED),
         ("SOMETHING_ELSE", None),
         ("__switch\udcff_NOWUD", None),
     ],
@@ -83,3 +106,182 @@ def test_a_platform_without_the_mapping_behind_the_environment_is_served_too(mon
     monkeypatch.setattr(environment.os, "environ", Plain(os.environ))
     assert environment.snapshot()["NVIDIA_TF32_OVERRIDE"] == "0"
     assert ("NVIDIA_TF32_OVERRIDE", "0") in environment.deciding()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory) -> dict[str, str]:
+    """The environment of a builder's process whose parent has a variable for every rule, and one that has none."""
+    folder = tmp_path_factory.mktemp("started")
+    dump = folder / "python3"
+    dump.write_text(f"#!/bin/sh\nexec cat /proc/self/environ > {folder}/environment\n", encoding="utf-8")
+    dump.chmod(0o755)
+    variables = {a_name_of(pattern): f"value {number}" for number, pattern in enumerate(PATTERNS)}
+    variables |= {"SOMETHING_ELSE": "1", "ALSO_NAMED": "2", "PATH": os.environ["PATH"]}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        given = environment.passed(environment.snapshot(), ("ALSO_NAMED",))
+        for name in variables:
+            patch.setenv(name, "changed since the key was made")
+        run_with(dump, folder, given)
+    text = (folder / "environment").read_bytes().decode()
+    return dict(line.split("=", 1) for line in text.split("\0") if line)
+
+
+def run_with(python: Path, folder: Path, given: environment.Pairs) -> None:
+    source = ModelSource.of(b"", None)
+    (folder / "work").mkdir()
+    with pytest.raises(EngineCacheError):
+        ProcessBuilder(python=str(python)).build(request_for(folder, given, source))
+
+
+def request_for(folder: Path, given: environment.Pairs, source: ModelSource) -> BuildRequest:
+    from models import linear
+
+    source = ModelSource.of(linear().SerializeToString(), None)
+    return BuildRequest(
+        source=source,
+        identity=identify(source),
+        profiles=(),
+        options=BuildOptions(),
+        toolchain=TOOLCHAIN,
+        target=Target((SM_89,)),
+        device=None,
+        work_dir=folder / "work",
+        log_path=folder / "log",
+        environment=given,
+    )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_each_rule_makes_another_key_or_keeps_the_variable_out_or_says_why_it_changes_no_plan(
+    pattern, started, open_cache, model, monkeypatch
+):
+    name = a_name_of(pattern)
+    cache = open_cache()
+    monkeypatch.delenv(name, raising=False)
+    plain = cache.resolve(Request.of(model, {"dims": {"batch": 4}}))
+    monkeypatch.setenv(name, "x")
+    key = cache.resolve(Request.of(model, {"dims": {"batch": 4}})).key
+    kind, why = next((kind, why) for p, kind, why, _ in RULES if p == pattern)
+    value = f"value {PATTERNS.index(pattern)}"
+    if kind == KEYED:
+        assert key.digest != plain.key.digest
+        assert key.fields()["environment"] == {name: "x"}
+        assert started[name] == value  # of the moment at which the key was made
+    else:
+        assert key.digest == plain.key.digest
+    if kind == PASSED:
+        assert why
+        assert name == "PATH" or started[name] == value
+    elif kind == REPLACED:
+        assert started[name] not in {value, "changed since the key was made"}
+    elif kind != KEYED:
+        assert name not in started
+
+
+def test_a_variable_without_a_rule_is_not_passed_but_where_the_user_names_it(started):
+    assert "SOMETHING_ELSE" not in started
+    assert started["ALSO_NAMED"] == "2"
+
+
+def test_every_rule_can_count_and_has_one_star_at_most():
+    assert len(set(PATTERNS)) == len(PATTERNS)
+    for pattern, kind, why, source in RULES:
+        assert pattern.count("*") <= 1
+        assert kind in {PASSED, KEYED, REMOVED, UNUSED, REPLACED}
+        assert why, pattern
+        assert source, pattern
+        assert a_name_of(pattern)
+
+
+def test_the_builder_is_given_the_values_of_the_key(open_cache, model, monkeypatch):
+    builder = FakeBuilder()
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setenv("SOMETHING_ELSE", "0")
+    open_cache(builder).get(model, dims={"batch": 4})
+    given = dict(builder.requests[0].environment)
+    assert given["NVIDIA_TF32_OVERRIDE"] == "0"
+    assert "SOMETHING_ELSE" not in given
+
+
+def test_what_is_left_out_is_said_when_it_is_built_and_by_explain(open_cache, model, monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/lib/libjemalloc.so")
+    cache = open_cache()
+    assert "LD_PRELOAD is set and is not passed to the builder" in str(cache.explain(model, dims={"batch": 4}).reasons)
+    (warning,) = [reason.text for reason in cache.get(model, dims={"batch": 4}).reasons if reason.code == "warning"]
+    assert "add LD_PRELOAD to ENGINECACHE_PASS_ENVIRONMENT" in warning
+    named = open_cache(pass_environment=("LD_PRELOAD",))
+    entry = named.get(model, dims={"batch": 4})
+    assert entry.outcome == "built"
+    assert entry.record.fields["environment"] == {"LD_PRELOAD": "/lib/libjemalloc.so"}
+    assert not [reason for reason in entry.reasons if reason.code == "warning"]
+
+
+def test_what_the_user_names_is_part_of_the_key_unless_a_rule_passes_it(open_cache, model, monkeypatch):
+    cache = open_cache(pass_environment=("MINE", "TZ"))
+    ask = {"dims": {"batch": 4}}
+    plain = cache.get(model, **ask)
+    monkeypatch.setenv("TZ", "UTC")
+    assert cache.get(model, **ask).key == plain.key
+    monkeypatch.setenv("MINE", "1")
+    mine = cache.get(model, **ask)  # at once, although the hit before is remembered
+    assert mine.outcome == "built"
+    assert mine.record.fields["environment"] == {"MINE": "1"}
+    assert cache.get(model, **ask).key == mine.key
+    monkeypatch.setenv("MINE", "2")
+    assert cache.get(model, **ask).outcome == "built"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("B,A", ("A", "B")), (" A  B\n", ("A", "B")), ("A,,A", ("A",)), ("", ()), (",", ())],
+)
+def test_names_to_pass_are_read_from_a_text(text, names):
+    assert (
+        Config.load({"ENGINECACHE_CONFIG": "/dev/null", "ENGINECACHE_PASS_ENVIRONMENT": text}).pass_environment == names
+    )
+
+
+def test_names_to_pass_are_read_from_a_list_in_the_file(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text('pass_environment = ["B", "A"]', encoding="utf-8")
+    assert Config.load({"ENGINECACHE_CONFIG": str(file)}).pass_environment == ("A", "B")
+    assert Config.load({"ENGINECACHE_CONFIG": str(file)}, pass_environment=["C"]).pass_environment == ("C",)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("A-B", "is not the name of an environment variable"), ("PYTHONPATH", "cannot be passed on")]
+)
+def test_a_name_that_cannot_be_passed_is_refused(text, why):
+    with pytest.raises(ConfigError, match=why):
+        Config.load({"ENGINECACHE_CONFIG": "/dev/null", "ENGINECACHE_PASS_ENVIRONMENT": text})
+
+
+def test_timing_caches_are_kept_apart_by_the_variables_of_the_key(tmp_path):
+    from dataclasses import replace
+
+    from fakes import H100
+
+    from enginecache.locks.local import LocalKeyLocks
+    from enginecache.store.root import Root
+    from enginecache.timing import TimingCaches
+
+    root = Root.open(tmp_path / "cache")
+    caches = TimingCaches(root, LocalKeyLocks(root))
+    tensorrt = replace(TOOLCHAIN, flavour="tensorrt")
+    names = [
+        caches.slot(tensorrt, H100, BuildOptions(), given).name
+        for given in ((), (("NVIDIA_TF32_OVERRIDE", "0"),), (("NVIDIA_TF32_OVERRIDE", "1"),))
+    ]
+    assert len(set(names)) == 3
+
+
+def test_the_page_of_the_documentation_is_that_of_the_rules():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/make_environment_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
+    assert module.reference() == written, "run `python docs/make_environment_reference.py`"

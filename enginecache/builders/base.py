@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from enginecache.devices import Device
+from enginecache.environment import Pairs
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.options import BuildOptions
 from enginecache.precision import Conversion
@@ -33,6 +34,8 @@ class BuildRequest:
         conversion: What is done to the graph before TensorRT parses it; None for nothing.
         timing_cache: A timing cache to start from, or no bytes for a new one; None for a build without. Bytes of
             ``ITimingCache.serialize``.
+        environment: Variables that the builder is given, as they were when the key was made; None for those of the
+            process. See :mod:`enginecache.environment`.
     """
 
     source: ModelSource
@@ -46,6 +49,7 @@ class BuildRequest:
     log_path: Path
     conversion: Conversion | None = None
     timing_cache: bytes | None = None
+    environment: Pairs | None = None
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class ProcessBuilder:
 
 
 def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
-    environment = child_environment(request.device, search_path)
+    environment = child_environment(request.device, search_path, request.environment)
     if request.options.plugins and request.toolchain.flavour == "tensorrt-rtx":
         _name_library_for_parser(request.work_dir, environment)
     return environment

@@ -1,0 +1,46 @@
+"""Write ``docs/environment.md`` from the rules themselves: ``python docs/make_environment_reference.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from enginecache.environment import RULES
+
+PATH = Path(__file__).with_name("environment.md")
+
+HEAD = """\
+# Environment variables of the builder
+
+Written by `docs/make_environment_reference.py` from the rules in `enginecache/environment.py`.
+
+TensorRT, its compilers and CUDA's libraries read environment variables, and some of those change the plan. So the
+process that builds is not given its caller's environment. It is given the variables that are *passed* or *keyed* below,
+with the values that they had when the request's key was made:
+
+- **passed**: it cannot change a plan, or what it selects is in the key or checked in another way.
+- **keyed**: it is part of the key while it is set, by name and value: the field `environment` of `enginecache explain`.
+  An engine that was built with it serves only requests with the same value.
+- **removed**: it is not passed, and a build that leaves it out warns of it.
+- **unused**: it is not passed; there it has no use.
+- **replaced**: enginecache sets it.
+
+Any other variable is not passed. To pass one, name it in the setting `pass_environment`
+(`ENGINECACHE_PASS_ENVIRONMENT=NAME,NAME`): what no rule passes anyway is then part of the key while it is set. The same
+rules hold for the process that tries an engine before `load`.
+
+A pattern has one `*`, for any characters or none. A name counts before a pattern, and of two patterns the first counts.
+"*traced*" means that TensorRT-RTX 1.7.1.116 asks for it while it builds; `tests/test_environment_traced.py` records the
+names again and fails for one without a rule.
+
+| variable | | why | known from |
+|---|---|---|---|
+"""
+
+
+def reference() -> str:
+    """Return the whole page."""
+    return HEAD + "".join(f"| `{pattern}` | {kind} | {why} | {source} |\n" for pattern, kind, why, source in RULES)
+
+
+if __name__ == "__main__":
+    PATH.write_text(reference(), encoding="utf-8")
