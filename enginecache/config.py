@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,19 @@ def _user_folder(find: Callable[..., str]) -> Path | None:
     except RuntimeError:
         return None
     return None if path.parts[0].startswith("~") else path  # as releases of platformdirs that raise nothing leave it
+
+
+def runtime_folder() -> Path | None:
+    """Return the user's folder for what need not outlive the boot, whether it is there or not; None if none is safe.
+
+    ``$XDG_RUNTIME_DIR``, else ``/run/user``, else a folder among the temporary files that may be anybody's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs warns of the last of these
+        try:
+            return Path(platformdirs.user_runtime_dir("enginecache", appauthor=False))
+        except OSError:
+            return None
 
 
 def _parse_dir(text: str) -> Path:

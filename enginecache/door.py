@@ -4,7 +4,7 @@ It parses nothing. The full path alone decides which command lines are remembere
 writes down what the answer rests on, as it looked then. Here the same things are looked at again: the files, the
 folders that modules come from, the GPUs. If one of them differs, or anything at all is odd, the full path answers.
 
-Loads nothing but what every Python has loaded, and SQLite: that is what it is for.
+Loads nothing but what every Python has loaded, ctypes and SQLite: that is what it is for.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from enginecache.config import config_path
-from enginecache.fingerprint import Fingerprint, has_true_ctime
+from enginecache.fingerprint import Fingerprint, has_kernel_times
 from enginecache.toolchain import DPKG_STATUS
 from enginecache.watching import gpu_things
 
@@ -35,14 +35,15 @@ def are_telling(things: Things, files: Iterable[str] = (), *, since_ns: int) -> 
         files: Further files.
         since_ns: When the first of them was read, nanoseconds since the epoch.
     """
-    kept: dict[int, bool] = {}
+    kept: dict[tuple[int, int], bool] = {}
     for path in [*(thing for how, thing in things if how == "stat"), *files]:
         try:
             found = Fingerprint.of_path(path)
         except OSError:
             continue  # that it is not there is seen too
-        if found.device not in kept:
-            kept[found.device] = has_true_ctime(found.device)
-        if not found.is_settled(since_ns) or not kept[found.device]:
+        place = found.device, found.mount
+        if place not in kept:
+            kept[place] = has_kernel_times(found)
+        if not found.is_settled(since_ns) or not kept[place]:
             return False
     return True

@@ -19,6 +19,7 @@ from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.grounds import Things, are_telling, surroundings
 from enginecache.model import ModelIdentity
+from enginecache.mounts import status_of
 from enginecache.registry.base import Registry
 from enginecache.store.root import Root
 from enginecache.store.uses import UseLog
@@ -105,7 +106,9 @@ class RecentHits:
             seen = watch(things)
         except (OSError, ValueError):
             return
-        if are_telling(things, paths, since_ns=since_ns):
+        # The plan may have been exchanged, with its file system, since it was checked.
+        is_checked = self._registry.recall("blob", fingerprints[-1]) == {"digest": entry.digest}
+        if is_checked and are_telling(things, paths, since_ns=since_ns):
             if len(self._hits) >= MAX_HITS:
                 self._hits.clear()
             self._hits[name] = _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), things, seen)
@@ -143,14 +146,7 @@ class RecentHits:
             hit.looked_at_s = now_s
             hit.checked = None
         for path, fingerprint in hit.files:
-            found = os.stat(path)  # half the time of Path.stat
-            if (
-                found.st_mtime_ns != fingerprint.mtime_ns
-                or found.st_ctime_ns != fingerprint.ctime_ns
-                or found.st_ino != fingerprint.inode
-                or found.st_dev != fingerprint.device
-                or found.st_size != fingerprint.size_bytes
-            ):
+            if status_of(path)[:6] != fingerprint:
                 return False
         return self._has_row(hit)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import os
 import time
 from pathlib import Path
 
 from enginecache.digests import StreamDigest
 from enginecache.errors import OptionError
-from enginecache.fingerprint import Fingerprint, has_true_ctime
+from enginecache.fingerprint import Fingerprint, has_kernel_times
 from enginecache.key import KEY_VERSION
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.options import PluginLibrary
@@ -54,11 +53,11 @@ class FileMemo:
             fingerprint = Fingerprint.of_path(source.path)
         except (OSError, ValueError):  # ValueError: a NUL in the path
             return None  # identify says why
-        found = self._registry.recall("model", fingerprint) if has_true_ctime(fingerprint.device) else None
+        found = self._registry.recall("model", fingerprint) if has_kernel_times(fingerprint) else None
         if found is None or found.get("key_version") != KEY_VERSION:
             return None
         identity = ModelIdentity.from_record(found["identity"])
-        if not all(has_true_ctime(file.fingerprint.device) for file in identity.files[1:]):
+        if not all(has_kernel_times(file.fingerprint) for file in identity.files[1:]):
             return None
         return None if has_changed(source, identity) else identity
 
@@ -78,14 +77,14 @@ class FileMemo:
         now_ns = time.time_ns()
         try:
             with path.open("rb", buffering=0) as file:
-                before = Fingerprint.of_stat(os.fstat(file.fileno()))
-                found = self._registry.recall("plugin", before) if has_true_ctime(before.device) else None
+                before = Fingerprint.of_descriptor(file.fileno())
+                found = self._registry.recall("plugin", before) if has_kernel_times(before) else None
                 if found is not None:
                     return PluginLibrary(path, found["digest"])
                 with contextlib.closing(StreamDigest()) as stream:
                     stream.read_from(file, before.size_bytes)
                     digest = stream.hexdigest()
-                after = Fingerprint.of_stat(os.fstat(file.fileno()))
+                after = Fingerprint.of_descriptor(file.fileno())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise OptionError(
                 *describe_os_error(
@@ -95,7 +94,7 @@ class FileMemo:
                     otherwise="Name the library's file with --plugin.",
                 )
             ) from error
-        if before == after and after.is_settled(now_ns):
+        if before == after and after.is_conclusive(now_ns):
             self._registry.remember("plugin", after, {"digest": digest})
         return PluginLibrary(path, digest)
 
@@ -117,7 +116,7 @@ class FileMemo:
             return BlobState.MISSING
         if fingerprint.size_bytes != size_bytes:
             return BlobState.WRONG_SIZE
-        is_asked = not force and has_true_ctime(fingerprint.device)
+        is_asked = not force and has_kernel_times(fingerprint)
         found = self._registry.recall("blob", fingerprint) if is_asked else None
         if found is not None and found.get("digest") == digest:
             return BlobState.INTACT

@@ -1,6 +1,6 @@
 """What a remembered answer rests on: the command line, and things that must look as they did.
 
-Loads nothing but what every Python has loaded.
+Loads nothing but what every Python has loaded, and ctypes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 
 from enginecache.environment import is_keyed
+from enginecache.mounts import boot_id, status_of
 
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
         for name, value in environ.items()
         if name in VARIABLES or name.startswith("ENGINECACHE_") or is_keyed(name)
     )
-    place = (__version__, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)))
+    # The boot and the root's mount, so that containers with one cache folder do not take each other's places.
+    here = (boot_id(), str(status_of("/")[5]))
+    place = (__version__, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)), *here)
     parts = (*place, "", *sys.path, "", *variables, "", *arguments)
     return str(blake2b(b"\0".join(map(os.fsencode, parts)), digest_size=32).hexdigest())
 
@@ -99,11 +102,10 @@ def watch(things: Sequence[tuple[str, str]]) -> bytes:
 
 def _stat(path: str) -> bytes:
     try:
-        found = os.stat(path)
+        found = status_of(path)
     except OSError as error:
         return b"error %d" % (error.errno or 0)
-    numbers = (found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    return b" ".join(b"%d" % number for number in numbers)
+    return b" ".join(b"%d" % number for number in found)
 
 
 def _names(path: str, beginning: bytes | tuple[bytes, ...] = b"") -> bytes:

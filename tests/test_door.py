@@ -380,7 +380,7 @@ def test_a_model_that_is_young_is_not_remembered(opened, capfdbinary, tmp_path, 
 
 
 def test_nothing_is_remembered_where_ctime_is_data(opened, capfdbinary, monkeypatch):
-    monkeypatch.setattr("enginecache.grounds.has_true_ctime", lambda _device: False)
+    monkeypatch.setattr("enginecache.grounds.has_kernel_times", lambda _fingerprint: False)
     arguments = ["get", str(opened.inline), "--dim", "batch=1:3:5"]
     time.sleep(SETTLED_S)
     fully(capfdbinary, arguments)

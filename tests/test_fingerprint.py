@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from enginecache.fingerprint import SETTLE_NS, Fingerprint, has_true_ctime
+from enginecache.fingerprint import SETTLE_NS, Fingerprint, has_kernel_times
 
 
 @pytest.fixture
@@ -71,7 +72,13 @@ def test_a_change_with_its_time_set_back_is_seen_by_ctime(file):
 
 def test_a_symbolic_link_is_its_file(file):
     file.with_name("link").symlink_to("file")
-    assert Fingerprint.of_path(file.with_name("link")) == Fingerprint.of_path(file) == Fingerprint.of_stat(file.stat())
+    assert Fingerprint.of_path(file.with_name("link")) == Fingerprint.of_path(file)
+    assert Fingerprint.of_path(file.with_name("link"), follow_symlinks=False) != Fingerprint.of_path(file)
+
+
+def test_an_open_file_has_the_fingerprint_of_its_path(file):
+    with file.open() as opened:
+        assert Fingerprint.of_descriptor(opened.fileno()) == Fingerprint.of_path(file)
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
@@ -79,17 +86,31 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
         Fingerprint.of_path(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("newest", ["mtime_ns", "ctime_ns"])
-def test_a_file_is_settled_two_seconds_after_its_newest_time(newest):
-    fingerprint = Fingerprint(1, 2, 3, 1000, 1000)._replace(**{newest: 5000})
-    assert not fingerprint.is_settled(5000 + SETTLE_NS - 1)
-    assert fingerprint.is_settled(5000 + SETTLE_NS)
+WHOLE_S = 1_790_000_000_000_000_000
 
 
-def test_a_file_from_the_future_is_not_settled(file):
+@pytest.mark.parametrize(
+    ("ctime_ns", "is_settled"),
+    [
+        (WHOLE_S - SETTLE_NS, True),
+        (WHOLE_S - SETTLE_NS + 1, False),
+        (WHOLE_S, False),
+        (WHOLE_S + 1, False),
+        (WHOLE_S + SETTLE_NS + 1, True),  # the clock was set back: a change now would show
+        (WHOLE_S + SETTLE_NS, False),  # it may be one of whole seconds, and the clock will come to that second again
+    ],
+)
+def test_a_file_is_settled_when_a_change_now_would_move_its_ctime(ctime_ns, is_settled):
+    for mtime_ns in (0, ctime_ns, 2 * WHOLE_S):  # which anybody may set
+        assert Fingerprint(1, 2, 3, mtime_ns, ctime_ns).is_settled(WHOLE_S) is is_settled
+
+
+def test_a_file_with_an_mtime_ahead_is_settled_two_seconds_after_that_was_set(file):
     later = time.time_ns() + 3600 * 10**9
     os.utime(file, ns=(later, later))
-    assert not Fingerprint.of_path(file).is_settled()
+    fingerprint = Fingerprint.of_path(file)
+    assert not fingerprint.is_settled()
+    assert fingerprint.is_settled(fingerprint.ctime_ns + SETTLE_NS)
 
 
 MOUNTS = """\
@@ -98,16 +119,73 @@ MOUNTS = """\
 31 29 7:2 / /image ro - ext4 /dev/loop2 ro,norecovery
 32 29 0:50 /a /bind ro,relatime master:3 - xfs /dev/vdb rw,attr2
 33 29 0:51 / /net rw - fuse.sshfs user@host:/ rw
+34 29 7:3 / /loop rw - ext4 /dev/loop3 rw
+35 29 0:52 / /layers rw - overlay overlay rw,lowerdir=/a,upperdir=/b,workdir=/c
+36 29 0:53 / /below rw - overlay overlay ro,lowerdir=/a:/b
+37 29 0:54 / /memory rw - tmpfs tmpfs rw
+38 29 253:0 / /volume rw - xfs /dev/mapper/a rw
+39 29 253:1 / /sparse rw - xfs /dev/mapper/b rw
+40 29 7:4 / /partition rw - ext4 /dev/loop4p1 rw
+41 29 8:0 / /unlisted rw - ext4 /dev/sda rw
 """
 
 
+@pytest.fixture
+def blocks(tmp_path):
+    """Block devices: a disk, loop devices, one with a partition, and two volumes, of which one is made of a loop."""
+    devices = tmp_path / "devices"
+    below = {
+        "virtio1/block/vda": ("254:0", ()),
+        "virtual/block/loop3": ("7:3", ()),
+        "virtual/block/loop4/loop4p1": ("7:4", ()),
+        "virtual/block/dm-0": ("253:0", ("virtio1/block/vda",)),
+        "virtual/block/dm-1": ("253:1", ("virtio1/block/vda", "virtual/block/loop3")),
+    }
+    (tmp_path / "block").mkdir()
+    for name, (number, slaves) in below.items():
+        (devices / name / "slaves").mkdir(parents=True)
+        (devices / name / "dev").write_text(number + "\n")
+        (tmp_path / "block" / number).symlink_to(devices / name)
+        for slave in slaves:
+            (devices / name / "slaves" / Path(slave).name).symlink_to(devices / slave)
+    return tmp_path / "block"
+
+
 @pytest.mark.parametrize(
-    ("device", "is_true"),
-    [((254, 0), True), ((7, 1), False), ((7, 2), False), ((0, 50), True), ((0, 51), False), ((9, 9), False)],
+    ("device", "with_mount", "without"),
+    [
+        ((254, 0), True, True),
+        ((253, 0), True, True),
+        ((253, 1), True, False),
+        ((7, 3), True, False),
+        ((7, 4), True, False),
+        ((8, 0), True, False),  # what sysfs does not show may be anything
+        ((0, 52), True, False),
+        ((0, 53), True, False),
+        ((0, 54), True, False),
+        ((0, 50), True, False),
+        ((7, 1), False, False),
+        ((7, 2), False, False),
+        ((0, 51), False, False),
+        ((9, 9), False, False),
+    ],
 )
-def test_ctime_is_trusted_where_the_kernel_keeps_it(device, is_true):
-    assert has_true_ctime(os.makedev(*device), MOUNTS) is is_true
+def test_times_are_believed_where_this_kernel_sets_them_and_no_other_file_system_can_be(
+    blocks, device, with_mount, without
+):
+    for mount, expected in ((2**32, with_mount), (0, without)):
+        fingerprint = Fingerprint(os.makedev(*device), 2, 3, 4, 5, mount)
+        assert has_kernel_times(fingerprint, MOUNTS, blocks) is expected
 
 
-def test_ctime_of_an_unknown_file_system_is_not_trusted():
-    assert not has_true_ctime(os.makedev(254, 0), "")
+def test_times_in_an_unknown_file_system_are_not_believed(blocks):
+    assert not has_kernel_times(Fingerprint(os.makedev(254, 0), 2, 3, 4, 5, 6), "", blocks)
+
+
+def test_a_fingerprint_is_conclusive_only_if_it_is_settled_and_its_times_are_the_kernels(file, monkeypatch):
+    fingerprint = Fingerprint.of_path(file)
+    later_ns = fingerprint.ctime_ns + SETTLE_NS
+    assert fingerprint.is_conclusive(later_ns)
+    assert not fingerprint.is_conclusive(later_ns - 1)
+    monkeypatch.setattr("enginecache.fingerprint.KERNEL_TIMED", frozenset())
+    assert not fingerprint.is_conclusive(later_ns)

@@ -48,9 +48,10 @@ def test_what_is_given_again_is_the_same_but_for_the_time_it_took(served, model,
     assert found.elapsed_seconds < 1
 
 
-def test_a_call_reads_no_file_of_the_model(served, model, monkeypatch):
-    monkeypatch.setattr(Path, "open", None)
-    assert served.get(os.fspath(model), **ASK).outcome == "hit"
+def test_a_call_reads_no_file_of_the_model(served, model):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", None)
+        assert served.get(os.fspath(model), **ASK).outcome == "hit"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from fakes import FakeBuilder, fake_cache
 from mounts import read_only
 from users import as_user
 
+from enginecache import fingerprint
 from enginecache.cli import main
 from enginecache.errors import NotCachedError, RegistryError, StoreError
 
@@ -130,6 +131,54 @@ def test_a_registry_that_a_crash_left_in_a_read_only_folder_is_told_as_that(cach
     assert cli("ls", "--dir", cache.root.path)[0] == 0  # where it can be written, it is mended
     with read_only(cache.root.path):
         assert len(cache.entries()) == 1
+
+
+def memos_of_user(folder: Path) -> Path:
+    return folder / "enginecache/files.sqlite"
+
+
+def test_what_a_read_only_cache_finds_in_files_is_kept_in_the_users_runtime_folder(cache, model, tmp_path, monkeypatch):
+    runtime = tmp_path / "runtime"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 0)
+    with read_only(cache.root.path):
+        before = snapshot(cache.root.path)
+        assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
+        assert memos_of_user(runtime).is_file()
+        assert (runtime / "enginecache").stat().st_mode & 0o777 == 0o700
+        with pytest.MonkeyPatch.context() as patch:  # neither the model nor the plan is read again
+            patch.setattr("enginecache.memo.identify", None)
+            patch.setattr("enginecache.store.local.LocalBlobStore.read", None)
+            assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
+        assert snapshot(cache.root.path) == before
+    assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
+
+
+@pytest.mark.parametrize("harm", ["open to others", "a link", "another user's", "no database", "cannot be made"])
+def test_a_runtime_folder_that_is_not_the_users_alone_is_not_used(cache, model, tmp_path, monkeypatch, harm):
+    folder = tmp_path / "runtime/enginecache"
+    folder.mkdir(mode=0o700, parents=True)
+    (tmp_path / "runtime").chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setattr(fingerprint, "SETTLE_NS", 0)
+    if harm == "open to others":
+        folder.chmod(0o777)
+    elif harm == "a link":
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif harm == "another user's":
+        if os.geteuid():
+            pytest.skip("probe: not root, so nothing can be given to another user")
+        os.chown(folder, 65534, 65534)
+    elif harm == "no database":
+        memos_of_user(tmp_path / "runtime").write_bytes(b"not a database" * 1000)
+    else:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "no/such/folder"))
+    with read_only(cache.root.path):
+        for _ in range(2):
+            assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
+    if harm != "no database":
+        assert not list(tmp_path.rglob("files.sqlite"))
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_what_a_newer_release_wrote_is_refused_and_not_repaired(open_cache, mode
     cache = open_cache()
     cache.get(model, **ASK)
     path = cache.root.registry_path
-    execute(path, "UPDATE schema_info SET oldest_reader = 2")
+    execute(path, "UPDATE schema_info SET oldest_reader = 99")
     execute(path, "UPDATE alembic_version SET version_num = '0099'")
     before = path.read_bytes()
     for repair in (False, True):
@@ -162,7 +162,7 @@ def test_what_a_newer_release_wrote_is_refused_and_not_repaired(open_cache, mode
             StoredEngines.verify_folder(cache.config, repair=repair)
         assert caught.value.exit_code == 6
     assert path.read_bytes() == before
-    execute(path, "UPDATE schema_info SET oldest_reader = 1")
+    execute(path, "UPDATE schema_info SET oldest_reader = 2")
     execute(path, f"UPDATE alembic_version SET version_num = '{schema.HEAD}'")
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from enginecache.builders.base import BuildRequest
 from enginecache.errors import ModelChangedError, ModelError
-from enginecache.fingerprint import Fingerprint, has_true_ctime
+from enginecache.fingerprint import Fingerprint
 from enginecache.model import ModelFile, ModelSource
 from enginecache.plugin_libraries import check_registered
 
@@ -86,7 +86,7 @@ class PinnedModel:
         if seen is not None and seen & (IN_MODIFY | IN_Q_OVERFLOW):
             raise self._changed()
         for descriptor, file in self._files:
-            found = Fingerprint.of_stat(os.fstat(descriptor))
+            found = Fingerprint.of_descriptor(descriptor)
             is_mere_ctime = seen == 0 and found._replace(ctime_ns=file.fingerprint.ctime_ns) == file.fingerprint
             if found != file.fingerprint and not is_mere_ctime:
                 raise self._changed()
@@ -94,9 +94,9 @@ class PinnedModel:
     def check(self) -> None:
         """Compare the files, and the libraries of plugins, with the key, when TensorRT reads them no more.
 
-        Fingerprints suffice where they were settled when the identity was taken, on a file system whose ctime is the
-        kernel's, with nobody about who can write without moving it: who keeps a page mapped and dirty. Else the bytes
-        are digested again. Not seen is what such a mapping changed and changed back.
+        Fingerprints suffice where they were conclusive when the identity was taken (``is_settled``, see
+        ``Fingerprint.is_conclusive``), with nobody about who can write without moving them: who keeps a page mapped and
+        dirty. Else the bytes are digested again. Not seen is what such a mapping changed and changed back.
 
         Raises:
             ModelChangedError: They may not be what the key names.
@@ -119,9 +119,7 @@ class PinnedModel:
             self._original.identity.is_settled
             and not self._writes.seen()
             and all(
-                Fingerprint.of_stat(os.fstat(descriptor)) == file.fingerprint
-                and has_true_ctime(file.fingerprint.device)
-                and not _is_open_for_writing(descriptor)
+                Fingerprint.of_descriptor(descriptor) == file.fingerprint and not _is_open_for_writing(descriptor)
                 for descriptor, file in self._files
             )
         )

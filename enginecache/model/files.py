@@ -44,15 +44,15 @@ class ModelFiles:
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         try:
-            self._note(path, location, os.fstat(descriptor))
+            self._note(path, location, descriptor)
         except BaseException:
             file.close()
             raise
         return file
 
-    def _note(self, path: Path, location: str, status: os.stat_result) -> None:
-        _require_regular(path, status)
-        found = ModelFile(location, Fingerprint.of_stat(status))
+    def _note(self, path: Path, location: str, descriptor: int) -> None:
+        _require_regular(path, os.fstat(descriptor))
+        found = ModelFile(location, Fingerprint.of_descriptor(descriptor))
         if self._files.setdefault(path, found).fingerprint != found.fingerprint:
             raise changed(path)
 
@@ -60,9 +60,9 @@ class ModelFiles:
         """Whether any path now leads to other content than when it was first opened."""
         return any(_fingerprint(path) != file.fingerprint for path, file in self._files.items())
 
-    def are_settled(self, now_ns: int) -> bool:
-        """Whether every file was old enough at ``now_ns`` for its fingerprint to stand for its bytes."""
-        return all(file.fingerprint.is_settled(now_ns) for file in self._files.values())
+    def are_settled(self, read_ns: int) -> bool:
+        """Return whether every file's fingerprint stands for its bytes, if its reading began at ``read_ns``."""
+        return all(file.fingerprint.is_conclusive(read_ns) for file in self._files.values())
 
     def as_tuple(self) -> tuple[ModelFile, ...]:
         """In the order of first use."""

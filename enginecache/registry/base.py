@@ -174,7 +174,7 @@ class Notes(Protocol):
     """What was found out once: to forget it costs the time of finding it out again."""
 
     def recall(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
-        """What this host found in a file of this fingerprint, or None."""
+        """Return what was found in a file of this fingerprint within this boot, or None."""
         ...
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ HEAD = "0005"
 KNOWN = ("0001", "0002", "0003", "0004", HEAD)
 """Revisions that this release can upgrade from, oldest first."""
 
-READER = 1
+READER = 2
 """This release's number as a reader. A registry names the oldest reader that understands it."""
 
 _ALEMBIC = threading.Lock()

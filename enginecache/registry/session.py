@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import sqlite3
 from collections.abc import Iterator
 
 import sqlalchemy as sa
 
+from enginecache.mounts import boot_id
 from enginecache.registry.database import Database
 from enginecache.registry.records import damaged_registry
 
@@ -18,14 +18,14 @@ class Session:
 
     Args:
         database: Where the rows are; its schema is current.
-        host: Name that this host's file memo goes under; another host's fingerprints mean nothing here.
+        boot: Name of the host's boot, in which alone what was found in files is believed; default: the present one.
     """
 
-    def __init__(self, database: Database, host: str | None = None) -> None:
+    def __init__(self, database: Database, boot: str | None = None) -> None:
         self._database = database
         # Its own short time-out: a memo is worth less than the wait for it.
         self._hasty = Database(database.path, busy_timeout_s=0.0)
-        self._host = platform.node() if host is None else host
+        self._boot = boot_id() if boot is None else boot
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

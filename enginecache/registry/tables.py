@@ -152,6 +152,7 @@ answers = sa.Table(
     sa.Column("said", sa.LargeBinary, nullable=False),
     sa.Column("printed", sa.LargeBinary, nullable=False),
     sa.Column("seal", HEX, nullable=False),
+    sa.Column("boot", sa.Text, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("siblings", sa.Text),
 )
@@ -170,8 +171,9 @@ misses = sa.Table(
 file_memo = sa.Table(
     "file_memo",
     METADATA,
-    sa.Column("host", sa.Text, primary_key=True),
+    sa.Column("boot", sa.Text, primary_key=True),
     sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("mount", sa.Text, primary_key=True),
     sa.Column("device", sa.Text, primary_key=True),
     sa.Column("inode", sa.Text, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from enginecache.bindings import agree, library_version, load_module
 from enginecache.digests import digest_of
 from enginecache.errors import IntegrityError, OptionError, ToolchainError
-from enginecache.fingerprint import Fingerprint, has_true_ctime
+from enginecache.fingerprint import Fingerprint
 from enginecache.options import PluginLibrary
 from enginecache.os_errors import describe_os_error
 from enginecache.plugin_libraries import register
@@ -79,7 +79,7 @@ def _verified(noun: str, path: Path, digest: str) -> Iterator[mmap.mmap]:
     now_ns = time.time_ns()
     try:
         with path.open("rb") as file:
-            before = Fingerprint.of_stat(os.fstat(file.fileno()))
+            before = Fingerprint.of_descriptor(file.fileno())
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # nothing to map
         raise IntegrityError(f"the {noun} {path} is empty", _REPAIR) from error
@@ -91,8 +91,7 @@ def _verified(noun: str, path: Path, digest: str) -> Iterator[mmap.mmap]:
             found = digest_of(content)
             if found != digest:
                 raise IntegrityError(f"the {noun} {path} has the digest {found[:12]}, not {digest[:12]}", _REPAIR)
-            # What changes it later moves its ctime, unless it changed just now.
-            if before.is_settled(now_ns) and has_true_ctime(before.device):
+            if before.is_conclusive(now_ns):
                 _VERIFIED[digest] = before
         yield content
 

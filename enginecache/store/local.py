@@ -15,6 +15,7 @@ from pathlib import Path
 from enginecache.digests import SMALL_BYTES, StreamDigest
 from enginecache.errors import StoreError
 from enginecache.fingerprint import Fingerprint
+from enginecache.mounts import status_of
 from enginecache.os_errors import describe_os_error
 from enginecache.store.base import ReadBlob, StagedBlob
 from enginecache.store.root import Root, make_folder, sync_folder
@@ -81,10 +82,10 @@ class LocalBlobStore:
         """What the file system says of the blob; None where there is no regular file."""
         with _translated("an engine cannot be read"):
             try:
-                status = self.path(digest).lstat()
+                *numbers, mode = status_of(self.path(digest), follow_symlinks=False)
             except FileNotFoundError:
                 return None
-        return Fingerprint.of_stat(status) if stat.S_ISREG(status.st_mode) else None
+        return Fingerprint(*numbers) if stat.S_ISREG(mode) else None
 
     def read(self, digest: str) -> ReadBlob | None:
         """Hash the whole blob, in pieces; None where there is no regular file."""
@@ -97,12 +98,12 @@ class LocalBlobStore:
             except FileNotFoundError:
                 return None
             with os.fdopen(descriptor, "rb", buffering=0) as file:
-                before = Fingerprint.of_stat(os.fstat(file.fileno()))
+                before = Fingerprint.of_descriptor(file.fileno())
                 with contextlib.closing(StreamDigest(is_short=before.size_bytes < SMALL_BYTES)) as stream:
                     stream.read_from(file, before.size_bytes)
                     found = stream.hexdigest()
-                after = Fingerprint.of_stat(os.fstat(file.fileno()))
-        return ReadBlob(found, after, before == after and after.is_settled(now_ns))
+                after = Fingerprint.of_descriptor(file.fileno())
+        return ReadBlob(found, after, before == after and after.is_conclusive(now_ns))
 
     def quarantine(self, digest: str) -> Path | None:
         """Move the blob to ``quarantine/``, with the time in its name: the same digest may fail twice."""

@@ -20,14 +20,14 @@ from records import EPOCH, attempt, entry, fields_of, hex_of, publish, standing
 from enginecache.errors import RegistryError
 from enginecache.fingerprint import Fingerprint
 from enginecache.key import canonical_json
-from enginecache.registry import notes
+from enginecache.registry import memos, notes
 from enginecache.registry.base import Registry
 from enginecache.registry.database import Database
 from enginecache.registry.records import AnswerRecord, InflationStep, RegistryTotals
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 
-BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321)
+BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321, 2**64 - 3)
 
 
 def open_sqlite(folder: Path, host: str | None = None) -> Registry:
@@ -480,6 +480,39 @@ def test_the_memo_knows_only_exactly_the_fingerprint(registry, field):
     assert registry.recall("model", BIG) is None
 
 
+def test_two_mounts_of_one_file_do_not_displace_each_other(registry):
+    other = BIG._replace(mount=BIG.mount - 1)
+    registry.remember("blob", BIG, {"digest": "x"})
+    registry.remember("blob", other, {"digest": "y"})
+    assert registry.recall("blob", BIG) == {"digest": "x"}
+    assert registry.recall("blob", other) == {"digest": "y"}
+
+
+def test_without_a_boot_nothing_is_remembered(opener):
+    opener("").remember("blob", BIG, {"digest": "x"})
+    assert opener("").recall("blob", BIG) is None
+
+
+def test_what_was_found_in_other_boots_is_pruned(opener, monkeypatch):
+    monkeypatch.setattr(memos, "MAX_OF_OTHER_BOOTS", 3)
+    files = [BIG._replace(inode=number) for number in range(5)]
+    for file in files:
+        opener("before").remember("blob", file, {"digest": "x"})
+    opener("now").remember("blob", BIG, {"digest": "x"})
+    known = [opener("before").recall("blob", file) is not None for file in files]
+    assert known == [False, False, False, True, True]
+    assert opener("now").recall("blob", BIG) == {"digest": "x"}
+
+
+def test_the_oldest_of_too_many_memos_are_pruned_whatever_the_clock_says(opener, monkeypatch):
+    monkeypatch.setattr(memos, "MAX_MEMOS", 3)
+    files = [BIG._replace(inode=number) for number in range(5)]
+    for file in files:
+        opener().remember("blob", file, {"digest": "x"})
+    opener().remember("blob", files[2], {"digest": "again"})
+    assert [opener().recall("blob", file) is not None for file in files] == [False, False, True, True, True]
+
+
 def test_the_memo_keeps_one_thing_a_file_and_kind(registry):
     registry.remember("blob", BIG, {"digest": "old"})
     newer = BIG._replace(ctime_ns=BIG.ctime_ns + 1)
@@ -490,7 +523,7 @@ def test_the_memo_keeps_one_thing_a_file_and_kind(registry):
     assert registry.recall("model", BIG) == {"model": 1}
 
 
-def test_another_hosts_memo_is_not_seen(opener):
+def test_what_was_found_in_another_boot_is_not_believed(opener):
     opener("here").remember("blob", BIG, {"digest": "x"})
     assert opener("there").recall("blob", BIG) is None
     assert opener("here").recall("blob", BIG) == {"digest": "x"}

@@ -22,7 +22,7 @@ from enginecache.registry.sql import SqlRegistry
 def main(path: Path) -> None:
     database = Database(path)
     ensure_schema(database, 0o600)
-    registry = SqlRegistry(database, host="frozen")
+    registry = SqlRegistry(database, boot="frozen")
     first = publish(registry, "a", device_name="NVIDIA H100 80GB HBM3", driver_version="580.65.06")
     publish(registry, "b", digest=first.digest, timing_cache_digest="7" * 64)
     damaged = publish(registry, "c")
@@ -41,7 +41,7 @@ def main(path: Path) -> None:
         AnswerRecord("a" * 64, first.key, first.build_id, b"watched", b"said", b"printed", "b" * 64, "c" * 32)
     )
     registry.record_inflation(InflationStep(EPOCH, 612.5), EPOCH)
-    registry.remember("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2), {"digest": first.digest})
+    registry.remember("blob", Fingerprint(2**64 - 1, 2**64 - 2, 1000, 1, 2, 2**64 - 3), {"digest": first.digest})
 
 
 if __name__ == "__main__":
