@@ -21,6 +21,7 @@ from enginecache.errors import (
     LoadRefusedError,
     NotCachedError,
     OptionError,
+    ProfileError,
     RegistryError,
 )
 from enginecache.failures import KnownFailure, failure_in_force
@@ -30,7 +31,7 @@ from enginecache.loader import EngineLoader, TrialPolicy
 from enginecache.lookup import Match, Miss
 from enginecache.matching import Reason, older_driver
 from enginecache.options import format_size
-from enginecache.placement import place
+from enginecache.placement import Placement, place
 from enginecache.precision import plan_conversion
 from enginecache.profiles import resolve_profiles
 from enginecache.publication import Publication, Resolved
@@ -240,14 +241,11 @@ class EngineCache(StoredEngines):
             BackendError: No TensorRT or GPU for what was asked.
         """
         identity = self._memo.identify(request.source, force=request.verify_model)
-        profiles = resolve_profiles(identity.inputs, request.shapes)
-        placement = self._place(
-            request.backend or self.config.backend,
-            request.target,
-            request.device,
-            options=request.options,
-            cuda_major=self.config.cuda_major,
-        )
+        try:
+            profiles = resolve_profiles(identity.inputs, request.shapes)
+        except ProfileError as error:
+            raise self._with_placement(error, request) from None
+        placement = self._placement(request)
         options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
         conversion = plan_conversion(options, placement.toolchain, identity)
         # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
@@ -264,6 +262,24 @@ class EngineCache(StoredEngines):
             request.accept,
             passed(variables, also),
         )
+
+    def _placement(self, request: Request) -> Placement:
+        placement: Placement = self._place(
+            request.backend or self.config.backend,
+            request.target,
+            request.device,
+            options=request.options,
+            cuda_major=self.config.cuda_major,
+        )
+        return placement
+
+    def _with_placement(self, error: ProfileError, request: Request) -> ProfileError:
+        """Return the error with what else stands in the way, so that it takes one round to learn of both."""
+        try:
+            self._placement(request)
+        except EngineCacheError as other:
+            return ProfileError(error.what, f"{error.fix}\nThen: {other.what}\n{other.fix}")
+        return error
 
     def _enforce_limit(self) -> tuple[str, ...]:
         """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""

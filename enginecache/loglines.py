@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 MAX_REASON_LETTERS = 600
 
-_WRAPPING = re.compile(r"^\S+ Error Code \d+: [\w ]+ \((?P<inner>.*)\)$", re.DOTALL)
+_WRAPPING = re.compile(r"^\S+ Error Code \d+: (?P<code>[\w ]+) \((?P<inner>.*)\)$", re.DOTALL)
+_TELLING_CODES = {"OutOfMemory": "out of memory: "}
+"""Codes of TensorRT without which its sentence says nothing: ``Requested size was 12036633 bytes``."""
 _PLACES = (
     re.compile(r"\s*\bIn \w+ at \S+:\d+"),
     re.compile(r"\[\S+:\d+: \w+\]\s*"),
@@ -39,7 +41,7 @@ def _split(text: str) -> list[str]:
 def clean_line(line: str) -> str:
     """One line without source places, TensorRT's wrapping and the condition of a C++ check."""
     match = _WRAPPING.match(line)
-    line = match["inner"] if match else line
+    line = _TELLING_CODES.get(match["code"], "") + match["inner"] if match else line
     for place in _PLACES:
         line = place.sub("", line)
     condition = _CONDITION.match(line.strip())

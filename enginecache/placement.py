@@ -190,7 +190,11 @@ def _on_rtx(host: _Host, target: Target | None, options: BuildOptions) -> Placem
     asked = (f"{name} builds for {target}, as asked.",)
     if host.device_ordinal is None:
         return Placement(toolchain, target, None, asked)
-    device = host.device()
+    try:
+        device = host.device()
+    except NoDeviceError as error:
+        fix = "Leave --device out: TensorRT-RTX builds for named targets without a GPU."
+        raise NoDeviceError(error.what, fix) from error
     if not _reaches(toolchain, target, device.compute_capability):
         raise TargetError(
             f"{_named(device)} is not among the targets: {target}",
@@ -206,8 +210,7 @@ def _check_supported(toolchain: Toolchain, target: Target, why: str = "") -> Non
     missing = Target(tuple(c for c in target.compute_capabilities if c not in supported))
     raise TargetError(
         f"TensorRT-RTX {toolchain.version} cannot build for {missing}{why}; it builds for {Target(tuple(supported))}",
-        "Name one of these, or install TensorRT: pip install 'enginecache[tensorrt]' on a GPU host that reaches "
-        "NVIDIA's package index.",
+        "Name one of these with --target, or build with --backend tensorrt on that GPU.",
     )
 
 

@@ -7,20 +7,24 @@ while building) needs a range of values. Source: NVIDIA, "Working with Dynamic S
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
+from enginecache.advice import compose, flags_of, rename, render
 from enginecache.errors import ProfileError
 from enginecache.model import ModelInput
-from enginecache.shapes import Bounds, parse_dim, parse_shapes, quote_shape, shape_flags
+from enginecache.shapes import Bounds, Corners, parse_dim, parse_shapes, quote_shape
+
+_SIZE_0 = (
+    "TensorRT takes a size of 0 as it stands. If it was meant to be dynamic, export the model with a name for the "
+    "dimension, or set dim_param in the ONNX file."
+)
 
 MAX_DIMENSION = 2**31 - 1
 """Largest size of one dimension and largest volume of one tensor. Source: NVIDIA, Dims, TensorRT 8.6 to 11.4."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-Corners = tuple[tuple[int, ...], ...]
-"""Minimum, optimum and maximum of one input."""
 
 
 @dataclass(frozen=True)
@@ -101,68 +105,129 @@ class ProfileRequest:
 
 
 def _join(low: Shapes, opt: Shapes, high: Shapes) -> dict[str, Corners]:
-    for name in {*low, *opt, *high}:
-        for flag, shapes in (("--min-shapes", low), ("--opt-shapes", opt), ("--max-shapes", high)):
-            if name not in shapes:
-                message = f"input {name!r} has no shape in {flag}"
-                raise ProfileError(message, f"Add {quote_shape(name, (opt.get(name) or low.get(name, ())))} to {flag}.")
+    flags = {"--min-shapes": low, "--opt-shapes": opt, "--max-shapes": high}
+    for name in {**low, **opt, **high}:
+        without = [flag for flag, shapes in flags.items() if name not in shapes]
+        if without:
+            shape = next(shapes[name] for shapes in (opt, low, high) if name in shapes)
+            message = f"input {name!r} has no shape in {' and '.join(without)}"
+            fix = f"Add {quote_shape(name, shape)}, or another shape, to {' and '.join(without)}."
+            raise ProfileError(message, fix)
     return {name: (low[name], opt[name], high[name]) for name in opt}
 
 
+class _Unfit(Exception):  # noqa: N818  # never leaves this module
+    """Sizes that do not fit the model: what, and what to say before the flags that would."""
+
+    def __init__(self, what: str, lead: str = "") -> None:
+        super().__init__(what, lead)
+        self.what, self.lead = what, lead
+
+
 def resolve_profiles(inputs: Sequence[ModelInput], request: ProfileRequest) -> tuple[Profile, ...]:
-    """The canonical profiles of ``request`` for a model with ``inputs``.
+    """Return the canonical profiles of ``request`` for a model with ``inputs``.
 
     A static model without shape tensors normalises to no profile, whether its shapes were spelled out or not.
 
     Raises:
         ProfileError: An unknown input or dimension, a rank that differs, minimum > optimum or optimum > maximum, a
-            static dimension that the request changes, or a dynamic input without shapes. The fix names every input
-            and the flags to add.
+            static dimension that the request changes, dimensions of one name with different sizes, or a dynamic input
+            without shapes. The fix names every input and the flags to give; those have been tried.
     """
-    known = {entry.name: entry for entry in inputs}
-    for shapes in request.shapes:
-        for name in shapes:
-            if name not in known:
-                message = f"the model has no input {name!r}"
-                raise ProfileError(message, describe_inputs(inputs))
-    _check_dims_exist(inputs, request.dims)
+    try:
+        return _resolve(inputs, request)
+    except _Unfit as unfit:
+        advice = describe_inputs(inputs, request)
+        raise ProfileError(unfit.what, f"{unfit.lead}\n{advice}" if unfit.lead else advice) from None
+
+
+def _resolve(inputs: Sequence[ModelInput], request: ProfileRequest) -> tuple[Profile, ...]:
+    known = {entry.name for entry in inputs}
+    for name in (name for shapes in request.shapes for name in shapes):
+        if name not in known:
+            raise _Unfit(f"the model has no input {name!r}")
+    _check_dims_exist(inputs, request)
     wanted: Iterable[Mapping[str, Corners]] = request.shapes or ({},)
-    profiles = tuple(_resolve_one(inputs, shapes, request.dims) for shapes in wanted)
+    profiles = tuple(_resolve_one(inputs, shapes, request) for shapes in wanted)
     if not any(profile.ranges for profile in profiles):
         return ()
     return profiles
 
 
-def _check_dims_exist(inputs: Sequence[ModelInput], dims: Mapping[str, Bounds]) -> None:
+def _check_dims_exist(inputs: Sequence[ModelInput], request: ProfileRequest) -> None:
     names = {dim for entry in inputs for dim in entry.dims if isinstance(dim, str)}
-    for name, bounds in dims.items():
+    for name, bounds in request.dims.items():
         if name not in names:
             have = ", ".join(sorted(names)) or "none"
-            message = f"the model has no dynamic dimension {name!r}; its named dimensions: {have}"
-            raise ProfileError(message, describe_inputs(inputs))
-        _check_order(f"dimension {name!r}", bounds[:1], bounds[1:2], bounds[2:])
-        if bounds[0] < 0:
-            raise ProfileError(f"dimension {name!r} cannot be negative", "Give sizes of 0 or more.")
+            raise _Unfit(f"the model has no dynamic dimension {name!r}; its named dimensions: {have}")
+        _check_bounds(name, bounds)
 
 
-def _resolve_one(inputs: Sequence[ModelInput], shapes: Mapping[str, Corners], dims: Mapping[str, Bounds]) -> Profile:
+def _check_bounds(name: str, bounds: Bounds) -> None:
+    _check_order(f"dimension {name!r}", bounds[:1], bounds[1:2], bounds[2:])
+    if bounds[0] < 0:
+        raise ProfileError(f"dimension {name!r} cannot be negative", "Give sizes of 0 or more.")
+
+
+def _resolve_one(inputs: Sequence[ModelInput], shapes: Mapping[str, Corners], request: ProfileRequest) -> Profile:
     ranges: dict[str, ShapeRange] = {}
+    missing = []
     for entry in inputs:
         given = shapes.get(entry.name)
         if given is not None:
-            _check_agreement(entry, given, dims)
+            _check_agreement(entry, given, request.dims)
             found = _range_from_shapes(entry, given)
         elif entry.is_static:
             continue
         else:
-            found = _range_from_dims(entry, dims)
-        if found is None:
-            if given is None:
-                message = f"input {entry.name!r} has dynamic dimensions and no shapes"
-                raise ProfileError(message, describe_inputs(inputs))
-            continue
-        ranges[entry.name] = found
+            found = _range_from_dims(entry, request.dims)
+            missing += [entry] if found is None else []
+        if found is not None:
+            ranges[entry.name] = found
+    if missing:
+        raise _Unfit(_name_missing(missing, request))
+    _check_shared_names(inputs, ranges)
     return Profile(tuple(sorted(ranges.items())))
+
+
+def _name_missing(missing: Sequence[ModelInput], request: ProfileRequest) -> str:
+    """Say which sizes are missing: those of whole inputs, or of the dimensions that ``--dim`` left out."""
+    if not request.dims:
+        return f"input {missing[0].name!r} has dynamic dimensions and no shapes"
+    unnamed = next((entry for entry in missing if None in entry.dims), None)
+    if unnamed is not None:
+        return f"input {unnamed.name!r} ({unnamed}) has a dynamic dimension without a name, which --dim cannot set"
+    where: dict[str, list[str]] = {}
+    for entry in missing:
+        for dim in dict.fromkeys(entry.dims):
+            if isinstance(dim, str) and dim not in request.dims:
+                where.setdefault(dim, []).append(entry.name)
+    named = [f"{dim!r} (of {', '.join(map(repr, names))})" for dim, names in where.items()]
+    several = len(named) > 1
+    return f"dimension{'s' if several else ''} {' and '.join(named)} {'have' if several else 'has'} no size"
+
+
+def _check_shared_names(inputs: Sequence[ModelInput], ranges: Mapping[str, ShapeRange]) -> None:
+    """Refuse what TensorRT refuses after seconds of building: one name, two sizes.
+
+    The optima of dimensions of one name must be equal, and their ranges must meet; also of inputs that nothing reads.
+    Source: builds with TensorRT-RTX 1.7.1, 2026-11.
+    """
+    seen: dict[str, tuple[str, Bounds]] = {}
+    for entry in inputs:
+        found = ranges.get(entry.name)
+        if found is None or found.is_values:
+            continue
+        for dim, low, opt, high in zip(entry.dims, found.minimum, found.optimum, found.maximum, strict=True):
+            if not isinstance(dim, str):
+                continue
+            first, (first_low, first_opt, first_high) = seen.setdefault(dim, (entry.name, (low, opt, high)))
+            if opt != first_opt or max(low, first_low) > min(high, first_high):
+                message = (
+                    f"dimension {dim!r} is {first_low}:{first_opt}:{first_high} in input {first!r} and "
+                    f"{low}:{opt}:{high} in input {entry.name!r}, and has one size in TensorRT"
+                )
+                raise ProfileError(message, rename(dim))
 
 
 def _check_agreement(entry: ModelInput, given: Corners, dims: Mapping[str, Bounds]) -> None:
@@ -179,10 +244,11 @@ def _range_from_shapes(entry: ModelInput, given: Corners) -> ShapeRange | None:
     is_spelled_out = low == opt == high == entry.dims
     # With dims of (1,) one number may be the shape or the value; the shape is static, so only the value says anything.
     if entry.can_be_shape_tensor and (not is_spelled_out or entry.dims == (1,)):
-        count = math.prod(example(entry))
+        count = math.prod(dim for dim in entry.dims if isinstance(dim, int))
         if any(len(values) != count for values in given):
             message = f"input {entry.name!r} may be a shape tensor of {count} values, and the flags give other numbers"
-            raise ProfileError(message, f"Give {count} values, such as {quote_shape(entry.name, (1,) * count)}.")
+            form = quote_shape(entry.name, ("VALUE",) * count)
+            raise ProfileError(message, f"Give {count} values ({form}), or leave it out if its shape alone matters.")
         _check_order(f"input {entry.name!r}", low, opt, high)
         return ShapeRange(low, opt, high, is_values=True)
     for shape in given:
@@ -194,11 +260,11 @@ def _range_from_shapes(entry: ModelInput, given: Corners) -> ShapeRange | None:
 def _check_shape(entry: ModelInput, shape: tuple[int, ...]) -> None:
     if len(shape) != len(entry.dims):
         message = f"input {entry.name!r} has rank {len(entry.dims)} ({entry}), and the shape given has {len(shape)}"
-        raise ProfileError(message, f"Give {len(entry.dims)} sizes, such as {quote_shape(entry.name, example(entry))}.")
+        raise _Unfit(message, f"Give {len(entry.dims)} sizes.")
     for size, dim in zip(shape, entry.dims, strict=True):
         if isinstance(dim, int) and size != dim:
             message = f"input {entry.name!r} ({entry}) has a static size of {dim} where the shape given has {size}"
-            raise ProfileError(message, f"Keep static sizes: {quote_shape(entry.name, example(entry))}.")
+            raise _Unfit(message, "Keep static sizes." if dim else _SIZE_0)
         if not 0 <= size <= MAX_DIMENSION:
             message = f"a size of {size} for input {entry.name!r} is out of range"
             raise ProfileError(message, f"Sizes are from 0 to {MAX_DIMENSION}.")
@@ -228,33 +294,65 @@ def _range_from_dims(entry: ModelInput, dims: Mapping[str, Bounds]) -> ShapeRang
     return ShapeRange(corners[0], corners[1], corners[2])
 
 
-def example(entry: ModelInput, size: int = 1) -> tuple[int, ...]:
-    """A shape of ``entry`` with ``size`` for each dynamic dimension."""
-    return tuple(dim if isinstance(dim, int) else size for dim in entry.dims)
-
-
 def format_range(shapes: ShapeRange) -> str:
     """A range for people: ``1x3x32x32..32x3x32x32..64x3x32x32``."""
     corners = (shapes.minimum, shapes.optimum, shapes.maximum)
     return "..".join("x".join(str(size) for size in corner) for corner in corners)
 
 
-def describe_inputs(inputs: Sequence[ModelInput]) -> str:
-    """The model's inputs with their dimensions, and the exact flags that a dynamic model needs."""
-    lines = ["The model's inputs:"]
-    lines += [f"  {entry} {entry.dtype}{'' if entry.is_static else '  (dynamic)'}" for entry in inputs]
-    dynamic = [entry for entry in inputs if not entry.is_static]
-    if not dynamic:
-        lines.append("All are static: no shapes are needed.")
-        return "\n".join(lines)
-    names = list(dict.fromkeys(dim for entry in dynamic for dim in entry.dims if isinstance(dim, str)))
-    unnamed = [entry for entry in dynamic if None in entry.dims]
-    lines.append("Add (with the sizes that you serve):")
-    dim_flags = " ".join(f"--dim {shlex.quote(f'{name}=1:8:32')}" for name in names)
-    if not unnamed:
-        lines.append(f"  {dim_flags}")
-        lines.append("or:")
-    lines.append(
-        "  " + shape_flags({entry.name: tuple(example(entry, size) for size in (1, 8, 32)) for entry in dynamic})
-    )
-    return "\n".join(lines)
+def describe_inputs(
+    inputs: Sequence[ModelInput], request: ProfileRequest | None = None, values: Mapping[str, int] | None = None
+) -> str:
+    """Return the model's inputs with their dimensions, and the flags to give: those that fit are kept.
+
+    Every line of flags has been read and resolved against ``inputs``, with numbers in place of placeholders.
+
+    Args:
+        inputs: The model's inputs.
+        request: What was given.
+        values: From the names of the shape tensors to the number of their values, where TensorRT was asked.
+    """
+    request, values = request or ProfileRequest(), values or {}
+    shapes = [
+        {name: corners for name, corners in profile.items() if _fits(inputs, name, corners, values)}
+        for profile in request.shapes
+    ]
+    dims = {name: bounds for name, bounds in request.dims.items() if _dim_fits(inputs, name, bounds)}
+    for given, sizes in dict.fromkeys(product((0, 1), repeat=2)):
+        kept = ([] if given else shapes, {} if sizes else dims)
+        tried = compose(inputs, *kept, values, unknown=(1, 1, 1))
+        lines = compose(inputs, *kept, values)
+        good = [line for line, trial in zip(lines, tried, strict=True) if _works(inputs, trial, values)]
+        if good:
+            is_partial = any(kept[0]) or bool(kept[1])
+            return render(inputs, good, values, is_partial=is_partial, has_placeholders=lines != tried)
+    return render(inputs, (), values)
+
+
+def _fits(inputs: Sequence[ModelInput], name: str, given: Corners, values: Mapping[str, int]) -> bool:
+    """Return whether the shapes can be kept in advice."""
+    entry = next((entry for entry in inputs if entry.name == name), None)
+    try:
+        found = None if entry is None else _range_from_shapes(entry, given)
+    except (_Unfit, ProfileError):
+        return False
+    # Values for an input whose values TensorRT does not read must go.
+    return found is not None and (not found.is_values or name in values)
+
+
+def _dim_fits(inputs: Sequence[ModelInput], name: str, bounds: Bounds) -> bool:
+    try:
+        _check_bounds(name, bounds)
+    except ProfileError:
+        return False
+    return any(name in entry.dims for entry in inputs)
+
+
+def _works(inputs: Sequence[ModelInput], line: str, values: Mapping[str, int]) -> bool:
+    """Read and resolve a line of flags as if a user had given it."""
+    try:
+        profiles = _resolve(inputs, ProfileRequest.from_flags(**flags_of(line)))
+    except (_Unfit, ProfileError):
+        return False
+    found = [dict(profile.ranges).get(name) for profile in profiles or (Profile(()),) for name in values]
+    return all(shapes is not None and shapes.is_values for shapes in found)

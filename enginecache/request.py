@@ -16,7 +16,8 @@ from enginecache.locks.base import WaitingCallback
 from enginecache.matching import ACCEPTS, Accept
 from enginecache.model import ModelSource
 from enginecache.options import BuildOptions, HardwareCompatibility, Precision
-from enginecache.profiles import Corners, ProfileRequest
+from enginecache.profiles import ProfileRequest
+from enginecache.shapes import Corners
 from enginecache.targets import Target
 
 Model = str | os.PathLike[str] | bytes

@@ -11,6 +11,24 @@ from enginecache.errors import OptionError
 
 _FLAGS = re.ASCII | re.IGNORECASE
 _JOINED = re.compile(r"(?:(?:sm|compute)_?)?(?P<major>[1-9]\d?)(?P<minor>\d)(?P<suffix>[af]?)", _FLAGS)
+_NOISE = re.compile(r"nvidia|geforce|tesla|quadro|[\s_-]+", re.IGNORECASE)
+_GPUS: tuple[tuple[str, str, str], ...] = (
+    ("V100", r"(?:v100|volta).*", "7.0"),
+    ("T4, RTX 20", r"(?:t4|rtx20\d\d|turing).*", "7.5"),
+    ("A100, A30", r"(?:a100|a800|a30)(?!\d).*", "8.0"),
+    ("A10, A16, A2, A40, RTX 30", r"(?:a10|a16|a2|a40|rtx30\d\d|(?:rtx)?a[1-6]\d00).*", "8.6"),
+    ("Orin", r"(?:jetson)?(?:agx)?orin.*", "8.7"),
+    ("L4, L40, L40S, RTX 40", r"(?:l2|l4|rtx40\d\d|rtx\d+ada|ada).*", "8.9"),
+    ("H100, H200, GH200", r"(?:h100|h200|h20|h800|gh200|hopper).*", "9.0"),
+    ("B200, GB200", r"g?b200.*", "10.0"),
+    ("B300, GB300", r"g?b300.*", "10.3"),
+    ("RTX 50, RTX PRO Blackwell", r"(?:rtx50\d\d|rtxpro\d+).*", "12.0"),
+    ("GB10", r"(?:gb10|dgxspark).*", "12.1"),
+)
+"""GPUs, a pattern of their names without makers and blanks, and their compute capability: for messages alone.
+
+The first whole match counts. Source: NVIDIA, "CUDA GPU Compute Capability", 2026-11.
+"""
 _DOTTED = re.compile(r"(?P<major>[1-9]\d?)\.(?P<minor>\d)(?P<suffix>[af]?)", _FLAGS)
 
 
@@ -40,9 +58,7 @@ class ComputeCapability(NamedTuple):
         """
         match = _JOINED.fullmatch(text.strip()) or _DOTTED.fullmatch(text.strip())
         if match is None:
-            raise OptionError(
-                f"{text!r} is not a compute capability", "Write it as sm_89, 8.9 or 89, or use --target portable."
-            )
+            raise OptionError(f"{text!r} is not a compute capability", _advice_for(text))
         found = cls(int(match["major"]), int(match["minor"]))
         if match["suffix"]:
             raise OptionError(
@@ -50,6 +66,17 @@ class ComputeCapability(NamedTuple):
                 f"Write it without the letter: {found.sm}.",
             )
         return found
+
+
+def _advice_for(text: str) -> str:
+    """Return what to write in place of ``text``: the compute capability, where it is the name of a GPU."""
+    name = _NOISE.sub("", text).lower()
+    for _, pattern, number in _GPUS:
+        if re.fullmatch(pattern, name, re.ASCII):
+            sm = ComputeCapability.parse(number).sm
+            return f"{text.strip()} is {sm} (compute capability {number}): --target {sm}."
+    known = "; ".join(f"{names}: {number}" for names, _, number in _GPUS)
+    return f"Write it as sm_89, 8.9 or 89, or use --target portable.\nCompute capabilities: {known}."
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,7 @@ BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
     "unknown dimension": (_small("--dim", "rows=1:2:4"), "no dynamic dimension 'rows'", "--dim batch=1:8:32"),
     "no profile": (_small(), "'x' has dynamic dimensions and no shapes", SHAPE_FLAGS),
     "minimum above optimum": (_small("--dim", "batch=4:2:8"), "not in order", "minimum <= optimum <= maximum"),
-    "wrong rank": (_small("--opt-shapes", "x:1x8x1"), "has rank 2", "Give 2 sizes, such as x:1x8"),
+    "wrong rank": (_small("--opt-shapes", "x:1x8x1"), "has rank 2", "Give 2 sizes."),
     "unknown input": (_small("--opt-shapes", "z:1x8"), "no input 'z'", SHAPE_FLAGS),
 }
 
@@ -311,6 +311,16 @@ def test_loading_without_a_gpu_is_an_error_with_tensorrts_reason_and_keeps_the_e
         with pytest.raises(LoadRefusedError, match=r"no usable GPU .*INVALID; cudaError 35: CUDA driver"):
             cache.load(EXAMPLE, dims={"batch": (1, 32, 64)}, target="sm_89", offline=True)
         assert cache.require(cifar["key"]).digest == cifar["digest"]
+
+
+@no_gpu
+def test_missing_shapes_and_a_missing_gpu_are_reported_in_one_round(tmp_path):
+    done = run_here("get", save(linear(), tmp_path / "model.onnx"), folder=tmp_path / "cache")
+    assert done.returncode == 2
+    assert "'x' has dynamic dimensions and no shapes" in done.stderr
+    assert "--dim batch=1:8:32" in done.stderr
+    assert "Then: " in done.stderr
+    assert "Name what to build for, such as --target sm_89" in done.stderr
 
 
 def test_model_that_tensorrt_refuses_leaves_a_reason_and_a_log(folder, tmp_path):

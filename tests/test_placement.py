@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from enginecache.devices import Device
-from enginecache.errors import NoDeviceError, TargetError, ToolchainError, UnsupportedOptionError
+from enginecache.errors import BackendError, NoDeviceError, TargetError, ToolchainError, UnsupportedOptionError
 from enginecache.options import BuildOptions
 from enginecache.placement import place, required_reach
 from enginecache.targets import ComputeCapability, DeviceModel, Reach, Target
@@ -245,7 +245,22 @@ def test_rtx_without_target_and_gpu_says_to_name_one():
 def test_rtx_refuses_hopper_before_any_build_and_names_what_it_supports(target):
     with pytest.raises(TargetError, match=r"cannot build for sm_90.*sm_75, sm_80, .*sm_121") as caught:
         Host(H100).place("tensorrt-rtx", target)
-    assert "enginecache[tensorrt]" in caught.value.fix
+    assert "--backend tensorrt" in caught.value.fix
+
+
+def test_way_to_install_tensorrt_is_given_once():
+    with pytest.raises(BackendError) as caught:
+        Host(tensorrt=False).place("auto", "sm_90")
+    assert caught.value.fix.count("pip install") == 1
+
+
+def test_ordinal_without_a_gpu_is_advised_to_be_left_out_where_a_target_was_named():
+    for backend in ("auto", "tensorrt-rtx"):
+        with pytest.raises(NoDeviceError) as caught:
+            Host(tensorrt=False).place(backend, "sm_89", 0)
+        assert "Leave --device out" in caught.value.fix
+        assert "--target" not in caught.value.fix
+    assert Host(tensorrt=False).place("auto", "sm_89").target == Target.parse(("sm_89",))
 
 
 def test_rtx_refuses_several_targets_for_the_one_that_it_lacks():

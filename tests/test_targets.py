@@ -40,6 +40,29 @@ def test_anything_else_is_refused(text):
         ComputeCapability.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "sm"),
+    [
+        *(("L4", "sm_89"), ("l40s", "sm_89"), ("ada", "sm_89"), ("NVIDIA GeForce RTX 4090", "sm_89")),
+        *(("RTX 6000 Ada", "sm_89"), ("A10", "sm_86"), ("a10g", "sm_86"), ("A40", "sm_86"), ("rtx3080ti", "sm_86")),
+        *(("RTX A6000", "sm_86"), ("RTX A1000", "sm_86"), ("Tesla T4", "sm_75"), ("A100-SXM4-80GB", "sm_80")),
+        *(("A30", "sm_80"), ("H100", "sm_90"), ("NVIDIA H200", "sm_90"), ("GH200", "sm_90"), ("hopper", "sm_90")),
+        *(("B200", "sm_100"), ("RTX 5090", "sm_120"), ("Jetson AGX Orin", "sm_87"), ("V100", "sm_70")),
+    ],
+)
+def test_name_of_a_gpu_is_refused_with_its_compute_capability(text, sm):
+    with pytest.raises(OptionError, match="not a compute capability") as caught:
+        ComputeCapability.parse(text)
+    advised = caught.value.fix.partition("--target ")[2].rstrip(".")
+    assert advised == sm == ComputeCapability.parse(advised).sm
+
+
+def test_other_text_is_refused_with_the_table_of_gpus():
+    with pytest.raises(OptionError) as caught:
+        ComputeCapability.parse("ampere")
+    assert "L4, L40, L40S, RTX 40: 8.9" in caught.value.fix
+
+
 @given(st.text())
 def test_any_text_is_read_or_refused_and_never_fails_otherwise(text):
     try:

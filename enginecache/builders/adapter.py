@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from enginecache.builders.base import BuildRequest
-from enginecache.builders.inputs import check_profiles, network_inputs
+from enginecache.builders.inputs import check_profiles, describe_renaming, network_inputs
 from enginecache.builders.logs import BuildLog, make_logger, shown_warnings
 from enginecache.builders.phases import PhaseReporter, Report, make_monitor
 from enginecache.builders.plugins import load_plugins
@@ -93,16 +93,18 @@ def build_plan(
     _parse(parser, request, log)
     after_parsing()
     model_inputs = request.identity.inputs
-    check_profiles(network_inputs(network, model_inputs), request.profiles, model_inputs)
+    inputs = network_inputs(network, model_inputs)
+    check_profiles(inputs, request.profiles, model_inputs)
+    trt_names = {entry.name: entry.trt_name for entry in inputs}
     for index, profile in enumerate(request.profiles):
-        _add_profile(builder, config, index, profile, log)
+        _add_profile(builder, config, index, profile, trt_names, log)
     with _monitored(trt, config, report) as complete:
         memory = builder.build_serialized_network(network, config)
         if memory is None:
             raise explain_build(request, log.errors)
         complete()
     timing_cache = None if request.timing_cache is None else timing_cache_of(config)
-    warnings = (*left_out, *_warnings(request, log))
+    warnings = (*left_out, *describe_renaming(inputs), *_warnings(request, log))
     return SerializedPlan(memory, reach, warnings, timing_cache, bool(request.timing_cache) and not refusal)
 
 
@@ -165,12 +167,14 @@ def _parser_problem(error: Any) -> ParserProblem:
     return ParserProblem(error.node(), node or "", operator or "", error.desc() or "")
 
 
-def _add_profile(builder: Any, config: Any, index: int, profile: Profile, log: BuildLog) -> None:
+def _add_profile(
+    builder: Any, config: Any, index: int, profile: Profile, trt_names: Mapping[str, str], log: BuildLog
+) -> None:
     trt_profile = builder.create_optimization_profile()
     for name, shapes in profile.ranges:
         set_range = trt_profile.set_shape_input if shapes.is_values else trt_profile.set_shape
         try:
-            set_range(name, shapes.minimum, shapes.optimum, shapes.maximum)
+            set_range(trt_names[name], shapes.minimum, shapes.optimum, shapes.maximum)
         except (ValueError, TypeError, RuntimeError) as error:
             raise _bad_range(index, name, shapes, clean_lines(log.errors)[:1] or [str(error)]) from error
     if config.add_optimization_profile(trt_profile) != index:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from enginecache.advice import rename
 from enginecache.builders.base import BuildRequest
 from enginecache.errors import (
     BuilderKilledError,
@@ -20,6 +21,7 @@ from enginecache.errors import (
     UnsupportedOptionError,
 )
 from enginecache.loglines import NO_DRIVER, clean_lines
+from enginecache.options import format_size
 from enginecache.profiles import describe_inputs
 from enginecache.shapes import quote_shape
 from enginecache.toolchain import PRODUCTS
@@ -152,8 +154,14 @@ def _find_known(request: BuildRequest, lines: Sequence[str]) -> EngineCacheError
 
 
 def _out_of_memory(context: _Context) -> EngineCacheError:
+    limit = context.request.options.workspace_bytes
+    what = f"{product(context.request)} ran out of memory: {context.line}"
+    asked = re.search(r"Requested size was (\d+) bytes", context.line)
+    if limit is not None and asked is not None and int(asked[1]) > limit:
+        what += f", and --workspace allows a layer {format_size(limit)}"
+        return BuilderKilledError(what, "Raise --workspace, such as --workspace 1GiB, or leave it out.")
     fix = "Free memory on this host and its GPU, or lower --workspace, and try again."
-    return BuilderKilledError(f"{product(context.request)} ran out of memory: {context.line}", fix)
+    return BuilderKilledError(what, fix)
 
 
 def _no_driver(context: _Context) -> EngineCacheError:
@@ -172,14 +180,9 @@ def _shared_dimension_name(context: _Context) -> EngineCacheError:
     where = f" in {', '.join(inputs)}" if inputs else ""
     what = (
         f"{context.refusal}: several dimensions have the one name {name!r}{where}, and the profile gives them "
-        "different sizes; TensorRT takes dimensions of one name for equal"
+        "different sizes"
     )
-    fix = (
-        f"Give every dimension {name!r} the same minimum, optimum and maximum. If they are not the same size, rename "
-        "them apart: export the model with a name of its own for each dynamic dimension (dynamic_axes or "
-        "dynamic_shapes), or set dim_param in the ONNX file."
-    )
-    return ProfileError(what, fix)
+    return ProfileError(what, rename(name))
 
 
 def _bad_corner(context: _Context) -> EngineCacheError:
@@ -216,6 +219,19 @@ def _no_tactic(context: _Context) -> EngineCacheError:
         else "Try another --opt-level or TensorRT release; the log names the layer."
     )
     return BuildError(f"{context.refusal}: {context.line}", fix)
+
+
+def _no_fp32(context: _Context) -> EngineCacheError:
+    """Turing computes matrices in FP16 alone. Source: TensorRT-RTX 1.7.1, built for sm_75 both ways, 2026-11."""
+    what = f"{context.refusal}: {context.line}"
+    if context.request.conversion is None:
+        return BuildError(f"{what}, and FP16 is: see --fp16", "Build it in FP16: add --fp16.")
+    precision = context.request.conversion.precision
+    fix = (
+        f"This node stayed in FP32 (the log names those that do) and cannot be computed on that GPU: give a model that "
+        f"is {precision} throughout, or name a later --target."
+    )
+    return BuildError(what, fix)
 
 
 def _no_lean_runtime(context: _Context) -> EngineCacheError:
@@ -261,6 +277,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError | Non
         _out_of_memory,
     ),
     (re.compile(r"^(?P<name>.*): Input dimensions with this name have different"), _shared_dimension_name),
+    (re.compile(r"Dimensions with name (?P<name>.*) must be equal"), _shared_dimension_name),
     (
         re.compile(
             r"(?P<corner>kMIN|kOPT|kMAX) values for profile (?P<index>\d+) violate shape constraints:? ?(?P<reason>.*)"
@@ -271,6 +288,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError | Non
     (re.compile(r"Unable to load library: libnvinfer_lean"), _no_lean_runtime),
     (re.compile(r"CHECK\(status == CUDA_SUCCESS\) failed"), _no_refitting),
     (re.compile(r"image size is smaller than filter size|is smaller than the (?:kernel|window)"), _too_small),
+    (re.compile(r"Cannot compile operation .* FP32 \S+ is not supported"), _no_fp32),
     (re.compile(r"no tactics to implement|Could not find any implementation for node"), _no_tactic),
     (re.compile(r"Assertion .* failed|Internal Error:? .*assert", re.IGNORECASE), _assertion),
     (NO_DRIVER, _no_driver),

@@ -139,7 +139,8 @@ def _asked(  # the parameters of every command that asks for an engine
         typer.Option(
             "--dim",
             metavar="NAME=MIN:OPT:MAX",
-            help="Sizes of a named ONNX dimension, in every input that has it; repeat for further names.",
+            help="Sizes of a named ONNX dimension, in every input that has it: batch=1:32:64, or one size: height=320. "
+            "Repeat for further names.",
         ),
     ] = None,
     min_shapes: Annotated[

@@ -174,7 +174,10 @@ def _print_explanation(explanation: Explanation) -> None:
     if more > 0:
         lines.append(f"and {count(more, 'stored engine')} of this model more: see --json")
     if explanation.failure:
-        lines += [f"the last attempt failed: {explanation.failure}", f"  log: {explanation.failure_log}"]
+        # A failure that is still remembered has said why, among the reasons.
+        is_said = any(reason.code == "failed" for reason in explanation.reasons)
+        lines += [] if is_said else [f"the last attempt failed: {explanation.failure}"]
+        lines.append(f"{'' if is_said else '  '}log: {explanation.failure_log}")
     put("".join(f"{printable(line)}\n" for line in lines))
 
 

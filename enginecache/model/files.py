@@ -76,6 +76,8 @@ def changed(path: Path) -> ModelError:
 
 def unreadable(path: Path, error: OSError | ValueError) -> ModelError:
     """The error for a file that the operating system does not give; ``ValueError`` is for a path that is none."""
+    if isinstance(error, ModelError):  # is a ValueError, and has said it all
+        return error
     if isinstance(error, FileNotFoundError):
         return ModelError(f"there is no file {path}", "Check the path; external data lies in the ONNX file's folder.")
     doing = f"{path} may not be read" if isinstance(error, PermissionError) else f"{path} cannot be read"

@@ -96,7 +96,7 @@ class ModelInput:
         return self.dtype in {"INT32", "INT64"} and len(self.dims) <= 1 and self.is_static
 
     def __str__(self) -> str:
-        return f"{self.name}: " + "x".join("?" if dim is None else str(dim) for dim in self.dims)
+        return f"{self.name}: [{', '.join('?' if dim is None else str(dim) for dim in self.dims)}]"
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,11 @@ def _input(value: Any, name: str) -> ModelInput:
 
 
 def _dimension(dim: Any) -> Dimension:
-    if dim.dim_value > 0:
-        return int(dim.dim_value)
-    # Zero and negative sizes mean "dynamic" in some exports.
-    return dim.dim_param or None
+    """Return what TensorRT makes of a dimension: without a size, and with a negative one, it is dynamic; 0 is a size.
+
+    An empty ``dim_param`` is a size of 0 too. Source: networks that TensorRT-RTX 1.7.1 parsed, 2026-11.
+    """
+    name: str = dim.dim_param
+    if name:
+        return name
+    return None if dim.WhichOneof("value") is None or dim.dim_value < 0 else int(dim.dim_value)

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import builder_models as models
+import numpy as np
 import onnx
 import pytest
 from builder_processes import ENVIRONMENT, children
+from onnx import helper, numpy_helper
 
 from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import (
@@ -25,7 +27,9 @@ from enginecache.errors import (
 )
 from enginecache.model import ModelSource, identify
 from enginecache.options import BuildOptions
+from enginecache.precision import plan_conversion
 from enginecache.processes import module_search_path
+from enginecache.profiles import ProfileRequest, resolve_profiles
 from enginecache.targets import ComputeCapability, Target
 from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
 
@@ -109,7 +113,7 @@ def test_shape_tensor_builds_with_values_and_asks_for_them_without(tmp_path, bui
 
     error, _ = refusal(builder, ProfileError, tmp_path, models.reshape_model(), profiles=(models.profile(x=X),))
     assert "TensorRT reads the values of input 's' while building" in error.what
-    assert "--min-shapes x:1x4,s:1x1 --opt-shapes x:4x4,s:8x8 --max-shapes x:8x4,s:32x32" in error.fix
+    assert "--min-shapes x:1x4,s:MINxMIN --opt-shapes x:4x4,s:OPTxOPT --max-shapes x:8x4,s:MAXxMAX" in error.fix
 
 
 def test_values_for_an_input_that_is_no_shape_tensor_are_refused(tmp_path, builder):
@@ -128,13 +132,67 @@ def test_optimum_that_breaks_a_reshape_is_named_with_the_node(tmp_path, builder)
     assert "cudaError" not in str(error)
 
 
+def test_input_that_is_an_output_gets_its_profile_though_tensorrt_renames_it(tmp_path, builder):
+    model = models.conv_model()
+    model.graph.output.append(model.graph.input[0])
+    model.graph.output.append(model.graph.output[0])  # and an output twice
+    profiles = (models.profile(x=((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8))),)
+    plan = builder.build(models.request_for(tmp_path, model, profiles=profiles))
+    assert "input 'x' is also an output: TensorRT calls the input '__x' in the engine" in plan.warnings
+
+
+def test_advice_for_an_input_that_tensorrt_renames_has_the_name_in_the_file(tmp_path, builder):
+    model = models.reshape_model()
+    model.graph.output.append(model.graph.input[1])
+    error, _ = refusal(builder, ProfileError, tmp_path, model, profiles=(models.profile(x=X),))
+    assert "x:8x4,s:MAXxMAX" in error.fix
+    assert "__s" not in str(error)
+    values = models.profile(x=X, s=((1, 4), (2, 8), (4, 8), "values"))
+    assert builder.build(models.request_for(tmp_path, model, profiles=(values,))).plan_path.exists()
+
+
+def test_static_size_of_0_builds_without_a_profile(tmp_path, builder):
+    request = models.request_for(tmp_path, models.conv_model(batch=0))
+    assert resolve_profiles(request.identity.inputs, ProfileRequest()) == ()
+    assert builder.build(request).plan_path.exists()
+
+
+def test_dimensions_without_a_size_are_dynamic_here_and_in_tensorrt(tmp_path, builder):
+    for size in (-1, -7, None):
+        request = models.request_for(tmp_path, models.conv_model(batch=size))
+        assert request.identity.inputs[0].dims[0] is None
+        profiles = resolve_profiles(request.identity.inputs, ProfileRequest.from_flags(opt_shapes=["x:2x3x8x8"]))
+        assert builder.build(replace(request, profiles=profiles)).plan_path.exists()
+
+
+def test_name_with_a_colon_and_a_comma_gets_its_profile(tmp_path, builder):
+    model = models.conv_model()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "a:0,b"
+    request = models.request_for(tmp_path, model)
+    profiles = resolve_profiles(request.identity.inputs, ProfileRequest.from_flags(opt_shapes=['"a:0,b":2x3x8x8']))
+    assert builder.build(replace(request, profiles=profiles)).plan_path.exists()
+
+
 def test_one_name_for_different_dimensions_is_explained(tmp_path, builder):
     different = (models.profile(a=((1, 3),) * 3, b=((4, 3),) * 3),)
     error, _ = refusal(builder, ProfileError, tmp_path, models.concat_model("?", "?"), profiles=different)
-    assert "several dimensions have the one name '?' in a: ?x3, b: ?x3" in error.what
-    assert "rename them apart" in error.fix
+    assert "several dimensions have the one name '?' in a: [?, 3], b: [?, 3]" in error.what
+    assert "give each a name of its own" in error.fix
     plan = builder.build(models.request_for(tmp_path, models.concat_model("m", "n"), profiles=different))
     assert plan.plan_path.exists()
+
+
+def test_matrices_in_fp32_on_turing_are_advised_to_be_fp16_which_builds(tmp_path, builder):
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    model = models.graph_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [models.tensor("x", [4, 64])], [weight])
+    turing = Target((ComputeCapability(7, 5),))
+    error, request = refusal(builder, BuildError, tmp_path, model, target=turing)
+    assert "FP32 GEMM is not supported, and FP16 is" in error.what
+    assert error.fix == "Build it in FP16: add --fp16."
+    options = BuildOptions(precision=("fp16",))
+    conversion = plan_conversion(options, request.toolchain, request.identity)
+    followed = models.request_for(tmp_path, model, target=turing, options=options, conversion=conversion)
+    assert builder.build(followed).plan_path.exists()
 
 
 def test_unknown_operator_is_named(tmp_path, builder):

@@ -39,6 +39,15 @@ MYELIN = (
     "MyelinCheckException: graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.  In compileGraph at "
     "/_src/optimizer/myelin/codeGenerator.cpp:2012)"
 )
+NO_FP32 = (
+    "IBuilder::buildSerializedNetwork: Error Code 9: API Usage Error (Cannot compile operation 'mm' for Turing (SM75): "
+    "FP32 GEMM is not supported. In compile at /_src/optimizer/x.cpp:1)"
+)
+NOT_ONE_SIZE = (
+    "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Profile kOPT values are not self-consistent. "
+    "Dimensions with name batch must be equal. Condition '==' violated: 2 != 3. In operator() at "
+    "/_src/runtime/core/shapeMachine.cpp:640 Instruction: CHECK_EQUAL 2 3.)"
+)
 CLEAN_BAD_OPT = (
     "kOPT values for profile 0 violate shape constraints: IShuffleLayer rs: reshaping failed for tensor: x Reshape "
     "dimension of -1 has no solution"
@@ -74,6 +83,24 @@ def test_driver_is_the_reason_where_nothing_else_was_said(request_):
             "Free",
         ),
         (
+            "[localCheckMacros.cpp::getErrorStr::132] Error Code 2: OutOfMemory (Requested size was 12036633 bytes.)",
+            BuilderKilledError,
+            "ran out of memory: out of memory: Requested size was 12036633 bytes",
+            "Free memory",
+        ),
+        (
+            NO_FP32,
+            BuildError,
+            "FP32 GEMM is not supported, and FP16 is",
+            "add --fp16",
+        ),
+        (
+            NOT_ONE_SIZE,
+            ProfileError,
+            "several dimensions have the one name 'batch' in x: [batch, 3, 8, 8]",
+            "a name of its own",
+        ),
+        (
             "Error Code 10: Internal Error (Could not find any implementation for node Conv_0.)",
             BuildError,
             "Conv_0",
@@ -90,6 +117,16 @@ def test_known_lines_have_a_reason_and_a_remedy(request_, line, kind, what, fix)
     assert fix in error.fix
     assert "\n" not in error.what
     assert "/_src/" not in str(error)
+
+
+def test_layer_that_wants_more_than_the_workspace_says_to_raise_it(request_):
+    line = "[localCheckMacros.cpp::getErrorStr::132] Error Code 2: OutOfMemory (Requested size was 12036633 bytes.)"
+    error = explain_build(replace(request_, options=BuildOptions(workspace_bytes=1 << 20)), [line])
+    assert type(error) is BuilderKilledError
+    assert error.what.endswith("Requested size was 12036633 bytes, and --workspace allows a layer 1 MiB")
+    assert error.fix.startswith("Raise --workspace")
+    enough = explain_build(replace(request_, options=BuildOptions(workspace_bytes=1 << 30)), [line])
+    assert "Free memory" in enough.fix
 
 
 def test_missing_lean_runtime_is_an_option_that_this_machine_lacks(request_):

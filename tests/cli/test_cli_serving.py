@@ -212,14 +212,14 @@ def test_explain_names_the_nearest_engine_and_every_differing_field(cli, model):
     ]
 
 
-def test_explain_names_the_last_failure_and_its_log(cli, model, builder):
+def test_explain_names_the_last_failure_once_and_its_log(cli, model, builder):
     def fail(_request):
         raise BuildError("refused: no tactic")
 
     builder.before = fail
     cli("get", model, *BATCH)
     ran = cli("explain", model, *BATCH)
-    assert "the last attempt failed: refused: no tactic\n" in ran.out
+    assert ran.out.count("refused: no tactic") == 1
     assert Path(ran.out.rsplit("log: ", 1)[1].strip()).exists()
 
 

@@ -90,7 +90,7 @@ def test_inputs_keep_their_order_and_their_kinds_of_dimension():
         ModelInput("x", "FLOAT", ("batch", 3)),
         ModelInput("ids", "INT64", (2, None, "length")),
         ModelInput("scalar", "FLOAT16", ()),
-        ModelInput("old", "UINT8", (None, None, 5)),
+        ModelInput("old", "UINT8", (0, None, 5)),
     )
 
 
