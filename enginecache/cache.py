@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from enginecache import environment
 from enginecache.builders.base import Builder
@@ -25,7 +25,7 @@ from enginecache.errors import (
     RegistryError,
 )
 from enginecache.failures import KnownFailure, failure_in_force
-from enginecache.hits import RecentHits
+from enginecache.hits import Name, RecentHits
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
 from enginecache.lookup import Match, Miss
@@ -86,19 +86,32 @@ class EngineCache(StoredEngines):
             StoreError: The folder cannot be used.
         """
         started = time.monotonic()
-        recent = self._hits.recall(model, ask)
+        name = self._hits.name(model, ask)
+        recent = self._hits.recall(name)
         if recent is not None:
             return recent.timed(time.monotonic() - started)
+        return self._get(_request(name, model, ask), ask, name, started)
+
+    def _get(self, request: Request, ask: GetAsk, name: Name | None, started: float) -> Entry:
+        """The long way of :meth:`get`.
+
+        Args:
+            request: What is asked; of ``name`` where there is one. Nothing here asks the caller's values again.
+            ask: How far to go for it.
+            name: What a hit is remembered under; None for not at all.
+            started: When the call began.
+        """
         rebuild = ask.get("rebuild", False)
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
-        resolved = self.resolve(Request.of(model, ask))
+        situation = None if name is None else self._hits.situation()
+        resolved = self.resolve(request)
         # A rebuild is content with what another process has come to since it was asked for, engine or failure.
         outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
         found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
         if isinstance(found, Match):
             entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
-            self._hits.keep(model, ask, resolved.identity, entry)
+            self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
             return entry
         compatible = self._compatible(resolved, found)
         if compatible is not None:
@@ -121,7 +134,7 @@ class EngineCache(StoredEngines):
                 why = (*(() if again.is_exact else again.reasons), *found.reasons)
                 return self._entry("hit", resolved, again.record, started, (_WAITED, *why))
             if not is_held:
-                return self.get(model, **ask)  # it was there, and is gone again
+                return self._get(request, ask, name, started)  # it was there, and was deleted again
             self._raise_failure(resolved.key, outdated)
             record, built = self._publication.build(
                 resolved,
@@ -167,7 +180,11 @@ class EngineCache(StoredEngines):
         """
         if if_unloadable not in IF_UNLOADABLE:
             raise OptionError(f"if_unloadable: {if_unloadable!r}", f"Give one of {', '.join(IF_UNLOADABLE)}.")
-        entry = self.get(model, **ask)
+        # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
+        started = time.monotonic()
+        name = self._hits.name(model, ask)
+        request = _request(name, model, ask)
+        entry = self._hits.recall(name) or self._get(request, ask, name, started)
         try:
             return entry.load(trial=trial, trusted=trusted)
         except LoadRefusedError:
@@ -181,8 +198,9 @@ class EngineCache(StoredEngines):
             self._lookup.set_aside(entry.record)
             if if_unloadable == "raise":
                 raise
-        ask["rebuild"], ask["accept"] = False, "exact"
-        return self.get(model, **ask).load(trial=trial, trusted=trusted)
+        ask["rebuild"] = False
+        again = self._get(dataclasses.replace(request, accept="exact"), ask, None, time.monotonic())
+        return again.load(trial=trial, trusted=trusted)
 
     def runtime_cache(self, engine: Any, entry: Entry, device: int | None = None) -> EngineRuntimeCache:
         """The kernels that TensorRT-RTX compiles for an engine, kept per blob, GPU and driver.
@@ -240,16 +258,17 @@ class EngineCache(StoredEngines):
             InvalidInputError: The model, shapes or options are wrong.
             BackendError: No TensorRT or GPU for what was asked.
         """
+        config = self._current_config()
         identity = self._memo.identify(request.source, force=request.verify_model)
         try:
             profiles = resolve_profiles(identity.inputs, request.shapes)
         except ProfileError as error:
-            raise self._with_placement(error, request) from None
-        placement = self._placement(request)
+            raise self._with_placement(error, request, config) from None
+        placement = self._placement(request, config)
         options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
         conversion = plan_conversion(options, placement.toolchain, identity)
         # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
-        variables, also = snapshot(), self.config.pass_environment
+        variables, also = snapshot(), config.pass_environment
         conditions = keyed(variables, also)
         key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, conditions)
         return Resolved(
@@ -263,23 +282,32 @@ class EngineCache(StoredEngines):
             passed(variables, also),
         )
 
-    def _placement(self, request: Request) -> Placement:
+    def _placement(self, request: Request, config: Config) -> Placement:
         placement: Placement = self._place(
-            request.backend or self.config.backend,
+            request.backend or config.backend,
             request.target,
             request.device,
             options=request.options,
-            cuda_major=self.config.cuda_major,
+            cuda_major=config.cuda_major,
         )
         return placement
 
-    def _with_placement(self, error: ProfileError, request: Request) -> ProfileError:
+    def _with_placement(self, error: ProfileError, request: Request, config: Config) -> ProfileError:
         """Return the error with what else stands in the way, so that it takes one round to learn of both."""
         try:
-            self._placement(request)
+            self._placement(request, config)
         except EngineCacheError as other:
             return ProfileError(error.what, f"{error.fix}\nThen: {other.what}\n{other.fix}")
         return error
+
+    def _current_config(self) -> Config:
+        """The settings as they are now, where they were not given for good."""
+        if self._settings is not None:
+            config = self._settings.refresh()
+            if config is not self.config:
+                self.config = config
+                self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
+        return self.config
 
     def _enforce_limit(self) -> tuple[str, ...]:
         """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""
@@ -355,6 +383,11 @@ class EngineCache(StoredEngines):
             self._registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
         except RegistryError:
             return  # a count; the build says soon enough that nothing can be written
+
+
+def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:
+    """The request, of the values in its name where it has one."""
+    return Request.of(model, ask) if name is None else Request.of(name.path, cast("Ask", name.ask()))
 
 
 _REBUILD = Reason("rebuild", "a rebuild was asked for")

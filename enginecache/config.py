@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,6 +34,8 @@ DAY_S = 86400.0
 
 MAX_FILE_BYTES = 1 << 20
 """No configuration file is larger; a device may have no end."""
+
+_LOGGER = logging.getLogger("enginecache")
 
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.ASCII | re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -98,6 +101,48 @@ class Config:
         given = self.pass_environment
         names = _parse("pass_environment", given if isinstance(given, str) else " ".join(given), "pass_environment")[1]
         object.__setattr__(self, "pass_environment", names)
+
+
+class Settings:
+    """Settings that were read, and are read again where they may have changed. Safe across threads.
+
+    Args:
+        arguments: As for :meth:`Config.load`.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = dict(arguments)
+        self._state = self._look()
+        self.config = Config.load(**self._arguments)
+
+    def refresh(self) -> Config:
+        """Read the settings again if their file or variables differ. The folder stays, and how it is shared.
+
+        What cannot be read changes nothing, and is logged: a running program goes on with the settings that it has.
+        """
+        state = self._look()
+        if state == self._state:
+            return self.config
+        self._state = state
+        try:
+            found = Config.load(**self._arguments)
+        except EngineCacheError as error:
+            _LOGGER.warning("the settings have changed and cannot be read, so the former ones stay: %s", error)
+        else:
+            self.config = replace(found, dir=self.config.dir, shared=self.config.shared, dir_from=self.config.dir_from)
+        return self.config
+
+    def _look(self) -> tuple[object, ...]:
+        environ = dict(os.environ)
+        path = config_path(environ)
+        try:
+            found = None if path is None else os.stat(path)
+        except (OSError, ValueError):
+            found = None
+        times = (
+            None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        )
+        return path, times, sorted(pair for pair in environ.items() if pair[0].startswith("ENGINECACHE_"))
 
 
 def _default_dir() -> Path:

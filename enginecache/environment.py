@@ -24,7 +24,7 @@ import os
 
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 PASSED = "passed"
 """The child is given it. It cannot change a plan, or what it selects is checked in another way."""
@@ -267,11 +267,14 @@ def deciding(also: frozenset[str] = frozenset()) -> Pairs:
     before, values = _last.get(also, ({}, ()))
     if _bytes() != before:
         now = snapshot()
-        values = tuple(
-            sorted(item for item in now.items() if item[0] in _DECIDING or is_keyed(item[0]) or item[0] in also)
-        )
+        values = deciding_among(now.items(), also)
         _last[also] = {os.fsencode(name): os.fsencode(value) for name, value in now.items()}, values
     return values
+
+
+def deciding_among(variables: Iterable[tuple[str, str]], also: Collection[str] = ()) -> Pairs:
+    """Those among variables that decide which engine a request gets, sorted by name."""
+    return tuple(sorted(item for item in variables if item[0] in _DECIDING or is_keyed(item[0]) or item[0] in also))
 
 
 _last: dict[frozenset[str], tuple[dict[bytes, bytes], Pairs]] = {}

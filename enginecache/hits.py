@@ -1,16 +1,21 @@
 """Hits that a process had before: given again after a few calls of ``stat``, without a key being made.
 
-What an answer rests on is looked at again: the model's files and the plan each time, installed packages, settings and
-GPUs once a second, and the registry's row then too, and whenever the registry's file has changed.
+A request has its name before it is resolved, made of values that nobody else can change; the long way resolves those
+very values. So a hit cannot be filed under another request's name, whatever other threads change meanwhile.
+
+What an answer rests on is looked at again: the model's files and the plan each time; installed packages, the search
+path of modules, settings and GPUs once a second, and the registry's row then too, and whenever the registry's file has
+changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginecache import environment
 from enginecache import fingerprint as files
@@ -47,14 +52,68 @@ _WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress",
 _PLAIN = (str, int, float, bool, type(None))
 
 
+class Name(NamedTuple):
+    """A request, as a value that equals another only if both ask the same.
+
+    Attributes:
+        path: The model's, absolute.
+        asked: What was asked of its engine, frozen.
+        variables: Environment variables that decide which engine that is.
+    """
+
+    path: str
+    asked: tuple[tuple[str, Any], ...]
+    variables: tuple[tuple[str, str], ...]
+
+    def ask(self) -> dict[str, Any]:
+        """What was asked, by keyword, in containers of its own."""
+        return {name: _thawed(value) for name, value in self.asked}
+
+
+class Situation(NamedTuple):
+    """What decides where things are looked for.
+
+    Attributes:
+        path: Where modules are looked for.
+        folder: The current folder, which a relative entry of that is relative to.
+        settings: Environment variables that say where the settings are, and what they are.
+    """
+
+    path: tuple[str, ...]
+    folder: str
+    settings: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def now(cls) -> Situation:
+        """Of this process, at one moment.
+
+        Raises:
+            OSError: The current folder was deleted.
+        """
+        settings = [(name, value) for name, value in environment.snapshot().items() if _is_setting(name)]
+        return cls(tuple(sys.path), os.getcwd(), tuple(sorted(settings)))  # noqa: PTH109
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith("ENGINECACHE_") or name in {"HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"}
+
+
 class _Hit:
     """An entry and what it rests on. Its last two fields change, and a lost update costs a second look."""
 
-    __slots__ = ("checked", "entry", "files", "looked_at_s", "seen", "things")
+    __slots__ = ("checked", "entry", "files", "looked_at_s", "seen", "situation", "things")
 
-    def __init__(self, entry: Entry, files: tuple[tuple[str, Fingerprint], ...], things: Things, seen: bytes) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        files: tuple[tuple[str, Fingerprint], ...],
+        situation: Situation,
+        things: Things,
+        seen: bytes,
+    ) -> None:
         self.entry = entry
         self.files = files
+        self.situation = situation
         self.things = things
         self.seen = seen
         self.looked_at_s = -LOOK_EVERY_S
@@ -77,13 +136,33 @@ class RecentHits:
         self._files = (str(root.registry_path), f"{root.registry_path}-wal")
         self._registry = registry
         self._uses = uses
-        self._hits: dict[Any, _Hit] = {}
+        self._hits: dict[Name, _Hit] = {}
 
-    def recall(self, model: object, ask: Mapping[str, Any]) -> Entry | None:
+    def name(self, model: object, ask: Mapping[str, Any]) -> Name | None:
+        """Name a request; None where it cannot be remembered, since it may change or is never answered from memory."""
+        if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
+            return None
+        path = os.fspath(model)
+        if not isinstance(path, str):
+            return None
+        try:
+            if not os.path.isabs(path):  # noqa: PTH117  # this is counted in microseconds
+                path = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
+            asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
+        except (TypeError, FileNotFoundError):  # the long way says which, and what that means
+            return None
+        return Name(path, asked, environment.deciding(self._also))
+
+    def situation(self) -> Situation | None:
+        """Look at what :meth:`keep` compares; call it before the request is resolved. None where it cannot be seen."""
+        with contextlib.suppress(OSError):
+            return Situation.now()
+        return None
+
+    def recall(self, name: Name | None) -> Entry | None:
         """The entry that the same request was given before, if nothing that decided it has changed."""
-        name = _name(model, ask, self._also)
         hit = None if name is None else self._hits.get(name)
-        if hit is None:
+        if name is None or hit is None:
             return None
         with contextlib.suppress(OSError, ValueError):  # a file is gone: the long way says which, and what that means
             if self._stands(hit):
@@ -91,11 +170,31 @@ class RecentHits:
         self._hits.pop(name, None)
         return None
 
-    def keep(self, model: object, ask: Mapping[str, Any], identity: ModelIdentity, entry: Entry) -> None:
-        """Remember a hit, where every change of what it rests on will be seen."""
-        name = _name(model, ask, self._also)
+    def keep(
+        self,
+        name: Name | None,
+        before: Situation | None,
+        identity: ModelIdentity,
+        entry: Entry,
+        variables: environment.Pairs,
+    ) -> None:
+        """Remember a hit, where every change of what it rests on will be seen.
+
+        Args:
+            name: The request's.
+            before: The situation before it was resolved. If it has changed since, the answer may be of either.
+            identity: The model's.
+            entry: The answer.
+            variables: The environment that it was resolved in.
+        """
         source = entry.source
         if name is None or source.path is None or not entry.is_plain_hit or entry.plugins or not identity.is_settled:
+            return
+        situation = self.situation()
+        if situation is None or situation != before:
+            return
+        now = environment.deciding(self._also)
+        if not name.variables == now == environment.deciding_among(variables, self._also):
             return
         since_ns = time.time_ns() - int(entry.elapsed_seconds * 1e9)
         plan = str(entry.path)
@@ -111,7 +210,7 @@ class RecentHits:
         if is_checked and are_telling(things, paths, since_ns=since_ns):
             if len(self._hits) >= MAX_HITS:
                 self._hits.clear()
-            self._hits[name] = _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), things, seen)
+            self._hits[name] = _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), situation, things, seen)
 
     def watch_for(self, key: str) -> Callable[[], bool]:
         """A function that says whether the key has an entry; it asks the registry only when that has changed."""
@@ -141,7 +240,7 @@ class RecentHits:
         now_s = time.monotonic()
         if now_s - hit.looked_at_s >= LOOK_EVERY_S:
             self._uses.touch(hit.entry.key)  # before the row is read, as on the long way
-            if watch(hit.things) != hit.seen:
+            if Situation.now() != hit.situation or watch(hit.things) != hit.seen:
                 return False
             hit.looked_at_s = now_s
             hit.checked = None
@@ -179,19 +278,6 @@ def _are_settled(state: State) -> bool:
     return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)) <= time.time_ns()
 
 
-def _name(model: object, ask: Mapping[str, Any], also: frozenset[str]) -> Any:
-    """The request as a value that equals another's only if both ask the same; None where that cannot be told."""
-    if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
-        return None
-    path = os.fspath(model)
-    where = "" if os.path.isabs(path) else os.getcwd()  # noqa: PTH109, PTH117  # this is counted in microseconds
-    try:
-        asked = tuple((name, _frozen(ask[name])) for name in ask if name not in _WITHOUT_EFFECT)
-    except TypeError:
-        return None
-    return path, where, asked, environment.deciding(also)
-
-
 def _frozen(value: Any) -> Any:
     """A plain value with its types, since 1, 1.0 and True are equal and not the same request.
 
@@ -208,3 +294,13 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return kind, os.fspath(value)
     raise TypeError(kind)
+
+
+def _thawed(frozen: tuple[type, Any]) -> Any:
+    """The inverse of :func:`_frozen`; of a path, its text."""
+    kind, value = frozen
+    if kind is tuple or kind is list:
+        return kind(map(_thawed, value))
+    if kind is dict:
+        return {_thawed(key): _thawed(item) for key, item in value}
+    return value

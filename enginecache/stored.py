@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from enginecache import checks, eviction, garbage
-from enginecache.config import Config
+from enginecache.config import Config, Settings
 from enginecache.devices import list_devices
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError
 from enginecache.locks.local import LocalKeyLocks
@@ -43,6 +43,7 @@ class StoredEngines:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._settings: Settings | None = None
         self.root = Root.open(config.dir, config.shared)
         database = Database(self.root.registry_path)
         require_registry(self.root)
@@ -61,7 +62,8 @@ class StoredEngines:
         """Open the cache, making its folder and registry where they are missing.
 
         Args:
-            config: All settings; default: :meth:`Config.load`.
+            config: All settings, for good; default: :meth:`Config.load`, again within a second of a change, but for the
+                folder.
             **arguments: Fields of :class:`Config` that win over the file and the environment, such as ``dir``.
 
         Raises:
@@ -69,7 +71,12 @@ class StoredEngines:
             StoreError: The folder cannot be used.
             RegistryError: The registry cannot be opened.
         """
-        return cls(Config.load(**arguments) if config is None else config)
+        if config is not None:
+            return cls(config)
+        settings = Settings(arguments)
+        opened = cls(settings.config)
+        opened._settings = settings
+        return opened
 
     def __enter__(self) -> Self:
         return self

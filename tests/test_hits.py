@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from fakes import FakeBuilder
+from fakes import FakeBuilder, fake_place
 from models import linear, save
 
 from enginecache import fingerprint, hits, watching
 from enginecache.cache import EngineCache
-from enginecache.errors import NotCachedError, ProfileError
+from enginecache.config import Settings
+from enginecache.errors import LoadError, NotCachedError, ProfileError
 from enginecache.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
@@ -37,7 +39,7 @@ def served(open_cache, model) -> EngineCache:
 
 
 def is_recalled(cache: EngineCache, model, **ask) -> bool:
-    return cache._hits.recall(model, ask or ASK) is not None
+    return cache._hits.recall(cache._hits.name(model, ask or ASK)) is not None
 
 
 def test_what_is_given_again_is_the_same_but_for_the_time_it_took(served, model, monkeypatch):
@@ -96,6 +98,153 @@ def test_new_packages_gpus_and_settings_are_seen_within_a_second(served, model, 
     assert is_recalled(served, model)
     time.sleep(hits.LOOK_EVERY_S)
     assert not is_recalled(served, model)
+
+
+def test_a_new_search_path_of_modules_is_seen_within_a_second(served, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    time.sleep(hits.LOOK_EVERY_S)
+    assert not is_recalled(served, model)
+
+
+def test_a_relative_search_path_is_that_of_the_current_folder(served, model, monkeypatch, tmp_path):
+    time.sleep(hits.LOOK_EVERY_S)
+    monkeypatch.chdir(tmp_path)
+    assert not is_recalled(served, model)
+
+
+@pytest.mark.parametrize("how", ["variable", "file", "new file"])
+def test_changed_settings_are_those_of_the_next_second(model, monkeypatch, tmp_path, how):
+    file = tmp_path / "config.toml"
+    file.write_text("cuda_major = 12\n")
+    monkeypatch.setenv("ENGINECACHE_CONFIG", str(file))
+    asked = []
+
+    def place(backend, *args, cuda_major=None, **kwargs):
+        asked.append((backend, cuda_major))
+        return fake_place(backend, *args, **kwargs)
+
+    settings = Settings({"dir": tmp_path / "cache"})
+    cache = EngineCache(settings.config, builder=FakeBuilder(), place=place)
+    cache._settings = settings
+    cache.get(model, **ASK)
+    time.sleep(SETTLE_NS / 1e9 + 0.05)
+    cache.get(model, **ASK)
+    assert is_recalled(cache, model)
+    if how == "variable":
+        monkeypatch.setenv("ENGINECACHE_BACKEND", "tensorrt-rtx")
+    elif how == "file":
+        file.write_text('backend = "tensorrt-rtx"\ncuda_major = 12\n')
+    else:
+        (tmp_path / "other.toml").write_text('backend = "tensorrt-rtx"\ncuda_major = 12\n')
+        monkeypatch.setenv("ENGINECACHE_CONFIG", str(tmp_path / "other.toml"))
+    time.sleep(hits.LOOK_EVERY_S)
+    cache.get(model, **ASK)
+    assert asked[-1] == ("tensorrt-rtx", 12)
+
+
+def test_settings_that_become_unreadable_change_nothing(monkeypatch, tmp_path, caplog):
+    file = tmp_path / "config.toml"
+    file.write_text('backend = "tensorrt-rtx"\n')
+    monkeypatch.setenv("ENGINECACHE_CONFIG", str(file))
+    settings = Settings({"dir": tmp_path / "cache"})
+    file.write_text('backend = "tensor')
+    assert settings.refresh().backend == "tensorrt-rtx"
+    assert "the former ones stay" in caplog.text
+    file.write_text('backend = "tensorrt"\ndir = "/elsewhere"\n')
+    assert (settings.refresh().backend, settings.config.dir) == ("tensorrt", tmp_path / "cache")
+
+
+# The name of a request is made once
+
+
+def meanwhile(cache: EngineCache, monkeypatch: pytest.MonkeyPatch, act) -> None:
+    """Have something happen between the naming of the next request and its key."""
+    identify = cache._memo.identify
+
+    def first(*args, **kwargs):
+        monkeypatch.setattr(cache._memo, "identify", identify)
+        act()
+        return identify(*args, **kwargs)
+
+    monkeypatch.setattr(cache._memo, "identify", first)
+
+
+def forget(cache: EngineCache) -> None:
+    cache._hits._hits.clear()
+
+
+def test_a_folder_changed_meanwhile_names_no_other_model(served, model, monkeypatch, tmp_path):
+    other = save(linear(seed=9), tmp_path / "elsewhere" / model.name)
+    theirs = served.get(other, **ASK).key
+    time.sleep(SETTLE_NS / 1e9 + 0.05)
+    forget(served)
+    monkeypatch.chdir(model.parent)
+    place = served._place
+    monkeypatch.setattr(served, "_place", lambda *a, **k: (os.chdir(other.parent), place(*a, **k))[1])
+    ours = served.get(model.name, **ASK).key
+    monkeypatch.setattr(served, "_place", place)
+    assert ours != theirs
+    for folder, key in ((model.parent, ours), (other.parent, theirs)):
+        monkeypatch.chdir(folder)
+        assert served.get(model.name, **ASK).key == key
+
+
+def test_values_that_another_thread_changes_meanwhile_are_those_of_the_call(served, model, monkeypatch):
+    forget(served)
+    dims = {"batch": [1, 2, 4]}
+    resolve = served.resolve
+
+    def change_and_resolve(request):
+        dims["batch"][2] = 8
+        return resolve(request)
+
+    right = served.get(model, dims={"batch": [1, 2, 4]}).key
+    forget(served)
+    monkeypatch.setattr(served, "resolve", change_and_resolve)
+    assert served.get(model, dims=dims).key == right
+    monkeypatch.setattr(served, "resolve", resolve)
+    assert served.get(model, dims=dims).key != right
+
+
+@pytest.mark.parametrize("change", ["sys.path", "environment", "settings"])
+def test_what_changes_while_a_request_is_resolved_is_remembered_under_no_name(
+    served, model, monkeypatch, tmp_path, change
+):
+    forget(served)
+
+    def act():
+        if change == "sys.path":
+            monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+        elif change == "environment":
+            monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        else:
+            monkeypatch.setenv("ENGINECACHE_BACKEND", "tensorrt-rtx")
+
+    meanwhile(served, monkeypatch, act)
+    served.get(model, **ASK)
+    assert served._hits._hits == {}
+
+
+def test_what_load_builds_again_is_of_the_same_request(open_cache, model, monkeypatch, tmp_path):
+    """The first plan is refused; by then the folder and the values are others."""
+    cache = open_cache()
+    save(linear(seed=9), tmp_path / "elsewhere" / model.name)
+    monkeypatch.chdir(model.parent)
+    dims = {"batch": [1, 2, 4]}
+    loaded = []
+
+    def load(record, *_args, **_kwargs):
+        loaded.append(record.key)
+        if len(loaded) == 1:
+            os.chdir(tmp_path / "elsewhere")
+            dims["batch"][2] = 8
+            raise LoadError("TensorRT crashed on it")
+        return "engine"
+
+    monkeypatch.setattr(cache._loader, "load", load)
+    assert cache.load(model.name, dims=dims) == "engine"
+    assert len(loaded) == 2
+    assert len(set(loaded)) == 1
 
 
 def test_a_use_is_noted_every_second(served, model):
