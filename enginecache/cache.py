@@ -259,7 +259,8 @@ class EngineCache(StoredEngines):
             BackendError: No TensorRT or GPU for what was asked.
         """
         config = self._current_config()
-        identity = self._memo.identify(request.source, force=request.verify_model)
+        source = dataclasses.replace(request.source, follows_links=config.follow_links)
+        identity = self._memo.identify(source, force=request.verify_model)
         try:
             profiles = resolve_profiles(identity.inputs, request.shapes)
         except ProfileError as error:

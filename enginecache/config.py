@@ -30,6 +30,7 @@ Backend = Literal["auto", "tensorrt", "tensorrt-rtx"]
 Shared = Literal["", "group"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 SHARED: tuple[str, ...] = get_args(Shared)
+SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 DAY_S = 86400.0
 
 MAX_FILE_BYTES = 1 << 20
@@ -58,6 +59,7 @@ class Config:
         cuda_major: CUDA major version of a TensorRT whose packages do not tell it.
         pass_environment: Names of further environment variables that the builder is given. What no rule of
             :mod:`enginecache.environment` passes anyway is then part of the key.
+        follow_links: Whether external data may be reached through links that leave the model's folder.
         dir_from: Where ``dir`` was named: a variable, a file or an argument; empty for the default folder.
     """
 
@@ -70,6 +72,7 @@ class Config:
     failure_ttl_s: float = 3600.0
     cuda_major: int | None = None
     pass_environment: tuple[str, ...] = ()
+    follow_links: bool = False
     dir_from: str = field(default="", compare=False)
 
     @classmethod
@@ -207,6 +210,12 @@ def _choice_error(value: object, choices: Iterable[str]) -> str:
     return f"{value!r} is not one of {', '.join(repr(choice) for choice in choices)}"
 
 
+def _parse_switch(text: str) -> bool:
+    if text.lower() not in SWITCHES:
+        raise ValueError("neither yes nor no")
+    return SWITCHES[text.lower()]
+
+
 def _parse_major(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise ValueError("not a major version, such as 13")
@@ -245,6 +254,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "failure_ttl": ("failure_ttl_s", parse_duration_s),
     "cuda_major": ("cuda_major", _parse_major),
     "pass_environment": ("pass_environment", _parse_names),
+    "follow_links": ("follow_links", _parse_switch),
 }
 """From the name in the file and the environment to the field and the reader of its text."""
 
@@ -326,7 +336,8 @@ _KINDS = (
 def _as_text(name: str, value: Any, path: Path) -> str:
     if name == "pass_environment" and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
-    if name in _SETTINGS and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+    is_switch = name in _SETTINGS and _SETTINGS[name][1] is _parse_switch
+    if name in _SETTINGS and (isinstance(value, bool) > is_switch or not isinstance(value, str | int | float)):
         message = f"{name} in {path}: {value!r} is neither a text nor a number"
         raise ConfigError(message, f'Write a text, such as {name} = "...".')
     return str(value)

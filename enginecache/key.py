@@ -39,6 +39,8 @@ class EngineKey:
         target: What the plan must run on.
         conversion: What is done to the graph before it is built; None for nothing.
         environment: Variables that the builder is given and that can change a plan, as (name, value), sorted.
+        model_value_info: Digest of the types and shapes noted inside the graph; empty where there are none. A converter
+            reads them.
     """
 
     model_structure: str
@@ -49,6 +51,7 @@ class EngineKey:
     target: Target
     conversion: Conversion | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    model_value_info: str = ""
 
     @classmethod
     def of(
@@ -62,12 +65,26 @@ class EngineKey:
         environment: tuple[tuple[str, str], ...] = (),
     ) -> EngineKey:
         """The key of a request whose parts are known."""
-        return cls(identity.structure, identity.weights, profiles, options, toolchain, target, conversion, environment)
+        return cls(
+            identity.structure,
+            identity.weights,
+            profiles,
+            options,
+            toolchain,
+            target,
+            conversion,
+            environment,
+            identity.value_info,
+        )
 
     def fields(self) -> Fields:
         """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
         return {
-            "model": {"structure": self.model_structure, "weights": self.model_weights},
+            "model": {
+                "structure": self.model_structure,
+                "weights": self.model_weights,
+                "value_info": self.model_value_info,
+            },
             "profiles": [_profile_fields(profile) for profile in self.profiles],
             "options": self.options.keyed(),
             "conversion": None if self.conversion is None else self.conversion.fields(),

@@ -28,8 +28,10 @@ _WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options
 """How far one differing field of a group moves two keys apart: another model is farther than any other difference."""
 
 _NAMES = {
-    "model.structure": "the graph differs (nodes, attributes, names or static shapes)",
-    "model.weights": "the weights differ (contents of initializers or constants)",
+    "model.structure": "the graph differs (nodes, attributes, names, opsets or declared shapes)",
+    "model.weights": "the weights differ (contents of initializers or constants, or a form of them that readers take"
+    " differently)",
+    "model.value_info": "metadata differs (value_info: the types and shapes that an exporter noted inside the graph)",
 }
 
 

@@ -59,6 +59,8 @@ class FileMemo:
         identity = ModelIdentity.from_record(found["identity"])
         if not all(has_kernel_times(file.fingerprint) for file in identity.files[1:]):
             return None
+        if identity.has_links_out and not source.follows_links:
+            return None  # identify says which
         return None if has_changed(source, identity) else identity
 
     def _fresh_identity(self, source: ModelSource) -> ModelIdentity:

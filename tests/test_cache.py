@@ -898,3 +898,47 @@ def test_load_heals_damage_that_moved_no_fingerprint(open_cache, model):
         cache.load(model, dims=DIMS)
     assert builder.count == 2
     assert len(list(cache.root.quarantine.iterdir())) == 1
+
+
+def test_model_that_is_exported_again_with_other_metadata_is_a_hit(open_cache, tmp_path):
+    cache = open_cache()
+    first = cache.get(save(linear(), tmp_path / "monday.onnx"), dims=DIMS)
+    again = linear()
+    again.producer_name, again.producer_version, again.model_version, again.ir_version = "exporter", "2", 7, 9
+    again.graph.name = "other"
+    again.metadata_props.add(key="date", value="2026-11-03")
+    again.graph.node[0].metadata_props.add(key="git", value="0123abc")
+    second = cache.get(save(again, tmp_path / "tuesday.onnx"), dims=DIMS)
+    assert (second.outcome, second.key) == ("hit", first.key)
+
+
+def test_miss_for_value_info_names_metadata_and_not_the_graph(open_cache, tmp_path):
+    cache = open_cache()
+    cache.get(save(linear(), tmp_path / "plain.onnx"), dims=DIMS)
+    noted = linear()
+    noted.graph.value_info.add(name="hidden")
+    (reason, *_) = cache.get(save(noted, tmp_path / "noted.onnx"), dims=DIMS).reasons
+    assert "metadata differs (value_info" in reason.text
+    assert "the graph differs" not in reason.text
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A model whose external data is a link to another folder."""
+    path = save(linear(), tmp_path / "model/m.onnx", external="w.bin")
+    (tmp_path / "weights").write_bytes((path.parent / "w.bin").read_bytes())
+    (path.parent / "w.bin").unlink()
+    (path.parent / "w.bin").symlink_to(tmp_path / "weights")
+    for file in (path, tmp_path / "weights"):
+        age(file, 60)
+    return path
+
+
+def test_link_out_of_the_folder_is_refused_although_it_was_followed_before(open_cache, linked, monkeypatch):
+    monkeypatch.setattr("enginecache.fingerprint.SETTLE_NS", 0)
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        open_cache().get(linked, dims=DIMS)
+    assert open_cache(follow_links=True).get(linked, dims=DIMS).outcome == "built"
+    assert open_cache(follow_links=True).get(linked, dims=DIMS).outcome == "hit"
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        open_cache().get(linked, dims=DIMS)

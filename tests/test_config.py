@@ -95,6 +95,14 @@ def test_folder_is_absolute_and_knows_the_home(tmp_path, monkeypatch):
     assert Config.load({"ENGINECACHE_DIR": "~/x"}).dir == Path("/home/someone/x")
 
 
+@pytest.mark.parametrize(
+    ("text", "is_on"), [("true", True), ("false", False), ('"yes"', True), ('"Off"', False), ("1", True)]
+)
+def test_a_switch_is_read_as_toml_and_as_words(write, text, is_on):
+    assert Config.load(write(f"follow_links = {text}")).follow_links is is_on
+    assert Config.load({"ENGINECACHE_FOLLOW_LINKS": text.strip('"')}).follow_links is is_on
+
+
 def test_file_is_the_named_one_or_the_users(tmp_path):
     assert config_path({}) == tmp_path / "xdg-config/enginecache/config.toml"
     assert config_path({"ENGINECACHE_CONFIG": "/x.toml"}) == Path("/x.toml")
@@ -121,6 +129,8 @@ def test_file_is_the_named_one_or_the_users(tmp_path):
         ('max_size = "big"', "'big' is not a size"),
         ("cuda_major = 12.4", "'12.4' is not a major version"),
         ("cuda_major = 0", "'0' is not a major version"),
+        ('follow_links = "perhaps"', "'perhaps' is neither yes nor no"),
+        ("follow_links = [true]", "neither a text nor a number"),
         ('dir = "/a\\u0000b"', "a path with a NUL character"),
         ("a = " + "[" * 100_000, "nested too deeply"),
         ("dir = ", "cannot be read"),

@@ -91,13 +91,14 @@ EVERYTHING = replace(
     target=Target((ComputeCapability(8, 0),), and_later=True),
     conversion=Conversion("fp16", "onnxconverter-common", "1.16.0", "1.23.2", keeps_io=False),
     environment=(("CUDNN_A", ""), ("NVIDIA_TF32_OVERRIDE", "0")),
+    model_value_info="c" * 64,
 )
 
 GOLDEN_3 = {
-    "profile, workspace": (KEY, "04923636ef4bee901c62c9318747093e2d26e7e68b408fef7c8f6b9dc0ee7b6d"),
+    "profile, workspace": (KEY, "ede8d49d88153087d6e11d84321570ee08e7758dda3095abba1b3ea0b9a5fa60"),
     "static, portable": (
         replace(KEY, profiles=(), options=BuildOptions(), target=Target(())),
-        "8a68c3a0949e579ceae65ed806286d87f18e097e194302c7a208b653189c655f",
+        "9081a9ed5415873a49768c30a3ec21883c92a02ba2fac4f30efd4fef5c6496c7",
     ),
     "tensorrt, device": (
         replace(
@@ -105,13 +106,13 @@ GOLDEN_3 = {
             toolchain=replace(TOOLCHAIN, flavour="tensorrt", version="10.16.1.11"),
             target=Target((ComputeCapability(9, 0),), H100.model),
         ),
-        "8f2e560f0ad9bad8a04793f635722f43ec7f42e1d01b76cab1ce53143d81a3f4",
+        "f33d99f132eb25a99ded049ca8a2dcd3e18e8a7f5606050a5a3a60d1c4226d32",
     ),
     "shape values": (
         replace(KEY, profiles=(PROFILE, Profile((("n", ShapeRange((1,), (2,), (3,), is_values=True)),)))),
-        "5e324975084a947fc6be8450ea94eb4e84936b8d45bbdc2da8bb1515b695e3c7",
+        "c61299e087aa299949572340c232aff3248f2c0f75094427eaf7172699a59c4e",
     ),
-    "every option": (EVERYTHING, "541291cbcdd6b524655b668326f3a59f85fbcb80863733b384a710c45b0cc93e"),
+    "every option": (EVERYTHING, "827eeceb3972cf9fc9106fce4bb31b42b91e8b8504848a70d2218bf90073299b"),
 }
 
 
@@ -138,7 +139,7 @@ def test_canonical_json_is_written_out():
         '{"conversion":{"converter":"onnxconverter-common","keeps_io":false,"onnx_version":"1.23.2",'
         '"precision":"fp16","version":"1.16.0"},'
         '"environment":{"CUDNN_A":"","NVIDIA_TF32_OVERRIDE":"0"},'
-        '"model":{"structure":"' + "a" * 64 + '","weights":"' + "b" * 64 + '"},'
+        '"model":{"structure":"' + "a" * 64 + '","value_info":"' + "c" * 64 + '","weights":"' + "b" * 64 + '"},'
         '"options":{"builder_flags":["SPARSE_WEIGHTS","TF32=OFF"],"convert_io":true,'
         '"hardware_compatibility":"ampere_plus","optimization_level":3,'
         '"plugins":["' + "c" * 64 + '","' + "d" * 64 + '"],"precision":["fp16","int8"],"strip_plan":true,'
@@ -154,6 +155,7 @@ CONVERSION = Conversion("fp16", "onnxconverter-common", "1.16.0", "1.23.2", keep
 OTHERS = {
     "model.structure": replace(KEY, model_structure="c" * 64),
     "model.weights": replace(KEY, model_weights="c" * 64),
+    "model.value_info": replace(KEY, model_value_info="c" * 64),
     "profiles: minimum": replace(KEY, profiles=(Profile((("x", ShapeRange((2, 8), (4, 8), (16, 8))),)),)),
     "profiles: optimum": replace(KEY, profiles=(Profile((("x", ShapeRange((1, 8), (5, 8), (16, 8))),)),)),
     "profiles: maximum": replace(KEY, profiles=(Profile((("x", ShapeRange((1, 8), (4, 8), (17, 8))),)),)),

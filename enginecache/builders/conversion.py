@@ -8,6 +8,7 @@ tensors (onnxconverter-common 1.16, 2026-11); ModelOpt copies the model.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from enginecache.builders.logs import BuildLog
 from enginecache.errors import BuildError, ModelChangedError, ToolchainError
 from enginecache.model import ModelSource
 from enginecache.model.external import Extent
-from enginecache.model.tensors import ELEMENT_TYPES
+from enginecache.model.tensors import ELEMENT_TYPES, store_raw
 from enginecache.precision import Conversion
 
 MIN_FP16 = 1e-7
@@ -34,6 +35,7 @@ TensorRT-RTX 1.7.1 builds graphs of int8 and fp8 with scales of either type, wit
 """
 
 FOLDER = "converted"
+RAW_FOLDER = "raw"
 WEIGHTS = "weights.data"
 EXTERNAL_FROM_BYTES = 1 << 16
 SMALL_BYTES = 1 << 16
@@ -44,6 +46,41 @@ _NOT_IN_ONNX = re.compile(r"No Op registered for|No opset import for domain")
 _OTHER_WAY = "or convert the model yourself and give that"
 
 _Converter = Callable[[Any, ModelSource, Conversion], Any]
+
+
+def without_misread(request: BuildRequest, log: BuildLog) -> BuildRequest:
+    """Store as raw data what TensorRT would misread, in a copy of the model in the build's folder.
+
+    Args:
+        request: With the pinned model as its source.
+        log: Is told how many tensors there were.
+
+    Returns:
+        The request with the copy as its source; as it was where TensorRT reads every tensor right.
+    """
+    if not request.identity.has_misread:
+        return request
+    import onnx
+
+    source = request.source
+    model = onnx.ModelProto.FromString(source.data if source.path is None else source.path.read_bytes())
+    count = store_raw(model)
+    log.write("I", f"{count} tensors of {source.name} are given to TensorRT as raw data: it would misread them")
+    data = model.SerializeToString()
+    if source.path is None:
+        return replace(request, source=replace(source, data=data))
+    folder = request.work_dir / RAW_FOLDER
+    for file in request.identity.files:
+        link = folder / (file.location or source.path.name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(source.path_of(file.location) or source.path)
+    path = folder / source.path.name
+    if os.fsencode(source.path.name) in data:  # perhaps as the location of external data in the ONNX file itself
+        path = folder / f"raw {source.path.name}"
+    else:
+        path.unlink()
+    path.write_bytes(data)
+    return replace(request, source=ModelSource(path=path))
 
 
 def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:

@@ -49,7 +49,8 @@ class PinnedModel:
         source = request.source
         path = None if source.path is None else self._folder / source.path.name
         base_dir = None if path is not None else self._folder
-        self.request = replace(request, source=ModelSource(path, source.data, base_dir))
+        # Its links lead to the open files, wherever those are.
+        self.request = replace(request, source=ModelSource(path, source.data, base_dir, follows_links=True))
 
     def open(self) -> None:
         """Open every file and link to it.

@@ -17,7 +17,7 @@ from typing import Any
 from enginecache.bindings import check_loaded, library_version, load_module
 from enginecache.builders.adapter import build_plan
 from enginecache.builders.base import BuildRequest
-from enginecache.builders.conversion import convert, told_of_conversion
+from enginecache.builders.conversion import convert, told_of_conversion, without_misread
 from enginecache.builders.logs import BuildLog
 from enginecache.builders.pinning import pinned
 from enginecache.builders.wire import (
@@ -90,7 +90,7 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
         reports.send(encode_opened())
         if request.conversion is not None:
             reports.send(encode_progress("Converting the graph", None))
-        converted = convert(model.request, log)
+        converted = convert(without_misread(model.request, log), log)
         with told_of_conversion(request.conversion):
             plan = build_plan(
                 trt,

@@ -174,7 +174,7 @@ class ExternalData:
 
 
 def _safe_location(location: str, label: str) -> str:
-    """``location``, if it cannot leave the model's folder by what it says; symbolic links are the user's own doing."""
+    """``location``, if it cannot leave the model's folder by what it says; links are looked at when it is opened."""
     parts = re.split(r"[/\\]", location)
     if not location or not parts[0] or ".." in parts or "\0" in location or re.match("[A-Za-z]:", location):
         message = f"{label} names the external data file {location!r}, which is not a path inside the model's folder"

@@ -9,18 +9,32 @@ from pathlib import Path
 
 from enginecache.errors import ModelError
 from enginecache.fingerprint import Fingerprint
-from enginecache.model.identity import ModelFile
+from enginecache.model.identity import ModelFile, ModelSource
 from enginecache.os_errors import describe_os_error
+
+FOLLOW_ADVICE = (
+    "Put the file itself beside the model, or, where the model is trusted, set ENGINECACHE_FOLLOW_LINKS=yes "
+    "(follow_links in the configuration file)."
+)
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a Git LFS pointer begins. Source: the Git LFS specification, "The Pointer"."""
 
 
 class ModelFiles:
-    """The files of one reading of a model, each with its fingerprint when it was first opened."""
+    """The files of one reading of a model, each with its fingerprint when it was first opened.
 
-    def __init__(self) -> None:
+    Args:
+        source: The model; says where links of its external data may lead.
+
+    Attributes:
+        has_links_out: Whether a link led elsewhere, and that was allowed.
+    """
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
         self._files: dict[Path, ModelFile] = {}
+        self.has_links_out = False
 
     def open(self, path: Path, location: str = "") -> io.FileIO:
         """Open a file for reading and note its fingerprint.
@@ -32,7 +46,8 @@ class ModelFiles:
             location: As the model writes it; empty for the ONNX file itself.
 
         Raises:
-            ModelError: The file is missing, may not be read, is no regular file, or is not the one opened before.
+            ModelError: The file is missing, may not be read, is no regular file, is not the one opened before, or is
+                external data that a link leads to from outside the model's folder.
         """
         try:
             _require_regular(path, os.stat(path))
@@ -44,6 +59,8 @@ class ModelFiles:
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         try:
+            if location:
+                self._check_link(path, descriptor)
             self._note(path, location, descriptor)
         except BaseException:
             file.close()
@@ -56,6 +73,19 @@ class ModelFiles:
         if self._files.setdefault(path, found).fingerprint != found.fingerprint:
             raise changed(path)
 
+    def _check_link(self, path: Path, descriptor: int) -> None:
+        """Refuse external data that lies elsewhere than it seems to, unless that is allowed.
+
+        The file that was opened is asked where it is, so a link cannot be led elsewhere meanwhile.
+        """
+        real = _real_path(descriptor, path)
+        if real == path or _is_of_model(real, self._source):
+            return
+        self.has_links_out = True
+        if not self._source.follows_links:
+            message = f"{path} is reached through a link that leaves the model's folder: it is {real}"
+            raise ModelError(message, FOLLOW_ADVICE)
+
     def have_changed(self) -> bool:
         """Whether any path now leads to other content than when it was first opened."""
         return any(_fingerprint(path) != file.fingerprint for path, file in self._files.items())
@@ -67,6 +97,32 @@ class ModelFiles:
     def as_tuple(self) -> tuple[ModelFile, ...]:
         """In the order of first use."""
         return tuple(self._files.values())
+
+
+def _is_of_model(real: Path, source: ModelSource) -> bool:
+    """Whether a file without links in its path belongs to the model.
+
+    It does in the model's folder, and in the folder of the ONNX file that a link leads to: the user named that. So it
+    does among the ``blobs`` of the repository of whose ``snapshots`` the model's folder is one.
+
+    Source: huggingface_hub, "Understand caching": ``snapshots/<revision>/<file>`` links to ``blobs/<hash>``. Kubernetes
+    mounts a volume's files as links to ``..data/``, which is in the folder itself.
+    """
+    folders = [source.external_dir, None if source.path is None else Path(os.path.realpath(source.path)).parent]
+    for folder in (Path(os.path.realpath(folder)) for folder in folders if folder is not None):
+        if folder in real.parents:
+            return True
+        repositories = (inner.parent.parent for inner in (folder, *folder.parents) if inner.parent.name == "snapshots")
+        if any(real.parent == repository / "blobs" for repository in repositories):
+            return True
+    return False
+
+
+def _real_path(descriptor: int, path: Path) -> Path:
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:  # no /proc
+        return Path(os.path.realpath(path))
 
 
 def changed(path: Path) -> ModelError:

@@ -2,54 +2,68 @@
 
 Own encoding, not protobuf's: protobuf promises no canonical form, and its bytes change with where tensors are stored::
 
-    structure := "enginecache/structure/v1" LF message
+    structure := "enginecache/structure/v2" LF message
+    value_info := "enginecache/value_info/v1" LF (graph(u64) field)*   graph: how many the walk has entered before
     message   := field* 00000000               fields in the order of their numbers, only those that are set
     field     := number(u32) value             singular
                | number(u32) count(u64) value* repeated
     value     := integer or enum(i64) | uint64(u64) | float(f32) | double(f64) | size_bytes(u64) byte* | message
 
 All numbers are little-endian. Whether a field is repeated, and the type of its value, follow from its number by
-onnx.proto. So two models have the same encoding only if they have the same fields with the same values (but a
-signaling NaN in a float attribute counts as the quiet one).
+onnx.proto; after a node or function with a NaN among its attributes, those attributes follow as protobuf has them,
+because Python's floats cannot tell a signaling NaN from a quiet one. So two models have the same encoding only if they
+have the same fields with the same values.
 
-Left out: ``doc_string`` of every message, the entries ``NOISE_KEYS`` of ``metadata_props``, and what tells a
-tensor's content, wherever the tensor stands; that goes to the weights digest, in the order of the walk.
+Left out:
+
+- what TensorRT does not read, as far as builds and the parser's source show: ``doc_string`` of every message,
+  ``LEFT_OUT``, ``metadata_props`` but for keys that name TensorRT, and a producer but for TensorRT itself;
+- what tells a tensor's content, wherever the tensor stands: that goes to the weights digest, in the order of the walk;
+- ``value_info``, the types and shapes that an exporter inferred. TensorRT does not read them, converters do: they have
+  a digest of their own, so that a miss can say that nothing else differs.
+
+Source: TensorRT-RTX 1.7.1, the parsed networks and plans of real models exported anew, docs/identity.md; onnx-tensorrt
+10.1, ``ModelImporter.cpp``: the other fields go to the log, and ``producer_name`` is compared with ``TensorRT``.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import blake3
 
 from enginecache.model.tensors import CONTENT_FIELDS
 
-STRUCTURE_DOMAIN = b"enginecache/structure/v1\n"
+STRUCTURE_DOMAIN = b"enginecache/structure/v2\n"
+VALUE_INFO_DOMAIN = b"enginecache/value_info/v1\n"
 
-NOISE_KEYS = frozenset(
+LEFT_OUT = frozenset(
     {
-        "pkg.onnxscript.class_hierarchy",
-        "pkg.onnxscript.name_scopes",
-        "pkg.onnxscript.optimizer.folded_from",
-        "pkg.onnxscript.rewriter.rule_name",
-        "pkg.torch.export.ExportedProgram.graph_signature",
-        "pkg.torch.export.ExportedProgram.range_constraints",
-        "pkg.torch.onnx.class_hierarchy",
-        "pkg.torch.onnx.fx_node",
-        "pkg.torch.onnx.input_names",
-        "pkg.torch.onnx.name_scopes",
-        "pkg.torch.onnx.original_node_name",
-        "pkg.torch.onnx.stack_trace",
+        ("ModelProto", "domain"),
+        ("ModelProto", "ir_version"),
+        ("ModelProto", "model_version"),
+        ("ModelProto", "producer_version"),
     }
 )
-"""Keys of ``metadata_props`` under which exporters leave text about their own source, for people who debug them.
+"""Fields that name a model and its history. So does the name of the model's graph, which the reader takes out.
 
-``namespace`` is written by the same exporters, but carries nobody's prefix: it stays in. So does
-``pkg.torch.export.graph_signature.InputSpec.kind``, which is a fact about the input.
-Source: torch.onnx (``_core._set_node_metadata``, ``_fx_passes``, ``_ir_passes``) and onnxscript (``rewriter``,
-``optimizer``), as of 2026-11.
+The name of a function is what nodes call it by, and the name of a graph inside a node is part of the names of
+TensorRT's layers.
+"""
+
+READERS = re.compile(rb"trt|tensorrt", re.IGNORECASE)
+"""Found in what TensorRT may read: the producer ``TensorRT``, for which the parser takes further attributes of nodes,
+and metadata that is meant for it. No key of metadata is known to be read by a release, so this is caution."""
+
+DEPTH_OF_CHECK = 10
+"""Graphs or types inside each other, from one search for unknown fields to the next.
+
+Protobuf's own search ends, without a word, 64 messages below where it starts (upb, protobuf 7.36); a graph in a graph
+is three messages below it.
 """
 
 SLICE_VALUES = 1 << 16
@@ -81,21 +95,35 @@ class StructureWriter:
 
     def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore) -> None:
         self._hasher = blake3.blake3(STRUCTURE_DOMAIN)
+        self._value_info = blake3.blake3(VALUE_INFO_DOMAIN)
         self._on_tensor = on_tensor
         self._on_node = on_node
         # Appending to this at a million places is what the walk's speed hangs on.
         self._out = bytearray()
         # One step for each field of each message, made when it is first met.
         self._steps: dict[Any, _Step] = {}
+        self._depth = 0
+        self._graphs = 0
+        self._has_nan = False
+        self._has_value_info = False
+        self.has_unknown_fields = False
 
     def write(self, message: Any) -> None:
-        """Write a message and all below it."""
+        """Write a message and all below it; afterwards ``has_unknown_fields`` tells whether any had some.
+
+        Unknown fields are taken out of the message.
+        """
         self._message(message)
         self._flush()
+        self.has_unknown_fields |= discard_unknown_fields(message)
 
     def hexdigest(self) -> str:
-        """Digest of what was written, 64 hex characters."""
+        """Digest of what was written but for ``value_info``, 64 hex characters."""
         return self._hasher.hexdigest()
+
+    def value_info_hexdigest(self) -> str:
+        """Digest of every ``value_info``, 64 hex characters; empty where there is none."""
+        return self._value_info.hexdigest() if self._has_value_info else ""
 
     def _message(self, message: Any) -> None:
         steps = self._steps
@@ -109,6 +137,38 @@ class StructureWriter:
     def _node(self, node: Any) -> None:
         self._on_node(node)
         self._message(node)
+        if self._has_nan:
+            self._exactly(node.attribute)
+
+    def _function(self, function: Any) -> None:
+        self._message(function)
+        if self._has_nan:
+            self._exactly(function.attribute_proto)
+
+    def _exactly(self, attributes: Sequence[Any]) -> None:
+        """Write the floats of attributes as protobuf has them: bit by bit."""
+        for attribute in attributes:
+            copy = type(attribute)()
+            copy.CopyFrom(attribute)
+            for field, _ in copy.ListFields():
+                if field.name not in {"f", "floats"}:
+                    copy.ClearField(field.name)
+            copy.DiscardUnknownFields()
+            data = copy.SerializeToString()
+            self._out += _count(len(data)) + data
+        self._has_nan = False
+
+    def _nested(self, message: Any) -> None:
+        """Write a graph or a type: the messages that may hold others of their kind, to any depth."""
+        self._depth += 1
+        self._message(message)
+        if self._depth % DEPTH_OF_CHECK == 0:
+            self.has_unknown_fields |= discard_unknown_fields(message)
+        self._depth -= 1
+
+    def _graph(self, graph: Any) -> None:
+        self._graphs += 1
+        self._nested(graph)
 
     def _tensor(self, tensor: Any) -> None:
         content = {}
@@ -131,12 +191,16 @@ class StructureWriter:
     def _step_for(self, field: Any, value: Any) -> _Step:
         head = struct.pack("<I", field.number)
         is_repeated = not isinstance(value, int | float | str | bytes) and not hasattr(value, "ListFields")
-        if field.name == "doc_string":
+        if field.name == "doc_string" or (field.containing_type.name, field.name) in LEFT_OUT:
             step: _Step = _ignore
         elif field.name == "metadata_props":
             step = self._metadata(head)
+        elif field.name == "producer_name":
+            step = self._producer(head)
+        elif field.name == "value_info":
+            step = self._value_infos(head)
         elif field.cpp_type == field.CPPTYPE_MESSAGE:
-            write = {"TensorProto": self._tensor, "NodeProto": self._node}.get(field.message_type.name, self._message)
+            write = self._writer_of(field.message_type.name)
             step = self._messages(head, write) if is_repeated else self._single(head, write)
         elif field.cpp_type == field.CPPTYPE_STRING:
             step = self._strings(head) if is_repeated else self._string(head)
@@ -146,6 +210,16 @@ class StructureWriter:
             step = self._numbers(head, form) if is_repeated else self._number(head, form)
         self._steps[field] = step
         return step
+
+    def _writer_of(self, message_type: str) -> _Step:
+        writers: dict[str, _Step] = {
+            "TensorProto": self._tensor,
+            "NodeProto": self._node,
+            "FunctionProto": self._function,
+            "GraphProto": self._graph,
+            "TypeProto": self._nested,
+        }
+        return writers.get(message_type, self._message)
 
     def _single(self, head: bytes, write: _Step) -> _Step:
         def step(value: Any) -> None:
@@ -165,7 +239,7 @@ class StructureWriter:
     def _string(self, head: bytes) -> _Step:
         def step(value: str | bytes) -> None:
             # Protobuf hands out bytes for text that is not UTF-8, so no two values come to the same bytes here.
-            data = value if isinstance(value, bytes) else value.encode()
+            data = _as_bytes(value)
             self._out += head + _count(len(data)) + data
 
         return step
@@ -174,7 +248,7 @@ class StructureWriter:
         def step(values: Sequence[str | bytes]) -> None:
             self._out += head + _count(len(values))
             for value in values:
-                data = value if isinstance(value, bytes) else value.encode()
+                data = _as_bytes(value)
                 self._out += _count(len(data)) + data
 
         return step
@@ -184,6 +258,8 @@ class StructureWriter:
 
         def step(value: float) -> None:
             self._out += head + pack(value)
+            if isnan(value):
+                self._has_nan = True
 
         return step
 
@@ -193,6 +269,7 @@ class StructureWriter:
             for start in range(0, len(values), SLICE_VALUES):
                 part = values[start : start + SLICE_VALUES]
                 self._out += struct.pack(f"<{len(part)}{form}", *part)
+                self._has_nan |= isnan(sum(part))  # as it is for opposite infinities: no harm
 
         return step
 
@@ -200,8 +277,44 @@ class StructureWriter:
         write = self._messages(head, self._message)
 
         def step(entries: Sequence[Any]) -> None:
-            kept = [entry for entry in entries if entry.key not in NOISE_KEYS]
+            kept = [entry for entry in entries if READERS.search(_as_bytes(entry.key))]
             if kept:
                 write(kept)
 
         return step
+
+    def _producer(self, head: bytes) -> _Step:
+        write = self._string(head)
+
+        def step(value: str | bytes) -> None:
+            if READERS.search(_as_bytes(value)):
+                write(value)
+
+        return step
+
+    def _value_infos(self, head: bytes) -> _Step:
+        write = self._messages(head, self._message)
+
+        def step(values: Sequence[Any]) -> None:
+            self._has_value_info = True
+            structure = self._hasher, self._out
+            self._hasher, self._out = self._value_info, bytearray(_count(self._graphs))
+            write(values)
+            self._flush()
+            self._hasher, self._out = structure
+
+        return step
+
+
+def discard_unknown_fields(message: Any) -> bool:
+    """Take out what the onnx package has no name for; says whether there was any, down to some depth.
+
+    Cheap only when tensor content has been taken out: the size is found by serializing.
+    """
+    size_bytes = message.ByteSize()
+    message.DiscardUnknownFields()
+    return bool(message.ByteSize() != size_bytes)
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()

@@ -25,11 +25,13 @@ class ModelSource:
         path: Path of the ONNX file; None for bytes.
         data: A serialized ``ModelProto``; None for a path.
         base_dir: Folder of the external data of ``data``; None where there is none.
+        follows_links: Whether external data may be reached through links that leave the model's folder.
     """
 
     path: Path | None = None
     data: bytes | None = None
     base_dir: Path | None = None
+    follows_links: bool = False
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | bytes, base_dir: str | os.PathLike[str] | None = None) -> ModelSource:
@@ -119,25 +121,33 @@ class ModelIdentity:
     Attributes:
         structure: Digest (64 hex characters, BLAKE3) of the graph with every tensor as name, type and dimensions.
         weights: Digest (64 hex characters, BLAKE3) of the content of every tensor, in the graph's order.
+        value_info: Digest (64 hex characters, BLAKE3) of the types and shapes that an exporter noted inside the graph;
+            empty where there are none.
         inputs: In the graph's order, without initializers.
         files: The ONNX file first (not for bytes), then each external data file once, in order of first use.
         is_settled: Whether every file was old enough, and unchanged before and after, for its fingerprint to stand
             for its bytes.
         quantization: The types that its Q/DQ nodes quantize to, sorted: ``int8``, ``fp8``, ... Not part of the key:
             the structure digest has it.
+        has_misread: Whether TensorRT would misread a tensor as the file stores it, so that the builder must be given
+            another form of it. Not part of the key: the weights digest has it.
+        has_links_out: Whether external data was reached through a link that leaves the model's folder.
     """
 
     structure: str
     weights: str
+    value_info: str
     inputs: tuple[ModelInput, ...]
     files: tuple[ModelFile, ...]
     is_settled: bool = False
     quantization: tuple[str, ...] = ()
+    has_misread: bool = False
+    has_links_out: bool = False
 
     @property
     def digest(self) -> str:
-        """One digest (64 hex characters, BLAKE3) for structure and weights together."""
-        text = f"enginecache/model/v1\n{self.structure}\n{self.weights}\n"
+        """One digest (64 hex characters, BLAKE3) for structure, weights and ``value_info`` together."""
+        text = f"enginecache/model/v2\n{self.structure}\n{self.weights}\n{self.value_info}\n"
         return blake3.blake3(text.encode()).hexdigest()
 
     def to_record(self) -> dict[str, Any]:
@@ -145,10 +155,13 @@ class ModelIdentity:
         return {
             "structure": self.structure,
             "weights": self.weights,
+            "value_info": self.value_info,
             "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in self.inputs],
             "files": [{"location": f.location, "fingerprint": list(f.fingerprint)} for f in self.files],
             "is_settled": self.is_settled,
             "quantization": list(self.quantization),
+            "has_misread": self.has_misread,
+            "has_links_out": self.has_links_out,
         }
 
     @classmethod
@@ -157,10 +170,13 @@ class ModelIdentity:
         return cls(
             structure=record["structure"],
             weights=record["weights"],
+            value_info=record["value_info"],
             inputs=tuple(ModelInput(i["name"], i["dtype"], tuple(i["dims"])) for i in record["inputs"]),
             files=tuple(ModelFile(f["location"], Fingerprint(*f["fingerprint"])) for f in record["files"]),
             is_settled=record["is_settled"],
             quantization=tuple(record["quantization"]),
+            has_misread=record["has_misread"],
+            has_links_out=record["has_links_out"],
         )
 
 

@@ -56,7 +56,7 @@ def identify(source: ModelSource) -> ModelIdentity:
         ModelError: There is no such file, it is not an ONNX model, it must not be read, or its files keep changing.
     """
     for _ in range(ATTEMPTS):
-        files = ModelFiles()
+        files = ModelFiles(source)
         try:
             identity = _identify_once(source, files)
         except ModelError:
@@ -75,7 +75,7 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
         model = _parse(source, files)
         _check(model, source.name)
         inputs = tuple(_inputs(model.graph, source.name))
-        structure, weights, quantization = _walk(model, source, files)
+        digests = _walk(model, source, files)
     except RecursionError as error:
         raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
     except MemoryError as error:
@@ -85,8 +85,13 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
         ) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{source.name} has text that is not UTF-8", EXPORT_AGAIN) from error
-    is_settled = files.are_settled(started_ns)
-    return ModelIdentity(structure, weights, inputs, files.as_tuple(), is_settled, quantization)
+    return ModelIdentity(
+        **digests,
+        inputs=inputs,
+        files=files.as_tuple(),
+        is_settled=files.are_settled(started_ns),
+        has_links_out=files.has_links_out,
+    )
 
 
 def _parse(source: ModelSource, files: ModelFiles) -> Any:
@@ -101,6 +106,8 @@ def _parse(source: ModelSource, files: ModelFiles) -> Any:
     try:
         return ModelProto.FromString(data)
     except DecodeError as error:
+        if "MaxDepth" in str(error):  # upb's words, protobuf 7.36; other implementations take it for damage
+            raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
         kind = "it is text" if _is_text(data[:512]) else "it is cut off, or something else"
         message = f"{source.name} is not an ONNX model: protobuf cannot parse its {len(data)} bytes ({kind})"
         raise ModelError(message, advice_for(data[:64], EXPORT_AGAIN)) from error
@@ -160,8 +167,8 @@ def _check(model: Any, name: str) -> None:
         raise ModelError(message, EXPORT_AGAIN)
 
 
-def _walk(model: Any, source: ModelSource, files: ModelFiles) -> tuple[str, str, tuple[str, ...]]:
-    """Digests of structure and weights, and the quantized types; the model has no tensor content afterwards."""
+def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
+    """The fields of :class:`ModelIdentity` that the graph tells; the model has no tensor content afterwards."""
     quantization = QuantizationFinder()
     with (
         closing(StreamDigest(WEIGHTS_DOMAIN)) as weights,
@@ -173,24 +180,26 @@ def _walk(model: Any, source: ModelSource, files: ModelFiles) -> tuple[str, str,
             quantization.see_tensor(tensor)
             writer.write(tensor, content)
 
+        model.graph.ClearField("name")  # those of the graphs inside it count
         structure = StructureWriter(on_tensor, quantization.see_node)
         structure.write(model)
-    _refuse_unknown_fields(model, source.name)
-    return structure.hexdigest(), weights.hexdigest(), quantization.types()
+    if structure.has_unknown_fields:
+        raise _unknown_fields(source.name)
+    return {
+        "structure": structure.hexdigest(),
+        "weights": weights.hexdigest(),
+        "value_info": structure.value_info_hexdigest(),
+        "quantization": quantization.types(),
+        "has_misread": writer.has_misread,
+    }
 
 
-def _refuse_unknown_fields(model: Any, name: str) -> None:
-    """Refuse what this onnx package has no name for; it is not in the digests, and could hide external data.
-
-    Changes the model. Cheap only when tensor content is gone: the size is taken by serializing.
-    """
+def _unknown_fields(name: str) -> ModelError:
+    """The error for what this onnx package has no name for; it is not in the digests, and could hide external data."""
     import onnx
 
-    size_bytes = model.ByteSize()
-    model.DiscardUnknownFields()
-    if model.ByteSize() != size_bytes:
-        message = f"{name} has fields or enum values that onnx {onnx.__version__} does not know"
-        raise ModelError(message, "Upgrade the onnx package, or export the model with a release that it knows.")
+    message = f"{name} has fields or enum values that onnx {onnx.__version__} does not know"
+    return ModelError(message, "Upgrade the onnx package, or export the model with a release that it knows.")
 
 
 def _inputs(graph: Any, name: str) -> Iterator[ModelInput]:

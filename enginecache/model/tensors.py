@@ -4,35 +4,60 @@ Content is what ``raw_data`` holds or would hold: the elements in little-endian 
 packed from the low bits up. A tensor of strings has no raw form; its content is each string with its length. In the
 digest::
 
-    weights  := "enginecache/weights/v1" LF content*      in the order of the walk through the structure
-    content  := size_bytes(u64) byte*                     any type but STRING
-              | count(u64) (size_bytes(u64) byte*)*       STRING
+    weights  := "enginecache/weights/v2" LF content*      in the order of the walk through the structure
+    content  := form(u8) size_bytes(u64) byte*            any type but STRING
+              | form(u8) count(u64) (size_bytes(u64) byte*)*    STRING
+    form     := 0                                         raw data, or what TensorRT reads as it
+              | 1                                         a typed field that TensorRT is not known to read so
 
-A signaling NaN in ``float_data`` counts as the quiet one: Python's floats cannot tell them apart.
+A tensor of form 1 would get other values from TensorRT than from onnx, so the builder is given it as raw data
+(:func:`store_raw`); since nothing keeps other programs from reading the file as it is, it has a digest of its own all
+the same.
 
-Source: onnx.proto, the comments at ``TensorProto``; onnx-tensorrt 10.1, WeightsContext.cpp, for what TensorRT reads.
+Source: onnx.proto, the comments at ``TensorProto``; onnx-tensorrt 10.1, WeightsContext.cpp, and the networks that
+TensorRT-RTX 1.7.1 parses, for what TensorRT reads: docs/identity.md has the table, and a test makes it anew.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from enginecache.digests import StreamDigest
 from enginecache.errors import ModelError
 from enginecache.model.external import MAX_BYTES, Extent, ExternalData
 
-WEIGHTS_DOMAIN = b"enginecache/weights/v1\n"
+WEIGHTS_DOMAIN = b"enginecache/weights/v2\n"
 
 STORAGE_FIELDS = frozenset(
     {"raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"}
 )
 """The fields of ``TensorProto`` that hold elements; exactly one of them may."""
 
+AS_RAW, AS_TYPED = 0, 1
+"""Forms of a tensor's content in the digest."""
+
 CONTENT_FIELDS = STORAGE_FIELDS | {"external_data", "data_location"}
 """The fields of ``TensorProto`` that say what its elements are, or where."""
+
+READ_AS_RAW = frozenset(
+    {"FLOAT", "INT8", "INT32", "INT64", "BOOL", "FLOAT16", "DOUBLE", "BFLOAT16", "INT4", "FLOAT4E2M1"}
+)
+"""Types whose typed field TensorRT reads as it reads raw data.
+
+It takes the bytes of ``int32_data`` for the elements themselves where those are UINT8 or FLOAT8E4M3FN: 10, 20, 30
+becomes 10, 0, 0, 0, 20. The other types it refuses, today.
+"""
+
+READ_FROM_FILES = READ_AS_RAW | {"UINT8", "FLOAT8E4M3FN"}
+"""Types whose external data TensorRT reads as it reads raw data.
+
+External data of a type that it does not have (UINT16, INT16, UINT32, UINT64, complex numbers) it takes for FLOAT, and
+reads past the tensor's end; the same tensor in raw data it refuses.
+"""
 
 SLICE_ELEMENTS = 1 << 16
 """Typed elements become Python objects on their way out of protobuf: 40 bytes each, so a slice at a time.
@@ -71,16 +96,29 @@ class ElementType:
         Raises:
             ModelError: A dimension is negative, or the size is more than any file can have.
         """
-        count = 0 if 0 in dims else 1
-        for dim in dims if count else ():
-            # Dimensions come out of the file: the product is never let grow.
-            count = count * dim if dim > 0 and count < 1 << 63 else -1
-            if count < 0:
-                break
-        size_bytes = (count * self.bits + 7) // 8
-        if not 0 <= size_bytes <= MAX_BYTES:
-            raise ModelError(f"{label} has a shape that no tensor can have", "Export the model again.")
+        size_bytes = (element_count(dims, label) * self.bits + 7) // 8
+        if size_bytes > MAX_BYTES:
+            raise _impossible(label)
         return size_bytes
+
+
+def element_count(dims: Sequence[int], label: str) -> int:
+    """Number of elements of a tensor of this shape.
+
+    Raises:
+        ModelError: A dimension is negative, or they are more than any file can hold.
+    """
+    count = 0 if 0 in dims else 1
+    for dim in dims if count else ():
+        # Dimensions come out of the file: the product is never let grow.
+        if dim < 0 or count > MAX_BYTES:
+            raise _impossible(label)
+        count *= dim
+    return count
+
+
+def _impossible(label: str) -> ModelError:
+    return ModelError(f"{label} has a shape that no tensor can have", "Export the model again.")
 
 
 ELEMENT_TYPES: Mapping[int, ElementType] = {
@@ -117,11 +155,16 @@ ELEMENT_TYPES: Mapping[int, ElementType] = {
 
 
 class WeightsWriter:
-    """Hashes the content of one tensor after the other."""
+    """Hashes the content of one tensor after the other.
+
+    Attributes:
+        has_misread: Whether one was in a typed field that TensorRT is not known to read as raw data.
+    """
 
     def __init__(self, digest: StreamDigest, external: ExternalData) -> None:
         self._digest = digest
         self._external = external
+        self.has_misread = False
 
     def write(self, tensor: Any, content: Mapping[str, Any]) -> None:
         """Hash the content of a tensor.
@@ -146,29 +189,80 @@ class WeightsWriter:
                 raise ModelError(message, "Save the model and its external data again.")
             self._write_external(tensor, element, label)
         elif element.name == "STRING":
-            self._write_strings(content.get(storage, ()))
+            self._write_strings(tensor, content.get(storage, ()), label)
         elif storage == "raw_data":
-            self._write_sized(len(content[storage]), [content[storage]])
+            data = content[storage]
+            _require_size(tensor, element, len(data), label)
+            self._digest.write(_head(AS_RAW, len(data)))
+            self._digest.write(data)
         else:
-            values = content.get(storage, ())
-            size_bytes = (len(values) * element.entry_bits + 7) // 8
-            self._write_sized(size_bytes, _raw_slices(values, element, label))
+            self._write_typed(tensor, content.get(storage, ()), element, label)
 
-    def _write_sized(self, size_bytes: int, pieces: Iterable[bytes]) -> None:
-        self._digest.write(struct.pack("<Q", size_bytes))
-        for piece in pieces:
+    def _write_typed(self, tensor: Any, values: Sequence[Any], element: ElementType, label: str) -> None:
+        wanted = -(-element_count(tensor.dims, label) * element.bits // element.entry_bits)
+        if len(values) != wanted:
+            raise _wrong_size(label, f"{len(values)} entries", str(wanted))
+        size_bytes = element.size_bytes(tensor.dims, label)
+        is_misread = bool(values) and element.name not in READ_AS_RAW
+        self.has_misread |= is_misread
+        self._digest.write(_head(AS_TYPED if is_misread else AS_RAW, size_bytes))
+        for piece in _raw_slices(tensor, values, element, label):
             self._digest.write(piece)
 
-    def _write_strings(self, strings: Sequence[bytes]) -> None:
-        self._digest.write(struct.pack("<Q", len(strings)))
+    def _write_strings(self, tensor: Any, strings: Sequence[bytes], label: str) -> None:
+        if element_count(tensor.dims, label) != len(strings):
+            raise _wrong_size(label, f"{len(strings)} strings", str(element_count(tensor.dims, label)))
+        self._digest.write(_head(AS_TYPED, len(strings)))
         for string in strings:
-            self._write_sized(len(string), [string])
+            self._digest.write(struct.pack("<Q", len(string)))
+            self._digest.write(string)
 
     def _write_external(self, tensor: Any, element: ElementType, label: str) -> None:
+        if element.name not in READ_FROM_FILES:
+            message = f"{label} is external data of type {element.name}, which TensorRT does not have and may misread"
+            raise ModelError(message, "Export the model with another type for it, such as INT32 or FLOAT.")
         extent = Extent.of_entries(tensor.external_data, label)
         size_bytes = element.size_bytes(tensor.dims, label)
-        self._digest.write(struct.pack("<Q", size_bytes))
+        self._digest.write(_head(AS_RAW, size_bytes))
         self._external.write_to(self._digest, extent, size_bytes, label)
+
+
+def store_raw(message: Any) -> int:
+    """Move what TensorRT would misread into ``raw_data``, in every tensor at and below a message.
+
+    The message must have been identified: nothing is checked again.
+
+    Returns:
+        How many tensors were changed.
+    """
+    count = 0
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            below = [value] if hasattr(value, "ListFields") else value
+            count += sum(map(store_raw, below))
+    if message.DESCRIPTOR.name == "TensorProto":
+        element = ELEMENT_TYPES[message.data_type]
+        values = getattr(message, element.field)
+        if len(values) and element.name not in READ_AS_RAW | {"STRING"}:
+            message.raw_data = b"".join(_raw_slices(message, values, element, f"tensor {message.name!r}"))
+            message.ClearField(element.field)
+            count += 1
+    return count
+
+
+def _head(form: int, size_bytes: int) -> bytes:
+    return struct.pack("<BQ", form, size_bytes)
+
+
+def _require_size(tensor: Any, element: ElementType, size_bytes: int, label: str) -> None:
+    wanted = element.size_bytes(tensor.dims, label)
+    if size_bytes != wanted:
+        raise _wrong_size(label, f"{size_bytes} bytes", str(wanted))
+
+
+def _wrong_size(label: str, found: str, wanted: str) -> ModelError:
+    message = f"{label} has {found} of content, and its shape and type ask for {wanted}"
+    return ModelError(message, "Export or download the model again.")
 
 
 def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) -> str:
@@ -184,20 +278,31 @@ def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) 
     return stored[0] if stored else ""
 
 
-def _raw_slices(values: Sequence[Any], element: ElementType, label: str) -> Iterator[bytes]:
+def _raw_slices(tensor: Any, values: Sequence[Any], element: ElementType, label: str) -> Iterator[bytes]:
     """The raw form of the entries of a typed storage field, a slice at a time."""
-    pack = {"float_data": _raw_floats, "double_data": _raw_doubles}.get(element.field)
+    form = {"float_data": "f", "double_data": "d"}.get(element.field)
     for start in range(0, len(values), SLICE_ELEMENTS):
         entries = values[start : start + SLICE_ELEMENTS]
-        yield _raw_integers(entries, element, label) if pack is None else pack(entries)
+        if form is None:
+            yield _raw_integers(entries, element, label)
+        elif isnan(sum(entries)):  # as it is for opposite infinities: no harm
+            # Python's floats quiet a signaling NaN; TensorRT copies it as it is.
+            yield _serialized(tensor, element.field)[start * element.entry_bits // 8 :]
+            return
+        else:
+            yield struct.pack(f"<{len(entries)}{form}", *entries)
 
 
-def _raw_floats(entries: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(entries)}f", *entries)
-
-
-def _raw_doubles(entries: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(entries)}d", *entries)
+def _serialized(tensor: Any, field: str) -> bytes:
+    """The entries of a field of floats as protobuf has them, bit by bit; needs twice their memory."""
+    copy = type(tensor)()
+    copy.CopyFrom(tensor)
+    for other, _ in copy.ListFields():
+        if other.name != field:
+            copy.ClearField(other.name)
+    copy.DiscardUnknownFields()
+    size_bytes = len(getattr(copy, field)) * (4 if field == "float_data" else 8)
+    return bytes(copy.SerializeToString()[-size_bytes:])
 
 
 def _raw_integers(entries: Sequence[int], element: ElementType, label: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -263,3 +264,154 @@ def test_a_thousand_data_files_need_one_descriptor_at_a_time(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(identity.files) == 300
+
+
+# Links: a location that is a path inside the folder may lead out of it all the same
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A file with the weights, outside the folder ``model`` that the test makes."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "model").mkdir()
+    return tmp_path / "elsewhere/w.bin"
+
+
+def link_file(folder, target):
+    (folder / "w.bin").symlink_to(target)
+    return "w.bin"
+
+
+def link_relative(folder, target):
+    (folder / "w.bin").symlink_to(os.path.relpath(target, folder))
+    return "w.bin"
+
+
+def link_folder(folder, target):
+    (folder / "data").symlink_to(target.parent)
+    return f"data/{target.name}"
+
+
+def link_chain(folder, target):
+    (folder / "two").symlink_to(target)
+    (folder / "w.bin").symlink_to("two")
+    return "w.bin"
+
+
+LINKS = [link_file, link_relative, link_folder, link_chain]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_that_leaves_the_folder_is_refused_unless_that_is_allowed(link, elsewhere, tmp_path):
+    folder = tmp_path / "model"
+    model = linear(external(raw(), link(folder, elsewhere)))
+    for source in (save(model, folder / "m.onnx"), ModelSource.of(model.SerializeToString(), folder)):
+        with pytest.raises(ModelError, match="leaves the model's folder") as caught:
+            identify(source)
+        assert str(elsewhere) in caught.value.what
+        assert "ENGINECACHE_FOLLOW_LINKS=yes" in caught.value.fix
+        found = identify(replace(source, follows_links=True))
+        assert found.digest == EXPECTED.digest
+        assert found.has_links_out
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_that_stays_in_the_folder_is_followed(link, folder):
+    (folder / "deep").mkdir()
+    (folder / "w.bin").rename(folder / "deep/weights")
+    source = save(linear(external(raw(), link(folder, folder / "deep/weights"))), folder / "m.onnx")
+    found = identify(source)
+    assert found.digest == EXPECTED.digest
+    assert not found.has_links_out
+
+
+def test_a_link_may_lead_into_the_folder_that_the_model_itself_is_a_link_into(elsewhere, tmp_path):
+    save(linear(external(raw())), elsewhere.parent / "m.onnx")
+    for name in ("m.onnx", "w.bin"):
+        (tmp_path / "model" / name).symlink_to(elsewhere.parent / name)
+    assert identify(ModelSource.of(tmp_path / "model/m.onnx")).digest == EXPECTED.digest
+
+
+def test_a_folder_that_is_a_link_itself_is_the_folder_it_leads_to(folder, tmp_path_factory):
+    save(linear(external(raw())), folder / "m.onnx")
+    current = tmp_path_factory.mktemp("releases") / "current"
+    current.symlink_to(folder)
+    assert identify(ModelSource.of(current / "m.onnx")).digest == EXPECTED.digest
+
+
+@pytest.mark.parametrize("inner", ["", "onnx"])
+@pytest.mark.parametrize("is_model_a_link", [True, False])
+def test_a_model_hubs_blobs_are_followed(inner, is_model_a_link, tmp_path):
+    repository = tmp_path / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / "0123abc" / inner, repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "5678").write_bytes(WEIGHT.tobytes())
+    model = linear(external(raw(), "m.onnx_data"))
+    (snapshot / "m.onnx_data").symlink_to(os.path.relpath(blobs / "5678", snapshot))
+    if is_model_a_link:
+        save(model, blobs / "1234")
+        (snapshot / "m.onnx").symlink_to(os.path.relpath(blobs / "1234", snapshot))
+    else:
+        save(model, snapshot / "m.onnx")
+    for source in (ModelSource.of(snapshot / "m.onnx"), ModelSource.of(model.SerializeToString(), snapshot)):
+        assert identify(source).digest == EXPECTED.digest
+
+
+@pytest.mark.parametrize("target", ["other/blobs/5678", "blobs/deep/5678", "refs/5678", "snapshots/other/5678"])
+def test_what_is_not_among_the_repositorys_own_blobs_is_refused(target, tmp_path):
+    snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    path = tmp_path / "hub" / target
+    path.parent.mkdir(parents=True)
+    path.write_bytes(WEIGHT.tobytes())
+    (snapshot / "w.bin").symlink_to(path)
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        identify(save(linear(external(raw())), snapshot / "m.onnx"))
+
+
+def test_blobs_that_are_a_link_to_elsewhere_are_refused(elsewhere, tmp_path):
+    snapshot = tmp_path / "hub" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "hub" / "blobs").symlink_to(elsewhere.parent)
+    (snapshot / "w.bin").symlink_to("../../blobs/w.bin")
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        identify(save(linear(external(raw())), snapshot / "m.onnx"))
+
+
+def test_a_mounted_volume_of_kubernetes_is_followed(tmp_path):
+    data = tmp_path / "..2026_11_30_20_57_00.123"
+    data.mkdir()
+    (data / "w.bin").write_bytes(WEIGHT.tobytes())
+    save(linear(external(raw())), data / "m.onnx")
+    (tmp_path / "..data").symlink_to(data.name)
+    for name in ("m.onnx", "w.bin"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    assert identify(ModelSource.of(tmp_path / "m.onnx")).digest == EXPECTED.digest
+
+
+def test_a_link_that_is_led_out_of_the_folder_when_it_was_looked_at_is_refused(folder, elsewhere, monkeypatch):
+    """The file that was opened counts, and not the one that the link led to before."""
+    (folder / "model/inside.bin").write_bytes(WEIGHT.tobytes())
+    path = folder / "model/w.bin"
+    path.symlink_to("inside.bin")
+    source = save(linear(external(raw())), folder / "model/m.onnx")
+    open_file = os.open
+
+    def lead_out_and_open(name, flags, *rest):
+        if name == path:
+            path.unlink()
+            path.symlink_to(elsewhere)
+        return open_file(name, flags, *rest)
+
+    monkeypatch.setattr(os, "open", lead_out_and_open)
+    with pytest.raises(ModelError, match="leaves the model's folder"):
+        identify(source)
+
+
+@pytest.mark.parametrize("target", ["/proc/self/environ", "/proc/self/mem", "/dev/zero", "/etc/passwd"])
+def test_files_of_the_system_never_become_weights(target, tmp_path, never_blocks):
+    tensor = external(TensorProto(name="w", data_type=TensorProto.UINT8, dims=[16]))
+    (tmp_path / "w.bin").symlink_to(target)
+    refused(tensor, tmp_path, r"leaves the model's folder|not a regular file|may not be read")

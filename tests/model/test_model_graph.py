@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import onnx
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from small_onnx_models import LIGHT, identity_of, in_constant, in_function, in_i
 
 from enginecache.errors import ModelError
 from enginecache.model import ModelSource, identify
-from enginecache.model.graph import NOISE_KEYS, StructureWriter
+from enginecache.model.graph import StructureWriter
 
 
 def messages_of(message):
@@ -47,13 +49,8 @@ CHANGES = {
     "input type": lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 10),
     "opset": lambda m: setattr(m.opset_import[0], "version", 19),
     "opset domain": lambda m: m.opset_import.add(domain="custom", version=1),
-    "ir version": lambda m: setattr(m, "ir_version", 9),
-    "producer": lambda m: setattr(m, "producer_name", "other"),
-    "model version": lambda m: setattr(m, "model_version", 7),
-    "graph name": lambda m: setattr(m.graph, "name", "other"),
-    "metadata": lambda m: m.metadata_props.add(key="stride", value="32"),
-    "namespace": lambda m: m.graph.node[0].metadata_props.add(key="namespace", value="a/b"),
-    "value info": lambda m: m.graph.value_info.add(name="hidden"),
+    "producer that TensorRT's parser looks for": lambda m: setattr(m, "producer_name", "TensorRT"),
+    "metadata for TensorRT": lambda m: m.graph.node[0].metadata_props.add(key="trt_layer_precision", value="fp16"),
     "training info": lambda m: m.training_info.add(),
     "tensor name": lambda m: setattr(m.graph.initializer[0], "name", "v"),
 }
@@ -70,13 +67,66 @@ def test_what_decides_the_engine_changes_structure_and_leaves_weights(change):
     assert after.digest != before.digest
 
 
+METADATA = {
+    "producer": lambda m: setattr(m, "producer_name", "exporter"),
+    "producer version": lambda m: setattr(m, "producer_version", "2.9.1"),
+    "model version": lambda m: setattr(m, "model_version", 7),
+    "domain": lambda m: setattr(m, "domain", "org.example"),
+    "ir version": lambda m: setattr(m, "ir_version", 9),
+    "graph name": lambda m: setattr(m.graph, "name", "other"),
+    "date": lambda m: m.metadata_props.add(key="date", value="2026-11-03T11:30:00"),
+    "same key twice": lambda m: [m.metadata_props.add(key="date", value=day) for day in ("Monday", "Tuesday")],
+    "metadata of the graph": lambda m: m.graph.metadata_props.add(key="git", value="abc"),
+    "metadata of a node": lambda m: m.graph.node[0].metadata_props.add(key="namespace", value="a/b"),
+    "metadata of an input": lambda m: m.graph.input[0].metadata_props.add(key="pkg.torch.kind", value="user"),
+    "metadata of a tensor": lambda m: m.graph.initializer[0].metadata_props.add(key="scale", value="0.5"),
+}
+
+
+@pytest.mark.parametrize("change", METADATA.values(), ids=METADATA)
+def test_what_only_tells_of_the_export_changes_nothing(change):
+    model = linear()
+    before = identity_of(model)
+    change(model)
+    assert identity_of(model) == before
+
+
+def test_the_name_of_a_graph_inside_a_node_counts():
+    # TensorRT makes names of layers from it.
+    model = in_if(raw())
+    before = identity_of(model)
+    model.graph.node[0].attribute[0].g.name = "another"
+    assert identity_of(model).structure != before.structure
+
+
+def test_value_info_counts_apart_from_the_graph():
+    model = linear()
+    before = identity_of(model)
+    assert not before.value_info
+    model.graph.value_info.add(name="hidden")
+    after = identity_of(model)
+    assert (after.structure, after.weights) == (before.structure, before.weights)
+    assert after.value_info
+    assert after.digest != before.digest
+
+
+def test_the_graph_that_value_info_stands_in_counts():
+    def noted(branch: str):
+        model = in_if(raw())
+        attribute = next(a for a in model.graph.node[0].attribute if a.name == branch)
+        attribute.g.value_info.add(name="hidden")
+        return identity_of(model).value_info
+
+    assert noted("then_branch") != noted("else_branch")
+
+
 def test_order_of_value_info_counts():
     one, other = linear(), linear()
     one.graph.value_info.add(name="a")
     one.graph.value_info.add(name="b")
     other.graph.value_info.add(name="b")
     other.graph.value_info.add(name="a")
-    assert identity_of(one).structure != identity_of(other).structure
+    assert identity_of(one).digest != identity_of(other).digest
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
@@ -88,21 +138,20 @@ def test_doc_strings_and_exporter_noise_do_not_count_in_real_models(path):
         if "doc_string" in fields:
             message.doc_string = "exported from /home/someone/train.py"
         if "metadata_props" in fields:
-            for key in NOISE_KEYS:
-                message.metadata_props.add(key=key, value="File /home/someone/train.py, line 7")
+            message.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="File train.py, line 7")
     after = identity_of(model)
     assert (after.structure, after.weights) == (before.structure, before.weights)
 
 
 @pytest.mark.parametrize("make", [in_constant, in_if, in_function])
-def test_noise_inside_subgraphs_and_tensors_does_not_count_but_a_fact_does(make):
+def test_noise_inside_subgraphs_and_tensors_does_not_count_but_what_is_for_tensorrt_does(make):
     model = make(raw())
     before = identity_of(model)
     tensor = next(message for message in messages_of(model) if isinstance(message, onnx.TensorProto))
     tensor.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="line 1")
     tensor.doc_string = "a weight"
     assert identity_of(model).digest == before.digest
-    tensor.metadata_props.add(key="scale", value="0.5")
+    tensor.metadata_props.add(key="TensorRT.scale", value="0.5")
     assert identity_of(model).structure != before.structure
 
 
@@ -150,6 +199,24 @@ def test_the_digest_is_the_same_each_time(node):
     assert structure_of(node) == structure_of(node)
 
 
+def float_attribute(bits: int, *, many: bool = False) -> AttributeProto:
+    """An attribute whose float has these bits: no float of Python's holds a signaling NaN."""
+    content = struct.pack("<I", bits)
+    fields = b"\x3a\x04" if many else b"\x15"  # floats, packed; f
+    wire_type = AttributeProto.FLOATS if many else AttributeProto.FLOAT
+    return AttributeProto.FromString(b"\x0a\x01a" + fields + content + b"\xa0\x01" + bytes([wire_type]))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_signaling_nan_in_an_attribute_is_not_the_quiet_one(many):
+    nans = [0x7FA00000, 0x7FE00000, 0x7FC00000, 0xFFC00000]
+    attributes = [float_attribute(bits, many=many) for bits in nans]
+    graphs = [onnx.GraphProto(node=[NodeProto(op_type="Custom", attribute=[one])]) for one in attributes]
+    assert len(set(map(structure_of, graphs))) == len(nans)
+    models = [onnx.ModelProto(functions=[onnx.FunctionProto(name="f", attribute_proto=[one])]) for one in attributes]
+    assert len(set(map(structure_of, models))) == len(nans)
+
+
 def test_a_field_that_is_set_to_its_default_is_not_a_field_that_is_missing():
     assert structure_of(NodeProto(op_type="Relu")) != structure_of(NodeProto(op_type="Relu", name=""))
 
@@ -195,6 +262,49 @@ def test_an_unknown_field_anywhere_is_refused(kind):
     with pytest.raises(ModelError, match="does not know") as caught:
         identity_of(model)
     assert "pgrade" in caught.value.fix
+
+
+def field(number: int, content: bytes) -> bytes:
+    tag = number << 3 | 2
+    head = bytes([tag]) if tag < 128 else bytes([tag & 127 | 128, tag >> 7])
+    size = len(content)
+    length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
+    return head + length + content
+
+
+def in_graphs(levels: int, extra: bytes) -> bytes:
+    """A graph inside a graph, with something more on the wire in the innermost one."""
+    graph = field(2, b"inner") + extra
+    for _ in range(levels):
+        attribute = field(1, b"then_branch") + field(6, graph) + b"\xa0\x01\x05"
+        graph = field(1, field(4, b"If") + field(5, attribute)) + field(2, b"g")
+    return linear().SerializeToString() + field(7, graph)
+
+
+def in_types(levels: int, extra: bytes) -> bytes:
+    """A sequence of sequences, with something more on the wire in the innermost type."""
+    kind = field(1, b"\x08\x01") + extra
+    for _ in range(levels):
+        kind = field(4, field(1, kind))
+    return linear().SerializeToString() + field(7, field(13, field(1, b"v") + field(2, kind)))
+
+
+UNKNOWN = {
+    "field": b"\xfa\x3f\x04evil",
+    "group": b"\xfb\x3f\xfb\x3f\xfc\x3f\xfc\x3f",
+    "wrong type": b"\x0d\x00\x00\x00\x00",  # field 1 as a fixed number
+}
+
+
+@pytest.mark.parametrize("extra", UNKNOWN.values(), ids=UNKNOWN)
+@pytest.mark.parametrize(("make", "levels"), [(in_graphs, range(32)), (in_types, range(47))])
+def test_an_unknown_field_is_refused_at_any_depth_that_protobuf_reads(make, levels, extra):
+    for level in levels:
+        assert identify(ModelSource.of(make(level, b""))).digest
+        with pytest.raises(ModelError, match="does not know"):
+            identify(ModelSource.of(make(level, extra)))
+    with pytest.raises(ModelError, match="nested too deeply"):
+        identify(ModelSource.of(make(levels.stop + 3, extra)))
 
 
 @pytest.mark.parametrize("place", ["external_data", "metadata_props", "segment"])

@@ -65,11 +65,12 @@ def test_three_gigabytes_of_external_data_take_under_300_mb(tmp_path):
 def test_inline_weights_take_little_more_than_twice_the_file(field, size_bytes, count, tmp_path):
     model = linear()
     for index in range(count):
-        tensor = model.graph.initializer.add(name=f"w{index}", data_type=TensorProto.FLOAT)
+        count_each = size_bytes // count // 4
+        tensor = model.graph.initializer.add(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[count_each])
         if field == "raw_data":
-            tensor.raw_data = bytes(size_bytes // count)
+            tensor.raw_data = bytes(4 * count_each)
         else:
-            tensor.float_data.extend([0.5] * (size_bytes // count // 4))
+            tensor.float_data.extend([0.5] * count_each)
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
     # 60 MiB for the interpreter with onnx and numpy, which a small file would drown in.

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from small_onnx_models import PLACES, WEIGHT, external, identity_of, in_constant, linear, raw, typed
 
 from enginecache.errors import ModelError
-from enginecache.model.tensors import ELEMENT_TYPES
+from enginecache.model.tensors import ELEMENT_TYPES, READ_AS_RAW, READ_FROM_FILES, store_raw
 
 OTHER = WEIGHT.copy()
 OTHER[2, 3] = np.nextafter(OTHER[2, 3], np.float32(0))
@@ -83,7 +83,7 @@ NUMERIC = [number for number in sorted(ELEMENT_TYPES) if number != TensorProto.S
 
 @pytest.mark.parametrize("number", NUMERIC, ids=lambda number: ELEMENT_TYPES[number].name)
 @pytest.mark.parametrize("count", [0, 1, 7, 8])
-def test_typed_and_raw_and_external_storage_agree_for_every_element_type(number, count, tmp_path):
+def test_storage_counts_only_where_tensorrt_reads_it_differently(number, count, tmp_path):
     if number not in TensorProto.DataType.values():
         pytest.skip("probe: this onnx package has no such element type")
     values = [index % 2 for index in range(count)]
@@ -92,15 +92,39 @@ def test_typed_and_raw_and_external_storage_agree_for_every_element_type(number,
         in_bytes = raw_twin(in_fields)
     except (TypeError, ValueError):
         pytest.skip("probe: this onnx package cannot convert such a tensor to raw form")
-    size_bytes = ELEMENT_TYPES[number].size_bytes([count], "w")
-    assert len(in_bytes.raw_data) == size_bytes
+    name = ELEMENT_TYPES[number].name
+    assert len(in_bytes.raw_data) == ELEMENT_TYPES[number].size_bytes([count], "w")
     (tmp_path / "w.bin").write_bytes(in_bytes.raw_data)
-    outside = external(in_bytes)
-    digests = {identity_of(linear(form), tmp_path).digest for form in (in_fields, in_bytes, outside)}
-    assert len(digests) == 1
+    typed_identity, raw_identity = identity_of(linear(in_fields)), identity_of(linear(in_bytes))
+    is_misread = count > 0 and name not in READ_AS_RAW
+    assert typed_identity.has_misread == is_misread
+    assert (typed_identity.digest != raw_identity.digest) == is_misread
+    assert not raw_identity.has_misread
+    if name in READ_FROM_FILES:
+        assert identity_of(linear(external(in_bytes)), tmp_path).digest == raw_identity.digest
+    else:
+        with pytest.raises(ModelError, match="TensorRT does not have"):
+            identity_of(linear(external(in_bytes)), tmp_path)
     if count > 1:
         flipped = helper.make_tensor("w", number, [count], [1 - value for value in values])
-        assert identity_of(linear(flipped)).digest not in digests
+        assert identity_of(linear(flipped)).digest not in {typed_identity.digest, raw_identity.digest}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number", NUMERIC, ids=lambda number: ELEMENT_TYPES[number].name)
+def test_what_tensorrt_misreads_is_stored_raw_wherever_it_stands(place, number):
+    if number not in TensorProto.DataType.values():
+        pytest.skip("probe: this onnx package has no such element type")
+    try:
+        in_fields = helper.make_tensor("w", number, [7], [1, 0, 1, 1, 0, 0, 1])
+        in_bytes = raw_twin(in_fields)
+    except (TypeError, ValueError):
+        pytest.skip("probe: this onnx package cannot convert such a tensor to raw form")
+    model = place(in_fields)
+    is_misread = ELEMENT_TYPES[number].name not in READ_AS_RAW
+    assert identity_of(model).has_misread == is_misread
+    assert store_raw(model) == is_misread
+    assert identity_of(model).digest == identity_of(place(in_bytes)).digest
 
 
 def raw_twin(tensor: TensorProto) -> TensorProto:
@@ -119,16 +143,43 @@ def test_six_bit_elements_are_packed_as_onnx_packs_them(codes):
     if "FLOAT6E2M3" not in TensorProto.DataType.keys():  # noqa: SIM118 - an enum, not a mapping
         pytest.skip("probe: this onnx package has no FLOAT6E2M3")
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT6E2M3, dims=[len(codes)], int32_data=codes)
-    assert identity_of(linear(tensor)).digest == identity_of(linear(raw_twin(tensor))).digest
+    expected = raw_twin(tensor)
+    store_raw(tensor)
+    assert tensor.raw_data == expected.raw_data
 
 
-@given(st.lists(st.floats(width=32), max_size=50), st.sampled_from([TensorProto.FLOAT, TensorProto.COMPLEX64]))
+FLOATS = [(TensorProto.FLOAT, "f", "float_data"), (TensorProto.DOUBLE, "d", "double_data")]
+
+
+@given(st.lists(st.floats(width=32), max_size=50), st.sampled_from(FLOATS))
 @settings(max_examples=50, deadline=None)
-def test_floats_have_one_content_in_either_storage(values, data_type):
-    content = struct.pack(f"<{len(values)}f", *values)
-    in_fields = TensorProto(name="w", data_type=data_type, dims=[len(values)], float_data=values)
+def test_floats_have_one_content_in_either_storage(values, kind):
+    data_type, form, name = kind
+    content = struct.pack(f"<{len(values)}{form}", *values)
+    in_fields = TensorProto(name="w", data_type=data_type, dims=[len(values)], **{name: values})
     in_bytes = TensorProto(name="w", data_type=data_type, dims=[len(values)], raw_data=content)
     assert identity_of(linear(in_fields)).digest == identity_of(linear(in_bytes)).digest
+
+
+@pytest.mark.parametrize("at", [0, 70_000])
+@pytest.mark.parametrize(("data_type", "form", "name"), FLOATS)
+def test_a_signaling_nan_is_not_the_quiet_one_in_either_storage(data_type, form, name, at):
+    """Python's floats cannot hold it, so the field comes from the wire."""
+    array = np.zeros(70_001, f"<u{struct.calcsize(form)}")
+    digests = set()
+    for bits in (0x7FA00001, 0x7FE00001) if form == "f" else (0x7FF4000000000001, 0x7FFC000000000001):
+        array[at] = bits
+        content = array.tobytes()
+        tag = bytes([TensorProto.DESCRIPTOR.fields_by_name[name].number << 3 | 2])
+        size = len(content)
+        length = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14])
+        in_bytes = TensorProto(name="w", data_type=data_type, dims=[len(array)], raw_data=content)
+        in_fields = TensorProto(name="w", data_type=data_type, dims=[len(array)])
+        in_fields.MergeFromString(tag + length + content)
+        digest = identity_of(linear(in_bytes)).digest
+        assert identity_of(linear(in_fields)).digest == digest
+        digests.add(digest)
+    assert len(digests) == 2
 
 
 def test_typed_storage_of_many_slices_is_whole():
@@ -154,7 +205,8 @@ def test_the_borders_between_tensors_count():
         model = linear()
         del model.graph.initializer[:]
         for name, content in (("a", first), ("b", second)):
-            model.graph.initializer.add(name=name, data_type=TensorProto.INT8, dims=[2], raw_data=content)
+            dims = [len(content)]
+            model.graph.initializer.add(name=name, data_type=TensorProto.INT8, dims=dims, raw_data=content)
         return model
 
     assert identity_of(two(b"ab", b"c")).weights != identity_of(two(b"a", b"bc")).weights
@@ -183,6 +235,13 @@ def test_a_sign_extended_half_is_its_bits():
 @pytest.mark.parametrize(
     "fields",
     [
+        {"raw_data": b"abc"},
+        {"raw_data": b"abcde"},
+        {"float_data": []},
+        {"float_data": [1.0, 2.0]},
+        {"data_type": TensorProto.UINT8, "int32_data": [1, 2]},
+        {"data_type": TensorProto.INT4, "dims": [3], "int32_data": [1]},
+        {"data_type": TensorProto.STRING, "string_data": [b"a", b"b"]},
         {"raw_data": b"abcd", "float_data": [1.0]},
         {"int64_data": [1]},
         {"double_data": [1.0], "float_data": [1.0]},

@@ -1,0 +1,69 @@
+"""Shows what TensorRT-RTX's parser makes of the tensors of models: ``python parsed_constants.py FOLDER MODEL...``.
+
+Each model is read, pinned and stored anew as a build does it. A line of JSON for each: its digest and constants, or who
+refused it. A process of its own: TensorRT keeps what it is first given, and a crash here is nobody else's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import builder_models
+import tensorrt_rtx as trt
+
+from enginecache.builders.conversion import without_misread
+from enginecache.builders.logs import BuildLog
+from enginecache.builders.pinning import pinned
+from enginecache.errors import ModelError
+
+BITS = {"INT4": 4, "FP4": 4, "FP8": 8, "INT8": 8, "UINT8": 8, "BOOL": 8, "BF16": 16, "HALF": 16, "INT64": 64}
+"""Of types that are not 32 bits wide; numpy has no words for some of them."""
+
+
+def main() -> None:
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    folder = Path(sys.argv[1])
+    for path in sys.argv[2:]:
+        print(json.dumps(reading_of(Path(path), folder, builder, logger)))
+
+
+def reading_of(path: Path, folder: Path, builder: Any, logger: Any) -> dict[str, Any]:
+    try:
+        request = builder_models.request_for(folder, path)
+    except ModelError as error:
+        return {"refused": "enginecache", "why": error.what}
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    with pinned(request) as model, Path("/dev/null").open("w", encoding="utf-8") as nowhere:
+        source = without_misread(model.request, BuildLog(nowhere)).source
+        if not parser.parse_from_file(str(source.path)):
+            return {"digest": request.identity.digest, "refused": "TensorRT", "why": parser.get_error(0).desc()}
+        return {"digest": request.identity.digest, "constants": constants_of(network)}
+
+
+def constants_of(network: Any) -> list[list[Any]]:
+    """Type, shape and bytes of every constant, in the network's order."""
+    found = []
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == trt.LayerType.CONSTANT:
+            layer.__class__ = trt.IConstantLayer
+            found.append([str(layer.get_output(0).dtype), list(layer.shape), bytes_of(layer.weights).hex()])
+    return found
+
+
+def bytes_of(weights: Any) -> bytes:
+    if hasattr(weights, "tobytes"):
+        return weights.tobytes()
+    # numpy has no such type: trt.Weights holds a C++ object {type, values, count} behind pybind11's header.
+    bits = BITS.get(weights.dtype.name, 32)
+    held = ctypes.c_void_p.from_address(id(weights) + 16).value
+    return ctypes.string_at(ctypes.c_void_p.from_address(held + 8).value, (weights.size * bits + 7) // 8)
+
+
+if __name__ == "__main__":
+    main()
