@@ -56,11 +56,11 @@ class BuildDisplay:
     def waiting(self, wait: Waiting) -> None:
         """Show that another process builds."""
         if not self._is_quiet and self._is_time():
-            from enginecache.locks.local import describe_holder
+            from enginecache.locks.local import describe_age, describe_holder
 
             who = describe_holder(wait.holder)
             what = f"be done with {wait.device}" if wait.device else f"build {self._name}"
-            say(f"waiting for {who} to {what}")
+            say(f"waiting for {who} to {what}{describe_age(wait.holder)}: {wait.waited_seconds:.0f} s so far")
 
     def _is_time(self) -> bool:
         now = time.monotonic()

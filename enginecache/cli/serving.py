@@ -124,9 +124,9 @@ def _tell(entry: Entry, *, is_quiet: bool) -> None:
 
 def _said(entry: Entry, elapsed: str) -> str:
     why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
-    why = "a stored engine runs here" if entry.outcome == "compatible" else why
+    why = "a stored engine runs on the GPUs that were asked for" if entry.outcome == "compatible" else why
     reach = ", ".join(entry.record.compute_capabilities)
-    what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}"
+    what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}, key {entry.key[:12]}"
     return f"{entry.outcome} in {elapsed} s {printable(f'({what}): {why}')}"
 
 
@@ -161,10 +161,12 @@ def explain(asked: Asked, json: Json = False) -> None:
 def _print_explanation(explanation: Explanation) -> None:
     lines = [f"{explanation.verdict}: {explanation.reasons[0].text}"]
     lines += [f"{reason.code}: {reason.text}" for reason in explanation.reasons[1:]]
-    lines.append(f"key      {explanation.key}")
+    lines.append(f"key      {explanation.requested_key}")
     for group, value in explanation.fields.items():
         lines += [f"  {name}: {canonical_json(item)}" for name, item in flat_facts(value, group)]
     if explanation.entry is not None:
+        if explanation.key != explanation.requested_key:
+            lines.append(f"stored   {explanation.key}")
         lines.append(f"digest   {explanation.entry.digest}")
     for candidate in explanation.candidates[:CANDIDATES_SHOWN]:
         level = candidate.verdict.level

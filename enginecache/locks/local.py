@@ -90,7 +90,8 @@ class LocalKeyLocks:
             time.sleep(POLL_S if timeout_s is None else min(POLL_S, timeout_s - waited))
 
     def _timed_out(self, name: str, timeout_s: float) -> LockTimeoutError:
-        message = f"timed out after {timeout_s:g} s of waiting for {describe_holder(self.holder(name))}"
+        holder = self.holder(name)
+        message = f"timed out after {timeout_s:g} s of waiting for {describe_holder(holder)}{describe_age(holder)}"
         return LockTimeoutError(message, "Wait longer with --timeout, or look at that process; it may still succeed.")
 
     def holder(self, name: str) -> Holder | None:
@@ -153,8 +154,13 @@ def _not_taken(path: Path, error: OSError) -> StoreError:
 
 
 def describe_holder(holder: Holder | None) -> str:
-    """The holder for people."""
-    if holder is None:
-        return "another process"
-    age = max(time.time() - holder.since, 0.0)
-    return f"process {holder.pid} on {holder.host} ({age:.0f} s so far)"
+    """Return the holder's name for people."""
+    return "another process" if holder is None else f"process {holder.pid} on {holder.host}"
+
+
+def describe_age(holder: Holder | None) -> str:
+    """Return how long the holder has had the lock, to go on from its name; empty where that is not known.
+
+    Others may have waited for less, or for more: for the holders before it.
+    """
+    return "" if holder is None else f", which began {max(time.time() - holder.since, 0.0):.0f} s ago"

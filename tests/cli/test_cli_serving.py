@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -174,8 +175,53 @@ def test_waiting_longer_than_the_time_out_is_exit_5(cli, model, cache):
     with cache._locks.hold(key, None):
         ran = cli("get", model, *BATCH, "--timeout", "0.2s")
     assert (ran.code, ran.out) == (5, "")
-    assert "waiting for process" in ran.err
+    assert re.search(
+        r"^waiting for process \d+ on \S+ to build model\.onnx, which began \d+ s ago: 0 s so far$",
+        ran.err,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"timed out after 0\.2 s of waiting for process \d+ on \S+, which began \d+ s ago$", ran.err, re.MULTILINE
+    )
     assert "--timeout" in ran.err
+
+
+def test_the_line_of_an_outcome_names_the_key_of_the_engine_that_is_given(cli, model):
+    first = cli("get", model, *BATCH, "--json")
+    second = cli("get", model, "--dim", "batch=1:2:9")
+    assert f", key {first.json['key'][:12]}): no engine of this model is stored" in first.err
+    built = cli("get", model, "--dim", "batch=1:2:9", "--json").json["key"]
+    assert built != first.json["key"]
+    assert re.search(
+        rf"^built in [\d.]+ s \(.*, key {built[:12]}\): the nearest stored engine, ", second.err, re.MULTILINE
+    )
+
+
+def test_an_engine_of_a_wider_reach_is_a_hit_that_explain_and_get_describe_alike(cli, model):
+    stored = cli("get", model, *BATCH, "--target", "sm_86", "--target", "sm_89", "--json").json
+    ran = cli("get", model, *BATCH, "--target", "sm_86", "--offline")
+    assert (ran.code, ran.out) == (0, f"{stored['path']}\n")
+    assert re.search(
+        r"^hit in .* a stored engine covers compute capability 8\.6: it was built for", ran.err, re.MULTILINE
+    )
+    assert "warning" not in ran.err
+    explained = cli("explain", model, *BATCH, "--target", "sm_86").out
+    assert explained.startswith("hit: a stored engine covers compute capability 8.6: it was built for several targets")
+    assert f"stored   {stored['key']}\n" in explained
+
+
+def test_an_engine_that_was_set_aside_as_damaged_is_a_reason_from_then_on(cli, model):
+    path = Path(cli("get", model, *BATCH, "--json").json["path"])
+    path.chmod(0o600)
+    path.write_bytes(b"x" * path.stat().st_size)
+    cli("get", model, *BATCH, "--offline")
+    for _ in range(2):
+        ran = cli("get", model, *BATCH, "--offline")
+        assert (ran.code, ran.out) == (3, "")
+        assert "it was stored, found damaged and set aside at 20" in ran.err
+        assert cli("explain", model, *BATCH).out.startswith("miss: it was stored, found damaged and set aside at 20")
+    assert "it was stored, found damaged" in cli("get", model, *BATCH).err
+    assert "found damaged" not in cli("explain", model, *BATCH).out
 
 
 def test_explain_of_a_miss_names_key_fields_and_builds_nothing(cli, model, builder):

@@ -20,7 +20,7 @@ import pytest
 
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.locks.base import Holder, KeyLocks, Waiting
-from enginecache.locks.local import LocalKeyLocks, describe_holder
+from enginecache.locks.local import LocalKeyLocks, describe_age, describe_holder
 from enginecache.store.root import Root
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -268,9 +268,11 @@ def test_a_note_that_cannot_be_read_is_another_process(root, note):
     assert describe_holder(None) == "another process"
 
 
-def test_a_holder_is_described_with_its_age():
-    assert describe_holder(Holder("pod-7", 12, time.time() - 90)) == "process 12 on pod-7 (90 s so far)"
-    assert describe_holder(Holder("pod-7", 12, time.time() + 90)) == "process 12 on pod-7 (0 s so far)"
+def test_a_holder_is_described_by_its_process_and_its_age():
+    assert describe_holder(Holder("pod-7", 12, 0.0)) == "process 12 on pod-7"
+    assert describe_age(None) == ""
+    assert describe_age(Holder("pod-7", 12, time.time() - 90)) == ", which began 90 s ago"
+    assert describe_age(Holder("pod-7", 12, time.time() + 90)) == ", which began 0 s ago"
 
 
 def test_a_note_that_cannot_be_written_or_removed_does_not_keep_the_lock(root):
