@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 
 import pytest
@@ -170,6 +171,14 @@ def test_an_engine_of_a_wider_reach_that_appears_while_waiting_is_served(cache, 
     found = cache.get(model, **ONE, waiting=publish_wider)
     assert (found.outcome, codes(found)) == ("hit", ["waited", "wider_reach", "absent"])
     assert builder.count == 1
+
+
+def test_a_copied_folder_serves_what_was_prebuilt(cache, open_cache, model, tmp_path):
+    stored = cache.get(model, **BOTH)
+    shutil.copytree(cache.root.path, tmp_path / "on the node")
+    found = open_cache(folder=tmp_path / "on the node").get(model, **ONE, offline=True)
+    assert (found.outcome, found.digest) == ("hit", stored.digest)
+    assert found.path.is_relative_to(tmp_path / "on the node")
 
 
 def test_a_rebuild_builds_for_exactly_the_asked_targets(cache, builder, model):

@@ -55,7 +55,7 @@ def get(
       enginecache get model.onnx
       enginecache get model.onnx --dim batch=1:32:64 --workspace 1GiB
       enginecache get model.onnx --target sm_89 --target sm_120 --json
-      trtexec --loadEngine=$(enginecache get model.onnx)
+      trtexec --loadEngine=$(enginecache get model.onnx --backend tensorrt)
     """
     copy = None if output is None else _copy_path(output, asked.model)
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
