@@ -135,7 +135,7 @@ def recalled(cache, model):
     """What the process gives again without a look at the registry's rows, once it has come to rest."""
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     cache.get(model, **ONE)
-    return cache._hits.recall(model, ONE)
+    return cache._hits.recall(cache._hits.name(model, ONE))
 
 
 def test_a_process_gives_a_wider_engine_again_until_a_better_one_is_there(cache, open_cache, builder, model):
