@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import os
 import re
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from enginecache.errors import EngineCacheError, StoreError
+from enginecache.failures import WRONG_CLOCK_S
 from enginecache.locks.base import KeyLocks
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, find_registry_damage, recorded_entries, sound_entries
@@ -292,9 +292,11 @@ def check_folders(root: Root) -> Found:
 
 def check_builds(registry: Registry, locks: KeyLocks, grace_s: float) -> Found:
     """Attempts that say ``running`` and began before the grace time, though nobody holds the lock of their key."""
-    began_before = utc_now() - dt.timedelta(seconds=grace_s)
+    now = utc_now()
     for build in registry.unfinished_builds():
-        if build.started_at > began_before or is_under_way(build, locks):
+        age_s = (now - build.started_at).total_seconds()
+        # One that began ahead of the clock was begun by another clock, or this one was set back: the lock tells.
+        if -WRONG_CLOCK_S <= age_s < grace_s or is_under_way(build, locks):
             continue
         text = f"the attempt {build.id[:12]} of {build.started_at:%Y-%m-%d} says running, and its process is gone"
         finding = Finding("build", build.id, text, "say that it was abandoned")

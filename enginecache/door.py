@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from enginecache.watching import ELAPSED, command_of, folder_of, is_as_it_was, seal_of
+from enginecache.watching import ELAPSED, command_of, folder_of, is_as_it_was, note_use, seal_of
 
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
             return False
         # The use is noted before the row is read for good: a prune that takes the row after this sees the use, and
         # leaves the blob.
-        os.utime(f"{folder}/uses/{key}")
+        note_use(f"{folder}/uses/{key}")
         if connection.execute(SELECT, (command,)).fetchone() != found or not is_as_it_was(watched):
             return False
     finally:

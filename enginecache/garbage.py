@@ -49,8 +49,9 @@ def find_garbage(
     for path, what, limit_s in _candidates(root, is_named, grace_s, folders):
         with contextlib.suppress(FileNotFoundError):
             status = os.lstat(path)
-            # ctime moves with the rename that gave a blob its name, mtime does not.
-            is_past = now - max(status.st_mtime, status.st_ctime) >= limit_s
+            # ctime moves with the rename that gave a blob its name, mtime does not; an mtime that is ahead is no time.
+            changed_s = status.st_ctime if status.st_mtime > now else max(status.st_mtime, status.st_ctime)
+            is_past = now - changed_s >= limit_s
             if is_past or limit_s == grace_s:
                 (past if is_past else young).append(Garbage(Path(path), _size_bytes(Path(path)), what))
     return sorted(past, key=_path), sorted(young, key=_path)

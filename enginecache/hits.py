@@ -273,9 +273,13 @@ def _are_settled(state: State) -> bool:
     The registry changes with every build and every first sight of a model, so 2 s of asking would be a long time. With
     a write-ahead log it is needed: there a change is seen some time after it was written, when the disk has it.
     """
-    changed_ns = max(max(mtime_ns, ctime_ns) for _, _, mtime_ns, ctime_ns in state)
+    now_ns = time.time_ns()
+    # Every change moves ctime to the clock's time; an mtime that is ahead is a date that somebody gave it.
+    changed_ns = max(ctime_ns if mtime_ns > now_ns else max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns in state)
     is_coarse = changed_ns % 1_000_000_000 == 0 or len(state) > 1
-    return changed_ns + (files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)) <= time.time_ns()
+    settle_ns = files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)
+    # Ahead of a clock that was set back: a change now has another time.
+    return changed_ns + settle_ns <= now_ns or (not is_coarse and changed_ns >= now_ns + settle_ns)
 
 
 def _frozen(value: Any) -> Any:

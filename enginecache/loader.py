@@ -233,7 +233,7 @@ def _request(
 
 
 def _failed_before(path: Path, known: LoadRecord) -> EngineCacheError:
-    age_s = (utc_now() - known.at).total_seconds()
+    age_s = max((utc_now() - known.at).total_seconds(), 0.0)
     age = f"{age_s / 3600:.0f} h" if age_s >= 5400 else f"{age_s / 60:.0f} min"
     reason = known.reason.partition("\n")[0]
     message = f"TensorRT did not load the engine {path} {age} ago, on this class of GPU and this driver: {reason}"

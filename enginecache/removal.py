@@ -119,6 +119,7 @@ class Removal:
 
         Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done. Also on a full disk.
         """
+        self._uses.age_those_ahead()
         if plan.is_empty:
             return 0
         with Reserve(self._root).lent():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from enginecache.environment import is_keyed
 from enginecache.mounts import boot_id, status_of
@@ -77,6 +78,24 @@ def seal_of(command: str, key: str, watched: bytes, said: bytes, printed: bytes)
 def look(how: str, thing: str) -> bytes:
     """What is seen of a thing now."""
     return LOOKS[how](thing)
+
+
+def note_use(path: str) -> None:
+    """Note a use now in the times of a file.
+
+    A note never moves back: under a clock that is behind, ctime alone tells of the use.
+
+    Raises:
+        OSError: There is no such file, or it cannot be written.
+    """
+    found = os.stat(path)
+    if found.st_mtime_ns <= time.time_ns():
+        os.utime(path)
+        return
+    try:
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    except PermissionError:
+        return  # only its owner may, and the note is ahead as it is
 
 
 def is_as_it_was(watched: bytes) -> bool:

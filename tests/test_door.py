@@ -18,8 +18,9 @@ from fakes import FakeBuilder, fake_place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import gather, linear, save
+from mounts import Image
 
-from enginecache import door, fingerprint, watching
+from enginecache import door, fingerprint, mounts, watching
 from enginecache.cache import EngineCache
 from enginecache.cli.app import app
 from enginecache.config import Config
@@ -318,6 +319,30 @@ def test_a_settings_file_that_appears_leaves_it_to_the_full_path(opened, capfdbi
     (tmp_path / "enginecache").mkdir()
     known(capfdbinary, arguments)
     (tmp_path / "enginecache" / "config.toml").write_text('backend = "tensorrt-rtx"\n', encoding="utf-8")
+    assert by_the_door(capfdbinary, arguments) is None
+
+
+def test_another_image_in_the_models_place_leaves_it_to_the_full_path(opened, capfdbinary, tmp_path):
+    (tmp_path / "image").mkdir()
+    image = Image("overlay on squashfs", tmp_path / "image")
+    try:
+        model = image.replace("model.onnx", linear(seed=1).SerializeToString())
+        arguments = ["get", str(model), "--dim", "batch=1:2:4"]
+        known(capfdbinary, arguments)
+        first = by_the_door(capfdbinary, arguments)
+        image.replace("model.onnx", linear(seed=2).SerializeToString())
+        assert by_the_door(capfdbinary, arguments) is None
+        assert timeless(fully(capfdbinary, arguments))[1] != timeless(first)[1]
+    finally:
+        image.detach()
+
+
+@pytest.mark.parametrize("name", ["boot_id", "status_of"])
+def test_another_boot_or_root_is_another_command_line(opened, capfdbinary, monkeypatch, name):
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    there = {"boot_id": lambda: "the next", "status_of": lambda path: (*mounts.status_of(path)[:5], 7, 0)}
+    monkeypatch.setattr(watching, name, there[name])
     assert by_the_door(capfdbinary, arguments) is None
 
 

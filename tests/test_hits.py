@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeBuilder, fake_place
 from models import linear, save
+from mounts import Image
 
 from enginecache import fingerprint, hits, watching
 from enginecache.cache import EngineCache
@@ -76,6 +77,31 @@ def test_a_change_of_a_file_or_row_ends_it(served, model, change):
     if entry.path.exists():
         entry.path.chmod(0o400)
     served.verify(repair=True)
+
+
+def test_another_image_in_the_models_place_is_seen_at_once(open_cache, tmp_path, monkeypatch):
+    # Those of images are whole seconds, and years ago.
+    (tmp_path / "image").mkdir()
+    image = Image("overlay on squashfs", tmp_path / "image")
+    cache = open_cache()
+    try:
+        model = image.replace("model.onnx", linear(seed=1).SerializeToString())
+        first = cache.get(model, **ASK)
+        time.sleep(SETTLE_NS / 1e9 + 0.05)
+        cache.get(model, **ASK)
+        assert is_recalled(cache, model)
+        image.replace("model.onnx", linear(seed=2).SerializeToString())
+        assert not is_recalled(cache, model)
+        assert cache.get(model, **ASK).key != first.key
+    finally:
+        image.detach()
+
+
+def test_the_plan_that_is_kept_is_one_that_was_checked(served, model, monkeypatch):
+    served._hits._hits.clear()
+    monkeypatch.setattr(type(served._registry), "recall", lambda *_: None)  # it lies in another mount by now
+    served.get(model, **ASK)
+    assert not is_recalled(served, model)
 
 
 def test_an_entry_that_another_process_removes_is_not_handed_out(served, model):

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from models import linear, save
+from mounts import IMAGES, Image, small_disk
 
-from enginecache import fingerprint, memo
+from enginecache import fingerprint, memo, mounts
+from enginecache.fingerprint import Fingerprint
 from enginecache.memo import BlobState, FileMemo
 from enginecache.model import ModelSource
 from enginecache.registry.database import Database
@@ -46,6 +49,10 @@ class Bench:
             return identify(source)
 
         monkeypatch.setattr(memo, "identify", counting)
+
+    def after_a_boot(self) -> FileMemo:
+        """A memo over the same registry, in the host's next boot."""
+        return FileMemo(SqlRegistry(self.database, boot="the next"), self.store)
 
     def put(self, data: bytes) -> str:
         source = self.root.tmp / "plan"
@@ -214,3 +221,114 @@ def test_a_memo_that_cannot_be_written_still_checks(bench, settled):
         assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
     assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
     assert bench.store.reads == 2
+
+
+# Other file systems and other boots
+
+
+@pytest.fixture(params=IMAGES)
+def image(request, tmp_path):
+    folder = tmp_path / "image"
+    folder.mkdir()
+    found = Image(request.param, folder)
+    yield found
+    found.detach()
+
+
+def test_a_model_of_an_image_in_the_place_of_another_is_identified_anew(bench, image, settled):
+    first, second = (linear(seed=seed).SerializeToString() for seed in (1, 2))
+    path = image.replace("model.onnx", first)
+    before = bench.memo.identify(ModelSource.of(path))
+    assert bench.memo.identify(ModelSource.of(path)) == before
+    assert bench.parsed == 1
+    assert image.replace("model.onnx", second) == path
+    after = bench.memo.identify(ModelSource.of(path))
+    assert bench.parsed == 2
+    assert after.digest != before.digest
+    assert after.files[0].fingerprint[1:5] == before.files[0].fingerprint[1:5]  # all but the device and the mount
+    image.replace("model.onnx", first)
+    assert bench.memo.identify(ModelSource.of(path)).digest == before.digest
+
+
+def test_external_data_of_an_image_in_the_place_of_another_is_hashed_anew(bench, image, tmp_path, settled):
+    weights = []
+    for seed in (1, 2):
+        source = save(linear(seed=seed), tmp_path / f"{seed}/model.onnx", external="weights.bin")
+        weights.append((source.parent / "weights.bin").read_bytes())
+    (tmp_path / "1/weights.bin").unlink()
+    model, mounted = tmp_path / "1/model.onnx", image.path / "weights.bin"
+    image.replace("weights.bin", weights[0])
+    # A bind mount of the file: a link may not lead out of the model's folder.
+    (tmp_path / "1/weights.bin").touch()
+    digests = set()
+    for content in weights:
+        image.replace("weights.bin", content)
+        if subprocess.run(["mount", "--bind", mounted, tmp_path / "1/weights.bin"], check=False).returncode:
+            pytest.skip("probe: a file cannot be mounted over another here")
+        try:
+            digests.add(bench.memo.identify(ModelSource.of(model)).digest)
+            digests.add(bench.memo.identify(ModelSource.of(model)).digest)
+        finally:
+            subprocess.run(["umount", tmp_path / "1/weights.bin"], check=True)
+    assert len(digests) == 2
+    assert bench.parsed == 2
+
+
+def test_two_mounts_of_one_folder_do_not_displace_each_other(bench, tmp_path, settled):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    save(linear(), tmp_path / "a/model.onnx")
+    if subprocess.run(["mount", "--bind", tmp_path / "a", tmp_path / "b"], check=False).returncode:
+        pytest.skip("probe: this user may not mount")
+    try:
+        for _ in range(3):
+            for name in ("a", "b"):
+                bench.memo.identify(ModelSource.of(tmp_path / name / "model.onnx"))
+    finally:
+        subprocess.run(["umount", tmp_path / "b"], check=True)
+    assert bench.parsed == 2
+
+
+def test_nothing_is_believed_after_a_boot(bench, source, settled):
+    digest = bench.put(b"plan")
+    bench.memo.identify(source)
+    bench.memo.check_blob(digest, 4)
+    after = bench.after_a_boot()
+    assert after.identify(source) == bench.memo.identify(source)
+    assert after.check_blob(digest, 4) is BlobState.INTACT
+    assert (bench.parsed, bench.store.reads) == (2, 2)
+
+
+def test_an_old_blob_with_the_times_of_the_right_one_is_found_out_after_a_boot(bench, settled):
+    """As a power loss leaves it: overwritten in place, and the times not yet on the disk."""
+    digest = bench.put(b"plan")
+    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    other = bench.store.path(digest)
+    kept = other.stat()
+    other.chmod(0o600)
+    other.write_bytes(b"plaN")
+    changed = Fingerprint.of_path(other)
+    bench.registry.remember("blob", changed, {"digest": digest})  # as if the times were still the old ones
+    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    assert kept.st_size == changed.size_bytes
+    assert bench.after_a_boot().check_blob(digest, 4) is BlobState.WRONG_DIGEST
+
+
+@pytest.mark.parametrize("kernel", ["told the mount", "did not"])
+def test_without_the_mounts_number_a_file_in_memory_is_read_each_time(bench, tmp_path, settled, monkeypatch, kernel):
+    with small_disk(1 << 20) as disk:
+        source = ModelSource.of(save(linear(), disk / "model.onnx"))
+        if kernel == "did not":
+            monkeypatch.setattr(mounts, "_statx", None)
+        elif not mounts.status_of(disk)[5]:
+            pytest.skip("probe: the kernel gives mounts no unique number (Linux 6.8)")
+        bench.memo.identify(source)
+        bench.memo.identify(source)
+    assert bench.parsed == (1 if kernel == "told the mount" else 2)
+
+
+def test_a_model_with_a_date_ahead_is_parsed_once(bench, source, settled):
+    later = time.time() + 9 * 3600
+    os.utime(source.path, (later, later))
+    assert bench.memo.identify(source) == bench.memo.identify(source)
+    assert bench.parsed == 1

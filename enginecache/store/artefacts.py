@@ -20,6 +20,7 @@ from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
 from enginecache.store.root import ArtefactKind, Root, sync_folder
+from enginecache.watching import note_use
 
 MAX_BYTES = 256 << 20
 """Nothing larger is kept or read: each is held in memory two or three times over, in every process that uses it."""
@@ -72,7 +73,7 @@ class Artefacts:
         if not isinstance(found, Artefact):
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)
+            note_use(os.fspath(path))
         return found
 
     def replace(self, slot: str, data: bytes) -> str:

@@ -1,7 +1,11 @@
 """When each entry was last used.
 
-Kept in the modification times of empty files, outside the blobs: touching a blob changes its ctime, and so the
-fingerprint that says it was verified. A touch takes no lock, so a hit waits for nobody.
+Kept in the times of empty files, outside the blobs: touching a blob changes its ctime, and so the fingerprint that says
+it was verified. A touch takes no lock, so a hit waits for nobody.
+
+A note's mtime is its latest use by any clock and never moves back, so a clock that is behind makes no entry older. Its
+ctime is the time of its last use by the clock of then. A note that is ahead of the clock therefore counts as it says,
+which is as a use now, until a day has passed since its ctime: then the clock that wrote it was wrong, not this one.
 """
 
 from __future__ import annotations
@@ -10,12 +14,17 @@ import contextlib
 import datetime as dt
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from enginecache.config import DAY_S
 from enginecache.errors import StoreError
 from enginecache.store.root import Root
+from enginecache.watching import note_use
 
 _KEY = re.compile(r"[0-9a-f]{64}")
+_LATEST_S = dt.datetime.max.replace(tzinfo=dt.timezone.utc).timestamp() - 1.0
 
 
 class UseLog:
@@ -27,28 +36,46 @@ class UseLog:
     def touch(self, key: str) -> None:
         """Note a use now. Never blocks, never fails."""
         with contextlib.suppress(OSError):
-            self._path(key).touch(mode=self._root.file_mode)
+            try:
+                note_use(os.fspath(self._path(key)))
+            except FileNotFoundError:
+                self._path(key).touch(mode=self._root.file_mode)
             if self._root.is_shared and self._path(key).stat().st_uid == os.geteuid():
                 self._path(key).chmod(self._root.file_mode)  # touch's mode is cut by the umask
 
     def last_used(self, key: str) -> dt.datetime | None:
         """When the entry was last used; None where no use was noted."""
         try:
-            return dt.datetime.fromtimestamp(self._path(key).stat().st_mtime, dt.timezone.utc)
-        except (OSError, ValueError, OverflowError):  # a wrong clock's year may be beyond any calendar's
+            return _last_use(self._path(key).stat(), time.time())
+        except OSError:
             return None
 
     def all(self) -> dict[str, dt.datetime]:
         """The last use of every entry that has a note, in one pass over the folder."""
         found: dict[str, dt.datetime] = {}
+        now_s = time.time()
+        for path, status in self._notes():
+            found[path.rpartition("/")[2]] = _last_use(status, now_s)
+        return found
+
+    def age_those_ahead(self) -> None:
+        """Let the days of notes begin that a clock wrote which was ahead. Best effort."""
+        now_s = time.time()
+        for path, status in self._notes():
+            if status.st_ctime > now_s and status.st_mtime > now_s:
+                with contextlib.suppress(OSError):
+                    note_use(path)
+
+    def _notes(self) -> Iterator[tuple[str, os.stat_result]]:
         folder = os.fspath(self._root.uses)
         with contextlib.suppress(OSError):
-            for key in os.listdir(folder):  # noqa: PTH208  these and no Path, which takes longer than all the rest
+            for name in os.listdir(folder):  # noqa: PTH208  these and no Path, which takes longer than all the rest
+                path = f"{folder}/{name}"
                 try:
-                    found[key] = dt.datetime.fromtimestamp(os.stat(f"{folder}/{key}").st_mtime, dt.timezone.utc)
-                except (OSError, ValueError, OverflowError):
+                    status = os.stat(path)
+                except OSError:
                     continue
-        return found
+                yield path, status
 
     def forget(self, key: str) -> None:
         """Drop the note of an entry that is gone."""
@@ -59,3 +86,11 @@ class UseLog:
         if _KEY.fullmatch(key) is None:  # an OSError, so every method takes it for a file that is not there
             raise StoreError(f"{key!r} is not a key", "The registry is damaged: run `enginecache verify`.")
         return self._root.uses / key
+
+
+def _last_use(status: os.stat_result, now_s: float) -> dt.datetime:
+    used_s = status.st_mtime
+    if used_s > now_s and status.st_ctime + DAY_S <= now_s:
+        used_s = status.st_ctime
+    # A wrong clock's year may be beyond any calendar's.
+    return dt.datetime.fromtimestamp(min(max(used_s, 0.0), _LATEST_S), dt.timezone.utc)
