@@ -38,8 +38,10 @@ from enginecache.publication import Publication, Resolved
 from enginecache.registry.records import EntryRecord, utc_now
 from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
 from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches
+from enginecache.runtimes.trial import ProcessTrial
 from enginecache.store.space import require_writable
 from enginecache.stored import StoredEngines
+from enginecache.timing import TimingCaches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,9 +62,15 @@ class EngineCache(StoredEngines):
     def __init__(self, config: Config, *, builder: Builder | None = None, place: Callable[..., Any] = place) -> None:
         super().__init__(config)
         self._publication = Publication(
-            self.root, self._registry, self._store, self._locks, ProcessBuilder() if builder is None else builder
+            self.root,
+            self._registry,
+            self._store,
+            self._locks,
+            ProcessBuilder(config.python) if builder is None else builder,
+            TimingCaches(self.root, self._locks, python=config.python),
         )
-        self._loader = EngineLoader(self._registry, self._lookup.quarantine)
+        trial = ProcessTrial(config.python, also=config.pass_environment)
+        self._loader = EngineLoader(self._registry, self._lookup.quarantine, trial=trial)
         self._place = place
         self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
 

@@ -60,6 +60,7 @@ class Config:
         pass_environment: Names of further environment variables that the builder is given. What no rule of
             :mod:`enginecache.environment` passes anyway is then part of the key.
         follow_links: Whether external data may be reached through links that leave the model's folder.
+        python: The interpreter that runs builders and trials: a path, or a name on PATH; None for this process's own.
         dir_from: Where ``dir`` was named: a variable, a file or an argument; empty for the default folder.
     """
 
@@ -73,6 +74,7 @@ class Config:
     cuda_major: int | None = None
     pass_environment: tuple[str, ...] = ()
     follow_links: bool = False
+    python: str | None = None
     dir_from: str = field(default="", compare=False)
 
     @classmethod
@@ -104,6 +106,8 @@ class Config:
         given = self.pass_environment
         names = _parse("pass_environment", given if isinstance(given, str) else " ".join(given), "pass_environment")[1]
         object.__setattr__(self, "pass_environment", names)
+        if self.python is not None:
+            object.__setattr__(self, "python", _parse("python", os.fspath(self.python), "python")[1])
 
 
 class Settings:
@@ -119,7 +123,7 @@ class Settings:
         self.config = Config.load(**self._arguments)
 
     def refresh(self) -> Config:
-        """Read the settings again if their file or variables differ. The folder stays, and how it is shared.
+        """Read the settings again if their file or variables differ. The folder stays, how it is shared, and the interpreter.
 
         What cannot be read changes nothing, and is logged: a running program goes on with the settings that it has.
         """
@@ -132,7 +136,13 @@ class Settings:
         except EngineCacheError as error:
             _LOGGER.warning("the settings have changed and cannot be read, so the former ones stay: %s", error)
         else:
-            self.config = replace(found, dir=self.config.dir, shared=self.config.shared, dir_from=self.config.dir_from)
+            self.config = replace(
+                found,
+                dir=self.config.dir,
+                shared=self.config.shared,
+                dir_from=self.config.dir_from,
+                python=self.config.python,
+            )
         return self.config
 
     def _look(self) -> tuple[object, ...]:
@@ -222,6 +232,11 @@ def _parse_major(text: str) -> int:
     return int(text)
 
 
+def _parse_program(text: str) -> str:
+    """A name without a folder stays as it is, and is looked for on PATH when it is started."""
+    return text if text and os.sep not in text else str(_parse_dir(text))
+
+
 def _parse_names(text: str) -> tuple[str, ...]:
     names = sorted(set(re.split(r"[,\s]+", text.strip(", \t\n")))) if text.strip(", \t\n") else []
     for name in names:
@@ -255,6 +270,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "cuda_major": ("cuda_major", _parse_major),
     "pass_environment": ("pass_environment", _parse_names),
     "follow_links": ("follow_links", _parse_switch),
+    "python": ("python", _parse_program),
 }
 """From the name in the file and the environment to the field and the reader of its text."""
 

@@ -22,6 +22,7 @@
     │       └── BuilderKilledError        exit 1   (RuntimeError) from outside, or out of memory: not the model's fault
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
+    │   ├── InterpreterError                       no Python that can run a builder
     │   ├── ToolchainError                         no TensorRT, or not the one that was expected
     │   ├── TargetError                            this TensorRT cannot build for that GPU
     │   ├── UnsupportedOptionError                 this TensorRT, or this GPU, lacks an option that was asked for
@@ -213,6 +214,10 @@ class BackendError(EngineCacheError, RuntimeError):
 
 class NoDeviceError(BackendError):
     """No GPU was found, and no target was named."""
+
+
+class InterpreterError(BackendError):
+    """No Python is known that can run a child process, or the named one cannot."""
 
 
 class ToolchainError(BackendError):

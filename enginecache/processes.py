@@ -8,6 +8,7 @@ native library prints is kept and is never taken for a report.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -15,16 +16,28 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from enginecache.devices import Device
 from enginecache.environment import Pairs, passed, snapshot
+from enginecache.errors import InterpreterError
+from enginecache.interpreter import NAME_ONE
+
+READY = "ready"
+"""The first report of every child."""
+
+START_TIMEOUT_S = 120.0
+"""Python may have to be read from a slow network; what has not reported itself by then does something else."""
 
 POLL_S = 0.5
 TAIL_LINES = 20
 TAIL_BYTES = 8192
+
+VERSION: str = sys.modules["enginecache"].__version__
+"""Of enginecache: what this process and its children must have in common."""
 
 STDIN = 0
 PARENT_CHECK_S = 1.0
@@ -33,6 +46,9 @@ PARENT_GONE = 75
 
 _KILLS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU}
 """Signals that come from outside; the others are the child's own fault."""
+
+_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+"""Errors of starting a program that are about its file."""
 
 _OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "failed to map segment")
 
@@ -106,7 +122,8 @@ def running_worker(
         log: Where its standard output and error go.
 
     Raises:
-        OSError: It cannot be started.
+        InterpreterError: The interpreter is not a program that can be started.
+        OSError: It cannot be started for want of something.
     """
     reader, writer = os.pipe()
     try:
@@ -122,11 +139,13 @@ def running_worker(
             close_fds=True,
             start_new_session=True,
         )
-    except BaseException:
+    except BaseException as error:
         os.close(reader)
         os.close(writer)
+        if isinstance(error, OSError) and error.errno in _NO_PROGRAM and error.filename == python:
+            raise InterpreterError(f"{python} cannot be started: {error.strerror}", NAME_ONE) from error
         raise
-    worker = Worker(process, reader)
+    worker = Worker(process, reader, python)
     try:
         os.close(writer)
         worker.send({**request, "event_fd": writer, "parent_pid": os.getpid()})
@@ -138,9 +157,13 @@ def running_worker(
 class Worker:
     """One running child and the pipe that it reports on."""
 
-    def __init__(self, process: subprocess.Popen[bytes], reader: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], reader: int, python: str) -> None:
         self._process = process
         self._reader = reader
+        self._python = python
+        self._started_s = time.monotonic()
+        self.is_ready = False
+        """Whether it has reported that it is a Python with this enginecache, and has its request."""
 
     def send(self, request: dict[str, Any]) -> None:
         """Write the request. Its pipe stays open: end-of-file would mean that this process died."""
@@ -161,6 +184,9 @@ class Worker:
 
         Not until end-of-file alone: a process that this one forks meanwhile without exec keeps a copy of the pipe's
         other end. ``poll`` and not ``select``, which fails on descriptors of 1024 and above.
+
+        Raises:
+            InterpreterError: It has another enginecache, or does not report itself.
         """
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
@@ -172,11 +198,39 @@ class Worker:
                 if not part:
                     return
                 *lines, rest = (rest + part).split(b"\n")
-                yield from map(json.loads, lines)
+                for report in map(json.loads, lines):
+                    if report["event"] == READY:
+                        self._accept(report["enginecache"])
+                    else:
+                        yield report
             elif is_over:
                 return
+            elif not self.is_ready and time.monotonic() - self._started_s > START_TIMEOUT_S:
+                raise InterpreterError(f"{self._python} has not run a child within {START_TIMEOUT_S:.0f} s", NAME_ONE)
             else:
                 yield None
+
+    def _accept(self, version: str) -> None:
+        if version != VERSION:
+            message = f"{self._python} has enginecache {version}, and this process has {VERSION}"
+            raise InterpreterError(message, f"Install the same version for both. {NAME_ONE}")
+        self.is_ready = True
+
+    def not_ready(self, status: int, tail: Sequence[str]) -> InterpreterError | None:
+        """The error for a child that ended before it reported itself; None where it did, or where others ended it.
+
+        Args:
+            status: As :meth:`wait` gives it.
+            tail: The last lines of its log.
+        """
+        if self.is_ready or is_from_outside(status, tail):
+            return None
+        if status == PARENT_GONE:
+            message = f"{self._python} starts Python as a process of its own"
+            return InterpreterError(message, "Name the interpreter itself, or let the script start it with `exec`.")
+        why = f": {tail[-1].strip()}" if tail else ""
+        message = f"{self._python} is no Python that can run enginecache: it ended {describe_status(status)}{why}"
+        return InterpreterError(message, NAME_ONE)
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait for its end; its status, negative for a signal.
@@ -237,9 +291,13 @@ def tail_of(log: IO[bytes]) -> list[str]:
 def receive_request() -> tuple[dict[str, Any], Reports]:
     """Read the request, and end this process from then on when its parent has died."""
     request = json.loads(_read_line(STDIN))
+    if os.getppid() != request["parent_pid"]:
+        os._exit(PARENT_GONE)  # dead already, or this process was started by another than the one that is to watch it
     os.set_inheritable(request["event_fd"], False)  # noqa: FBT003  # positional-only
     threading.Thread(target=_watch_parent, args=(request["parent_pid"],), daemon=True).start()
-    return request, Reports(request["event_fd"])
+    reports = Reports(request["event_fd"])
+    reports.send({"event": READY, "enginecache": VERSION})
+    return request, reports
 
 
 def _read_line(descriptor: int) -> bytes:

@@ -13,7 +13,6 @@ Source: NVIDIA TensorRT documentation, "Optimizing Builder Performance", Timing 
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from enginecache.builders.merging import REFUSED
 from enginecache.devices import Device
 from enginecache.environment import Pairs
 from enginecache.errors import BuilderCrashError, EngineCacheError, StoreError
+from enginecache.interpreter import environment_for, interpreters
 from enginecache.locks.base import KeyLocks
 from enginecache.options import BuildOptions
 from enginecache.os_errors import describe_os_error
@@ -88,12 +88,13 @@ class TimingCaches:
         root: The cache folder.
         locks: For a lock a slot.
         merge: Merges two; default: TensorRT does, in a child process.
+        python: The interpreter of that process.
     """
 
-    def __init__(self, root: Root, locks: KeyLocks, merge: Merge | None = None) -> None:
+    def __init__(self, root: Root, locks: KeyLocks, merge: Merge | None = None, python: str | None = None) -> None:
         self._artefacts = Artefacts(root, "timing-caches")
         self._locks = locks
-        self._merge = ProcessMerge(root) if merge is None else merge
+        self._merge = ProcessMerge(root, python=python) if merge is None else merge
 
     def slot(
         self, toolchain: Toolchain, device: Device | None, options: BuildOptions, environment: Pairs = ()
@@ -170,11 +171,17 @@ class ProcessMerge:
         root: The cache folder.
         timeout_s: How long TensorRT may take.
         search_path: Where the child looks for modules; default: where this process does, without its current folder.
+        python: The interpreter; default: this one, see :mod:`enginecache.interpreter`.
     """
 
     def __init__(
-        self, root: Root, timeout_s: float = MERGE_TIMEOUT_S, search_path: Sequence[str] | None = None
+        self,
+        root: Root,
+        timeout_s: float = MERGE_TIMEOUT_S,
+        search_path: Sequence[str] | None = None,
+        python: str | None = None,
     ) -> None:
+        self._python = python
         self._root = root
         self._timeout_s = timeout_s
         self._search_path = search_path
@@ -203,10 +210,16 @@ class ProcessMerge:
         (folder / "ours").write_bytes(ours)
         asked = {"flavour": slot.flavour, **{name: str(folder / name) for name in ("current", "ours", "merged")}}
         environment = child_environment(slot.device, self._search_path)
+        interpreter = interpreters(self._python)[0]
         with (folder / "log").open("w+b") as log:
             try:
                 with running_worker(
-                    MERGER, asked, python=sys.executable, environment=environment, folder=folder, log=log
+                    MERGER,
+                    asked,
+                    python=interpreter.path,
+                    environment=environment_for(interpreter, environment),
+                    folder=folder,
+                    log=log,
                 ) as worker:
                     status = worker.wait(self._timeout_s)
             except subprocess.TimeoutExpired as error:

@@ -113,7 +113,9 @@ def started(tmp_path_factory) -> dict[str, str]:
     """The environment of a builder's process whose parent has a variable for every rule, and one that has none."""
     folder = tmp_path_factory.mktemp("started")
     dump = folder / "python3"
-    dump.write_text(f"#!/bin/sh\nexec cat /proc/self/environ > {folder}/environment\n", encoding="utf-8")
+    dump.write_text(
+        f"#!/bin/sh\n[ -e {folder}/environment ] || cat /proc/$$/environ > {folder}/environment\n", encoding="utf-8"
+    )
     dump.chmod(0o755)
     variables = {a_name_of(pattern): f"value {number}" for number, pattern in enumerate(PATTERNS)}
     variables |= {"SOMETHING_ELSE": "1", "ALSO_NAMED": "2", "PATH": os.environ["PATH"]}

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -18,12 +17,12 @@ from enginecache.builders.wire import MODEL_NAME, PLAN_NAME, TIMING_CACHE_NAME, 
 from enginecache.errors import (
     BuilderCrashError,
     BuilderKilledError,
-    BuildError,
     EngineCacheError,
     ResourceError,
     StoreError,
     ToolchainError,
 )
+from enginecache.interpreter import Interpreter, environment_for, interpreters, run_with
 from enginecache.os_errors import RESOURCES, describe_os_error, explain_full_disk, free_inodes
 from enginecache.processes import (
     Worker,
@@ -51,12 +50,12 @@ class ProcessBuilder:
     parent alone, which then kills the child.
 
     Args:
-        python: The interpreter itself, no script that starts one; default: this one.
+        python: The interpreter; default: this one, see :mod:`enginecache.interpreter`.
         search_path: Where the child looks for modules; default: where this process does, without its current folder.
     """
 
     def __init__(self, python: str | None = None, search_path: Sequence[str] | None = None) -> None:
-        self._python = python or sys.executable
+        self._python = python
         self._search_path = search_path
 
     def build(self, request: BuildRequest, progress: ProgressCallback | None = None) -> BuiltPlan:
@@ -65,28 +64,38 @@ class ProcessBuilder:
         Any exception in ``progress``, and an interrupt here, kills the child and waits for its end before it goes on.
 
         Raises:
+            InterpreterError: There is no Python to run the child with; nothing was started, or it could not run it.
             StoreError: The log or the model's bytes cannot be written, or the disk is full.
         """
-        started_s = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(_files_of(request))
-            running = running_worker(
-                WORKER,
-                encode_request(request),
-                python=self._python,
-                environment=_environment(request, self._search_path),
-                folder=request.work_dir,
-                log=log,
-            )
-            try:
-                worker = stack.enter_context(running)
-            except OSError as error:
-                what, fix = describe_os_error(error, "the builder process cannot be started")
-                if error.errno in RESOURCES:
-                    raise ResourceError(what, fix) from error
-                advice = f"Is {self._python} an interpreter that may be run?"
-                raise BuildError(what, advice, str(request.log_path)) from error
-            return _listen(worker, request, progress, started_s)
+        interpreters(self._python)  # before a file is written
+        with _files_of(request) as log:
+            environment = _environment(request, self._search_path)
+            return run_with(self._python, lambda python: _build(request, progress, python, environment, log))
+
+
+def _build(
+    request: BuildRequest,
+    progress: ProgressCallback | None,
+    interpreter: Interpreter,
+    environment: dict[str, str],
+    log: IO[bytes],
+) -> BuiltPlan:
+    started_s = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        running = running_worker(
+            WORKER,
+            encode_request(request),
+            python=interpreter.path,
+            environment=environment_for(interpreter, environment),
+            folder=request.work_dir,
+            log=log,
+        )
+        try:
+            worker = stack.enter_context(running)
+        except OSError as error:
+            what, fix = describe_os_error(error, "the builder process cannot be started")
+            raise (ResourceError if error.errno in RESOURCES else StoreError)(what, fix) from error
+        return _listen(worker, request, progress, started_s)
 
 
 def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
@@ -163,7 +172,7 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
         # Whatever it died of, it is no fault of the model, and must not be remembered as one.
         why, fix = explain_full_disk(request.work_dir)
         raise StoreError(f"the builder ended {describe_status(status)}: {why}", fix)
-    raise _death(status, request.log_path, has_model=has_model)
+    raise worker.not_ready(status, log_tail(request.log_path)) or _death(status, request.log_path, has_model=has_model)
 
 
 def _is_full(folder: Path) -> bool:

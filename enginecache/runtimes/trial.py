@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import IO
 
 from enginecache.devices import Device
-from enginecache.errors import IntegrityError
+from enginecache.environment import passed, snapshot
+from enginecache.errors import IntegrityError, InterpreterError
+from enginecache.interpreter import Interpreter, environment_for, run_with
 from enginecache.os_errors import describe_os_error
 from enginecache.processes import (
     Worker,
@@ -39,15 +40,21 @@ class ProcessTrial:
     Safe to call from several threads at once.
 
     Args:
-        python: The interpreter itself, no script that starts one; default: this one.
+        python: The interpreter; default: this one, see :mod:`enginecache.interpreter`.
         search_path: Where the child looks for modules; default: where this process does, without its current folder.
         timeout_s: After so many seconds it is killed.
+        also: Names of further variables that it is given.
     """
 
     def __init__(
-        self, python: str | None = None, search_path: Sequence[str] | None = None, timeout_s: float = TIMEOUT_S
+        self,
+        python: str | None = None,
+        search_path: Sequence[str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        also: Collection[str] = (),
     ) -> None:
-        self._python = python or sys.executable
+        self._python = python
+        self._also = also
         self._search_path = search_path
         self._timeout_s = timeout_s
 
@@ -57,28 +64,32 @@ class ProcessTrial:
         Raises:
             IntegrityError: The plan's bytes do not have its digest.
         """
+        variables = passed(snapshot(), self._also)
+        environment = child_environment(device, self._search_path, variables)
+        try:
+            return run_with(self._python, lambda python: self._try(request, python, environment))
+        except InterpreterError as error:
+            return Failure("not_started", what=error.what)
+
+    def _try(self, request: LoadRequest, interpreter: Interpreter, environment: dict[str, str]) -> Failure | None:
         deadline = time.monotonic() + self._timeout_s
         # In memory, since a disk may be full or read-only.
         with contextlib.ExitStack() as stack:
             try:
                 log = stack.enter_context(os.fdopen(os.memfd_create("trial", os.MFD_CLOEXEC), "w+b", buffering=0))
-                worker = stack.enter_context(self._running(request, device, log))
+                running = running_worker(
+                    WORKER,
+                    encode_request(request),
+                    python=interpreter.path,
+                    environment=environment_for(interpreter, environment),
+                    folder="/",  # where no model lies, and no module beside it
+                    log=log,
+                )
+                worker = stack.enter_context(running)
             except OSError as error:
                 what, _ = describe_os_error(error, "a child process to try it in cannot be started")
                 return Failure("not_started", what=what)
             return self._outcome(worker, log, deadline)
-
-    def _running(
-        self, request: LoadRequest, device: Device | None, log: IO[bytes]
-    ) -> contextlib.AbstractContextManager[Worker]:
-        return running_worker(
-            WORKER,
-            encode_request(request),
-            python=self._python,
-            environment=child_environment(device, self._search_path),
-            folder="/",  # where no model lies, and no module beside it
-            log=log,
-        )
 
     def _outcome(self, worker: Worker, log: IO[bytes], deadline: float) -> Failure | None:
         has_plan = False
@@ -95,7 +106,11 @@ class ProcessTrial:
                 raise IntegrityError(report["what"], report["fix"])
             elif report is not None:
                 return decode_failure(report["failure"])
-        return _death(worker.wait(), tail_of(log), has_plan=has_plan)
+        status, tail = worker.wait(), tail_of(log)
+        not_ready = worker.not_ready(status, tail)
+        if not_ready is not None:
+            raise not_ready
+        return _death(status, tail, has_plan=has_plan)
 
 
 def _death(status: int, tail: list[str], *, has_plan: bool) -> Failure:

@@ -179,7 +179,9 @@ _TRY_ALONE = "Load it with trial='always' to see whether it still loads in a pro
 _FREE_MEMORY = "Free memory on this host and its GPU, and load it again; the engine is kept."
 
 _KINDS: dict[FailureKind, _Refusal] = {
-    "not_started": _Refusal("", "Raise the limit on processes, or load with trial='never'; the engine is kept."),
+    "not_started": _Refusal(
+        "", "Name a Python with ENGINECACHE_PYTHON, or load with trial='never'; the engine is kept."
+    ),
     "toolchain": _Refusal("", "`enginecache doctor` checks the installation; the engine is kept."),
     "version": _Refusal("", "Ask again, which builds one for the TensorRT here; this one is kept for its own."),
     "plugin": _Refusal("", "Give plugins=[...] the very libraries that the model was built with."),

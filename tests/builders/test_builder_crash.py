@@ -168,7 +168,7 @@ def test_death_is_seen_although_another_process_holds_the_event_pipe(tmp_path):
     # A process that another thread forks while the worker is being started keeps the pipe's writing end.
     reader, writer = os.pipe()
     process = subprocess.Popen(["true"], stdin=subprocess.PIPE, bufsize=0)
-    worker = processes.Worker(process, reader)
+    worker = processes.Worker(process, reader, "python3")
     try:
         os.write(writer, b'{"event": 1}\n{"half')
         assert [report for report in worker.reports() if report is not None] == [{"event": 1}]

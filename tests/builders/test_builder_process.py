@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import (
     BuildError,
+    InterpreterError,
     ModelChangedError,
     ProfileError,
     StoreError,
@@ -295,10 +296,15 @@ def test_existing_log_is_never_written_over(tmp_path, builder):
     assert request.log_path.read_text() == "someone's"
 
 
-def test_interpreter_that_cannot_be_started_is_a_build_error(tmp_path):
+def test_interpreter_that_cannot_be_started_is_an_error_of_its_own_and_leaves_no_descriptor(tmp_path):
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(BuildError, match="cannot be started"):
+    with pytest.raises(InterpreterError, match="not a program that this user may run"):
         ProcessBuilder(python=str(tmp_path / "no-python")).build(models.request_for(tmp_path))
+    broken = tmp_path / "python3"
+    broken.write_text("#!/no/such/interpreter\n", encoding="utf-8")
+    broken.chmod(0o755)
+    with pytest.raises(InterpreterError, match="cannot be started: No such file"):
+        ProcessBuilder(python=str(broken)).build(models.request_for(tmp_path))
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 

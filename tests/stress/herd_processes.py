@@ -123,7 +123,7 @@ def main(script: str, folder: str, model: str, asks: str) -> None:
     from enginecache.config import Config
 
     child.WORKER = "scripted_worker"
-    cache = EngineCache(Config(dir=Path(folder)), place=fake_place)
+    cache = EngineCache(Config(dir=Path(folder), pass_environment=("HERD",)), place=fake_place)
     cache.explain(model, dims={"batch": (1, 2, 4)})  # so that all is loaded
     begin, go = os.pipe()
     members = [_fork(cache, Path(script), model, ask, (begin, go)) for ask in json.loads(asks)]
