@@ -123,7 +123,9 @@ class Settings:
         self.config = Config.load(**self._arguments)
 
     def refresh(self) -> Config:
-        """Read the settings again if their file or variables differ. The folder stays, how it is shared, and the interpreter.
+        """Read the settings again if their file or variables differ.
+
+        The folder stays, how it is shared, and the interpreter.
 
         What cannot be read changes nothing, and is logged: a running program goes on with the settings that it has.
         """

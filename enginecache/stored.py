@@ -63,7 +63,7 @@ class StoredEngines:
 
         Args:
             config: All settings, for good; default: :meth:`Config.load`, again within a second of a change, but for the
-                folder.
+                folder and the interpreter.
             **arguments: Fields of :class:`Config` that win over the file and the environment, such as ``dir``.
 
         Raises:
