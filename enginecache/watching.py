@@ -49,8 +49,7 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     """Digest of a command line with all that decides what its words mean, 64 hex characters."""
     from _blake2 import blake2b
 
-    from enginecache import __version__
-
+    version: str = sys.modules["enginecache"].__version__  # not by import: the package names what is above this module
     variables = sorted(
         f"{name}={value}"
         for name, value in environ.items()
@@ -58,7 +57,7 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     )
     # The boot and the root's mount, so that containers with one cache folder do not take each other's places.
     here = (boot_id(), str(status_of("/")[5]))
-    place = (__version__, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)), *here)
+    place = (version, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)), *here)
     parts = (*place, "", *sys.path, "", *variables, "", *arguments)
     return str(blake2b(b"\0".join(map(os.fsencode, parts)), digest_size=32).hexdigest())
 
