@@ -10,6 +10,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from enginecache.errors import ModelError
 from enginecache.model import ModelSource, identify
 from enginecache.model.tensors import ELEMENT_TYPES, READ_AS_RAW, READ_FROM_FILES
+from enginecache.precision import Conversion
 
 HERE = Path(__file__).parent
 COUNT = 8
@@ -99,7 +101,7 @@ def model_with(weights: TensorProto, *, in_constant: bool = False) -> onnx.Model
 
 @pytest.fixture(scope="module")
 def readings(tmp_path_factory):
-    """What becomes of every type, form and place: from their names to lines of ``parsed_constants.py``."""
+    """What becomes of every type, form and place: from their names to lines of ``parsed_networks.py``."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("probe: no module tensorrt_rtx")
     folder, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
@@ -111,7 +113,7 @@ def readings(tmp_path_factory):
                 path.write_bytes(model_with(weights, in_constant=place == "constant").SerializeToString())
                 paths[ELEMENT_TYPES[number].name, form, place] = path
     done = subprocess.run(
-        [sys.executable, HERE / "parsed_constants.py", work, *paths.values()],
+        [sys.executable, HERE / "parsed_networks.py", work, *paths.values()],
         capture_output=True,
         text=True,
         check=False,
@@ -193,6 +195,17 @@ def test_a_misread_tensor_is_stored_raw_for_bytes_and_beside_external_data(build
         plan = builder.build(request)
         assert wanted in plan.plan_path.read_bytes()
         assert "given to TensorRT as raw data" in request.log_path.read_text()
+
+
+@pytest.mark.rtx
+def test_a_misread_tensor_is_stored_raw_before_the_graph_is_converted(builder, tmp_path):
+    pytest.importorskip("onnxconverter_common", reason="probe: no onnxconverter-common")
+    typed, content = contents(TensorProto.UINT8)
+    version = metadata.version("onnxconverter-common")
+    conversion = Conversion("fp16", "onnxconverter-common", version, onnx.__version__, keeps_io=True)
+    plan = builder.build(request_for(tmp_path, model_with(typed), conversion=conversion)).plan_path.read_bytes()
+    numbers = np.frombuffer(content, np.uint8)
+    assert any(numbers.astype(kind).tobytes() in plan for kind in (np.float16, np.float32, np.int32))
 
 
 @pytest.mark.rtx

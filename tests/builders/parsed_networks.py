@@ -1,12 +1,14 @@
-"""Shows what TensorRT-RTX's parser makes of the tensors of models: ``python parsed_constants.py FOLDER MODEL...``.
+"""Shows what TensorRT-RTX's parser makes of models: ``python parsed_networks.py FOLDER MODEL...``.
 
-Each model is read, pinned and stored anew as a build does it. A line of JSON for each: its digest and constants, or who
-refused it. A process of its own: TensorRT keeps what it is first given, and a crash here is nobody else's.
+Each model is read, pinned and stored anew as a build does it. A line of JSON for each: its digest, its constants and a
+digest of its whole network, or who refused it. A process of its own: TensorRT keeps what it is first given, and a crash
+here is nobody else's.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -22,6 +24,10 @@ from enginecache.errors import ModelError
 
 BITS = {"INT4": 4, "FP4": 4, "FP8": 8, "INT8": 8, "UINT8": 8, "BOOL": 8, "BF16": 16, "HALF": 16, "INT64": 64}
 """Of types that are not 32 bits wide; numpy has no words for some of them."""
+
+
+MANY = 10
+"""Constants above which their number is shown alone."""
 
 
 def main() -> None:
@@ -43,7 +49,29 @@ def reading_of(path: Path, folder: Path, builder: Any, logger: Any) -> dict[str,
         source = without_misread(model.request, BuildLog(nowhere)).source
         if not parser.parse_from_file(str(source.path)):
             return {"digest": request.identity.digest, "refused": "TensorRT", "why": parser.get_error(0).desc()}
-        return {"digest": request.identity.digest, "constants": constants_of(network)}
+        constants = constants_of(network)
+        return {
+            "digest": request.identity.digest,
+            "constants": constants if len(constants) < MANY else len(constants),
+            "network": hashlib.sha256(json.dumps([layers_of(network), constants]).encode()).hexdigest(),
+        }
+
+
+def layers_of(network: Any) -> list[list[Any]]:
+    """Inputs, outputs and layers, by type, name, metadata and tensors."""
+    ends = [*map(network.get_input, range(network.num_inputs)), *map(network.get_output, range(network.num_outputs))]
+    layers = map(network.get_layer, range(network.num_layers))
+    return [*map(tensor_of, ends), *map(layer_of, layers)]
+
+
+def layer_of(layer: Any) -> list[Any]:
+    inputs = map(layer.get_input, range(layer.num_inputs))
+    outputs = map(layer.get_output, range(layer.num_outputs))
+    return [str(layer.type), layer.name, layer.metadata, *map(tensor_of, inputs), *map(tensor_of, outputs)]
+
+
+def tensor_of(tensor: Any) -> list[Any] | None:
+    return None if tensor is None else [tensor.name, str(tensor.dtype), list(tensor.shape)]
 
 
 def constants_of(network: Any) -> list[list[Any]]:
