@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import sqlite3
+import sys
 from dataclasses import replace
 
 import pytest
@@ -428,6 +429,24 @@ def test_doctor_warns_of_unknown_variables_with_the_nearest_right_one():
     assert (found.status, found.exit_code) == ("warning", 0)
     assert "Did you mean ENGINECACHE_BACKEND?" in found.text
     assert list(check_variables({"ENGINECACHE_BACKEND": "tensorrt"})) == []
+
+
+def test_the_builders_python_and_variables_are_shown(checks):
+    plain = checks(environ={"TZ": "UTC"})["builder"]
+    assert (plain.status, plain.text) == ("ok", f"runs with {sys.executable}")
+    keyed = checks(environ={"NVIDIA_TF32_OVERRIDE": "0"})["builder"]
+    assert (keyed.status, keyed.facts["environment"]) == ("ok", {"NVIDIA_TF32_OVERRIDE": "0"})
+    assert "in the key: NVIDIA_TF32_OVERRIDE=0" in keyed.text
+    removed = checks(environ={"LD_PRELOAD": "/lib/x.so"})["builder"]
+    assert removed.status == "warning"
+    assert "LD_PRELOAD is set and is not passed to the builder" in removed.fix
+
+
+def test_no_python_for_the_builder_is_a_problem_with_advice(checks, monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    found = checks()["builder"]
+    assert (found.status, found.exit_code) == ("problem", 8)
+    assert "ENGINECACHE_PYTHON" in found.fix
 
 
 def test_doctor_says_that_the_settings_are_in_a_closed_home(monkeypatch, tmp_path):

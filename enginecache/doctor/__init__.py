@@ -12,7 +12,7 @@ from enginecache.devices import Device, NvmlGpu, list_devices, read_cuda, read_n
 from enginecache.doctor.check import Check
 from enginecache.doctor.folder import check_root, check_settings, check_variables
 from enginecache.doctor.gpus import check_gpus, look
-from enginecache.doctor.toolchains import check_precision, check_toolchains, installed_version
+from enginecache.doctor.toolchains import check_builder, check_precision, check_toolchains, installed_version
 from enginecache.toolchain import ToolchainFinding, inspect_toolchains
 
 __all__ = ["Check", "diagnose"]
@@ -52,5 +52,6 @@ def diagnose(
         *check_root(config),
         *check_gpus(gpus, os.environ if environ is None else environ),
         *check_toolchains(findings, gpus.devices),
+        check_builder(config, os.environ if environ is None else environ),
         check_precision(findings, version),
     ]

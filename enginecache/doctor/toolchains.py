@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from enginecache.config import Config
 from enginecache.devices import Device, driver_problem
 from enginecache.doctor.check import Check
-from enginecache.errors import ToolchainError
+from enginecache.environment import keyed, warnings
+from enginecache.errors import InterpreterError, ToolchainError
+from enginecache.interpreter import interpreters
 from enginecache.precision import CONVERTERS, is_strongly_typed
 from enginecache.toolchain import PRODUCTS, Toolchain, ToolchainFinding, supported_targets
 
@@ -27,6 +30,21 @@ def check_toolchains(findings: Sequence[ToolchainFinding], devices: Sequence[Dev
     elif devices and not any(_builds(toolchain, devices) for toolchain in usable):
         text = f"nothing can be built here: {_obstacle(usable[0], devices[0])}"
         yield Check("building", "problem", text, _fix(usable[0], devices[0]), ToolchainError.exit_code)
+
+
+def check_builder(config: Config, environ: Mapping[str, str]) -> Check:
+    """The Python that runs a builder, and the variables that change what it builds or that it is not given."""
+    also = config.pass_environment
+    conditions, left_out = keyed(environ, also), warnings(environ, also)
+    facts: dict[str, Any] = {"python": None, "environment": dict(conditions), "removed": list(left_out)}
+    try:
+        facts["python"] = interpreters(config.python)[0].path
+    except InterpreterError as error:
+        return Check("builder", "problem", error.what, error.fix, error.exit_code, facts)
+    text = f"runs with {facts['python']}"
+    if conditions:
+        text += f"; in the key: {', '.join(f'{name}={value}' for name, value in conditions)}"
+    return Check("builder", "warning" if left_out else "ok", text, "\n".join(left_out), facts=facts)
 
 
 def _check_toolchain(toolchain: Toolchain, devices: Sequence[Device]) -> Check:
