@@ -18,6 +18,7 @@ import platformdirs
 
 from enginecache.environment import REPLACED, kind_of
 from enginecache.errors import ConfigError, EngineCacheError, OptionError
+from enginecache.mounts import status_of
 from enginecache.options import parse_size
 from enginecache.os_errors import describe_os_error
 
@@ -151,13 +152,10 @@ class Settings:
         environ = dict(os.environ)
         path = config_path(environ)
         try:
-            found = None if path is None else os.stat(path)
+            found = None if path is None else status_of(path)
         except (OSError, ValueError):
             found = None
-        times = (
-            None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        )
-        return path, times, sorted(pair for pair in environ.items() if pair[0].startswith("ENGINECACHE_"))
+        return path, found, sorted(pair for pair in environ.items() if pair[0].startswith("ENGINECACHE_"))
 
 
 def _default_dir() -> Path:
