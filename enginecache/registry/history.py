@@ -36,13 +36,13 @@ class SqlHistory(Session):
 
     def attempts_since_success(self, key: str) -> list[BuildRecord]:
         """The attempts at the key since the last that succeeded, newest first."""
-        later = builds.alias()
-        success = sa.exists().where(
-            later.c.key == key, later.c.state == "succeeded", later.c.started_at >= builds.c.started_at
-        )
+        # By the rows' numbers, which are in the order of writing: a clock may have been wrong meanwhile.
+        later = builds.alias("later")
+        is_later = sa.literal_column("later.rowid") >= sa.literal_column("builds.rowid")
+        success = sa.exists().where(later.c.key == key, later.c.state == "succeeded", is_later)
         chosen = sa.select(builds).where(builds.c.key == key, builds.c.state != "succeeded", ~success)
         with self._reading() as connection:
-            rows = connection.execute(chosen.order_by(builds.c.started_at.desc(), builds.c.id))
+            rows = connection.execute(chosen.order_by(sa.literal_column("builds.rowid").desc()))
             return [BuildRecord(**row._mapping) for row in rows]  # noqa: SLF001
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
@@ -67,8 +67,9 @@ class SqlHistory(Session):
 
     def lasting_failures(self) -> int:
         """How many keys there are whose latest attempt failed, and would fail again."""
-        later = builds.alias()
-        is_latest = ~sa.exists().where(later.c.key == builds.c.key, later.c.started_at > builds.c.started_at)
+        later = builds.alias("later")
+        is_later = sa.literal_column("later.rowid") > sa.literal_column("builds.rowid")
+        is_latest = ~sa.exists().where(later.c.key == builds.c.key, is_later)
         chosen = sa.select(sa.func.count(builds.c.key.distinct())).where(
             builds.c.state == "failed", builds.c.is_lasting, is_latest
         )

@@ -464,6 +464,19 @@ def test_totals_count_what_is_there(registry):
     assert registry.totals() == RegistryTotals(1, 1, 1000, 1, 2, 1, 5.0, 1)
 
 
+def test_a_success_ends_the_failures_before_it_whatever_the_clock_said(registry):
+    """The failure is dated after it, by a clock that was ahead."""
+    registry.start_build(attempt("a", 9))
+    registry.fail_build(attempt("a", 9).id, 1.0, "refused", is_lasting=True)
+    publish(registry, "a", 1)
+    assert registry.attempts_since_success(entry("a").key) == []
+    assert registry.lasting_failures() == 0
+    registry.start_build(attempt("a", 0))  # by one that is behind
+    registry.fail_build(attempt("a", 0).id, 1.0, "refused", is_lasting=True)
+    assert [build.id for build in registry.attempts_since_success(entry("a").key)] == [attempt("a", 0).id]
+    assert registry.lasting_failures() == 1
+
+
 # Memo
 
 
