@@ -28,8 +28,6 @@ MAX_OF_OTHER_BOOTS = 100
 MAX_MEMOS = 250_000
 """Of all boots and mounts; each start of a container adds its own. More than twice the largest cache that is tested."""
 
-_MAX_INTEGER = 2**63 - 1
-"""SQLite's largest; a time in nanoseconds passes it in the year 2262, and a file can be given such a time."""
 _SEAL = "blake3"
 _RECALL = """
     SELECT found FROM file_memo
@@ -72,7 +70,7 @@ class SqlMemos(Session):
 
     def _row(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """The place of a memo; None where there can be none."""
-        if not self._boot or max(fingerprint.mtime_ns, fingerprint.ctime_ns) > _MAX_INTEGER:
+        if not self._boot:
             return None
         # Device, inode and mount are unsigned 64-bit numbers; SQLite's integers are signed.
         return {
@@ -82,8 +80,8 @@ class SqlMemos(Session):
             "device": str(fingerprint.device),
             "inode": str(fingerprint.inode),
             "size_bytes": fingerprint.size_bytes,
-            "mtime_ns": fingerprint.mtime_ns,
-            "ctime_ns": fingerprint.ctime_ns,
+            "mtime_ns": _signed(fingerprint.mtime_ns),
+            "ctime_ns": _signed(fingerprint.ctime_ns),
         }
 
     def _keep(self, connection: sa.Connection, row: dict[str, Any]) -> None:
@@ -116,6 +114,14 @@ class SqlMemos(Session):
         with contextlib.suppress(RegistryError), Database(path, busy_timeout_s=0.0).writing() as connection:
             file_memo.create(connection, checkfirst=True)
             self._keep(connection, row)
+
+
+def _signed(time_ns: int) -> int:
+    """A time as one of SQLite's integers, which end in the year 2262: a file can be given a later date.
+
+    Two dates that are 584 years apart become one. The ctimes of a file never are.
+    """
+    return (time_ns + 2**63) % 2**64 - 2**63
 
 
 def _prune(connection: sa.Connection, boot: str) -> None:

@@ -543,10 +543,13 @@ def test_what_was_found_in_another_boot_is_not_believed(opener):
 
 
 @pytest.mark.parametrize("field", ["mtime_ns", "ctime_ns"])
-def test_a_time_beyond_any_integer_is_never_in_the_memo(registry, field):
-    later = BIG._replace(**{field: 2**63})
-    registry.remember("blob", later, {"digest": "x"})
-    assert registry.recall("blob", later) is None
+@pytest.mark.parametrize("time_ns", [-(10**18), 2**63 - 1, 2**63, 2**63 + 10**18])
+def test_a_file_of_any_date_is_in_the_memo(registry, field, time_ns):
+    dated = BIG._replace(**{field: time_ns})
+    registry.remember("blob", dated, {"digest": "x"})
+    assert registry.recall("blob", dated) == {"digest": "x"}
+    assert registry.recall("blob", dated._replace(**{field: time_ns + 1})) is None
+    assert registry.recall("blob", BIG) is None
 
 
 # Together
