@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from enginecache.mounts import status_of
+from enginecache.mounts import file_system_of, status_of
 
 SETTLE_NS = 2_000_000_000
 """A file younger than this when it was read can change again within one tick of its time stamps.
@@ -100,20 +100,23 @@ def has_kernel_times(fingerprint: Fingerprint, mounts: str | None = None, blocks
         blocks: Default: ``/sys/dev/block``. Source: Linux, sysfs(5).
     """
     found = _file_system(fingerprint.device, mounts)
+    if found is None and fingerprint.mount:
+        # Files on btrfs, and on an overlay's further layers, have numbers of devices that no list of mounts shows.
+        found = file_system_of(fingerprint.mount)
     if found is None:
         return False
-    kind, options = found
+    kind, is_writable = found
     if kind not in KERNEL_TIMED:
         return False
     # An overlay without a writable layer: its files have the times of the layers below, as those of any overlay have
     # until they are written to. No layer can be exchanged under a mount.
-    if "rw" not in options and kind != "overlay":
+    if not is_writable and kind != "overlay":
         return False
     return fingerprint.mount != 0 or _is_disk(fingerprint.device, Path("/sys/dev/block") if blocks is None else blocks)
 
 
-def _file_system(device: int, mounts: str | None) -> tuple[str, list[str]] | None:
-    """Kind and options of the mounted file system with this number."""
+def _file_system(device: int, mounts: str | None) -> tuple[str, bool] | None:
+    """Kind of the mounted file system with this number, and whether it takes writes."""
     if mounts is None:
         try:
             mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
@@ -124,7 +127,7 @@ def _file_system(device: int, mounts: str | None) -> tuple[str, list[str]] | Non
         mount, _, source = line.partition(" - ")
         fields, kind = mount.split(), source.split()
         if len(fields) > 2 and fields[2] == number and len(kind) > 2:
-            return kind[0], kind[2].split(",")
+            return kind[0], "rw" in kind[2].split(",")
     return None
 
 

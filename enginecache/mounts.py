@@ -31,7 +31,18 @@ _RESULT = struct.Struct("=I 24x H 2x Q Q 48x q I 4x q I 4x 8x I I Q 104x")
 """Mask, mode, inode, size, ctime and mtime as seconds and nanoseconds, device's major and minor number, mount."""
 _Buffer = ctypes.c_char * _RESULT.size
 
-_statx = getattr(ctypes.CDLL(None), "statx", None)
+_STATMOUNT = 457
+"""Since Linux 6.8; the same number on every processor. Source: statmount(2), Linux man-pages 6.10; the same header for
+``struct mnt_id_req`` and ``struct statmount``.
+"""
+_SB_BASIC_AND_FS_TYPE = 0x1 | 0x20
+_SB_RDONLY = 1
+_TEXTS_AT = 512
+_MOUNT = struct.Struct("=8x Q 16x I I")
+"""Mask, the file system's flags, where the name of its kind begins among the texts."""
+
+_libc = ctypes.CDLL(None)
+_statx = getattr(_libc, "statx", None)
 if _statx is not None:
     _statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
@@ -61,6 +72,22 @@ def status_of(file: str | os.PathLike[str] | int, *, follow_symlinks: bool = Tru
 def _by_stat(file: str | os.PathLike[str] | int, *, follow_symlinks: bool) -> Status:
     found = os.fstat(file) if isinstance(file, int) else os.stat(file, follow_symlinks=follow_symlinks)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, 0, found.st_mode
+
+
+def file_system_of(mount: int) -> tuple[str, bool] | None:
+    """Return the kind of file system in a mount, and whether it takes writes; None where the kernel does not tell.
+
+    Args:
+        mount: Its unique number.
+    """
+    request = struct.pack("=IIQQ", 24, 0, mount, _SB_BASIC_AND_FS_TYPE)
+    found = ctypes.create_string_buffer(1024)
+    if _libc.syscall(ctypes.c_long(_STATMOUNT), request, found, ctypes.c_size_t(len(found)), ctypes.c_long(0)):
+        return None
+    mask, flags, kind = _MOUNT.unpack_from(found)
+    if mask & _SB_BASIC_AND_FS_TYPE != _SB_BASIC_AND_FS_TYPE:
+        return None
+    return found.raw[_TEXTS_AT + kind :].partition(b"\0")[0].decode("ascii", "replace"), not flags & _SB_RDONLY
 
 
 def boot_id() -> str:

@@ -6,8 +6,8 @@ import pytest
 from mounts import IMAGES, Image, small_disk
 
 from enginecache import mounts
-from enginecache.fingerprint import Fingerprint
-from enginecache.mounts import boot_id, status_of
+from enginecache.fingerprint import Fingerprint, has_kernel_times
+from enginecache.mounts import boot_id, file_system_of, status_of
 
 
 @pytest.fixture
@@ -105,3 +105,40 @@ def test_a_file_of_an_image_in_the_place_of_another_has_another_fingerprint_by_i
         image.detach()
     assert first != second
     assert first[1:5] == second[1:5]  # the device's number too, mostly
+
+
+def test_the_kernel_tells_the_kind_of_a_mounts_file_system(tmp_path):
+    require_unique_numbers(tmp_path)
+    if file_system_of(status_of("/proc")[5]) is None:
+        pytest.skip("probe: statmount is not allowed here")
+    assert file_system_of(status_of("/proc")[5]) == ("proc", True)
+    with small_disk(1 << 20) as disk:
+        number = status_of(disk)[5]
+        assert file_system_of(number) == ("tmpfs", True)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert file_system_of(number) == ("tmpfs", False)
+
+
+def test_a_mount_that_is_not_there_has_no_file_system():
+    assert file_system_of(2**63) is None
+
+
+def test_files_whose_device_no_list_of_mounts_shows_are_believed_by_their_mount(tmp_path):
+    """Those of a lower layer in another file system, without ``xino``."""
+    require_unique_numbers(tmp_path)
+    for name in ("upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    with small_disk(1 << 20) as lower:
+        (lower / "file").touch()
+        layers = f"lowerdir={lower},upperdir={tmp_path / 'upper'},workdir={tmp_path / 'work'}"
+        merged = tmp_path / "merged"
+        command = ["mount", "-t", "overlay", "overlay", "-o", f"xino=off,{layers}", merged]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("probe: no overlay can be mounted here")
+        try:
+            found = Fingerprint.of_path(merged / "file")
+            assert found.device != Fingerprint.of_path(merged).device
+            is_told = file_system_of(found.mount) is not None
+            assert has_kernel_times(found) is is_told
+        finally:
+            subprocess.run(["umount", merged], check=True)
