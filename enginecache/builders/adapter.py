@@ -149,6 +149,7 @@ def _parse(parser: Any, request: BuildRequest, log: BuildLog) -> None:
         is_parsed = parser.parse(source.data, _native(str(folder / "model.onnx")))
     problems = [_parser_problem(parser.get_error(index)) for index in range(parser.num_errors)]
     if not is_parsed or problems:
+        log.refused_nodes += [problem.node for problem in problems if problem.node]
         raise explain_parsing(request, problems, log.errors)
 
 

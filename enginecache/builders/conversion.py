@@ -7,11 +7,12 @@ tensors (onnxconverter-common 1.16, 2026-11); ModelOpt copies the model.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
+import shutil
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from enginecache.builders import preparation
 from enginecache.builders.base import BuildRequest
 from enginecache.builders.logs import BuildLog
+from enginecache.builders.preparation import nodes_inside
 from enginecache.errors import BuildError, ModelChangedError, ToolchainError
 from enginecache.model import ModelSource
 from enginecache.model.external import Extent
@@ -45,7 +47,7 @@ _CLAMPED = re.compile(r"the float32 number (?P<value>\S+) will be truncated to (
 _NOT_IN_ONNX = re.compile(r"No Op registered for|No opset import for domain")
 _OTHER_WAY = "or convert the model yourself and give that"
 
-_Converter = Callable[[Any, ModelSource, Conversion], Any]
+_Converter = Callable[[Any, ModelSource, Conversion, Collection[str]], Any]
 
 
 def without_misread(request: BuildRequest, log: BuildLog) -> BuildRequest:
@@ -83,12 +85,15 @@ def without_misread(request: BuildRequest, log: BuildLog) -> BuildRequest:
     return replace(request, source=ModelSource(path=path))
 
 
-def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
+def convert(request: BuildRequest, log: BuildLog, stays: Collection[str] = ()) -> BuildRequest:
     """Do the request's conversion, into files of the build's folder.
+
+    Where the converter cannot do with the graphs inside nodes (If, Loop, Scan), those nodes stay in FP32 as a whole.
 
     Args:
         request: With the pinned model as its source.
         log: Gets what the converter says; a warning where weights were clamped.
+        stays: Names of further nodes that stay in FP32.
 
     Returns:
         The request with the converted model as its source; as it was where it asks for no conversion.
@@ -98,16 +103,29 @@ def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
         ToolchainError: Converter or onnx have other versions than the key says.
         ModelChangedError: External data is shorter than it was.
     """
-    conversion = request.conversion
-    if conversion is None:
+    if request.conversion is None:
         return request
+    try:
+        return _convert(request, request.conversion, log, stays)
+    except BuildError:
+        outer = {node.name: node.op_type for node in _read(request.source).graph.node if any(nodes_inside(node))}
+        if request.conversion.precision != "fp16" or outer.keys() <= set(stays):
+            raise
+    shutil.rmtree(request.work_dir / FOLDER, ignore_errors=True)
+    converted = _convert(request, request.conversion, log, {*stays, *outer})
+    listed = ", ".join(f"{name} ({operator})" for name, operator in outer.items())
+    log.write("W", f"these nodes have graphs inside that could not be converted, and stay in FP32: {listed}")
+    return converted
+
+
+def _convert(request: BuildRequest, conversion: Conversion, log: BuildLog, stays: Collection[str]) -> BuildRequest:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             _require_versions(conversion)
             original = _read(request.source)
             before = _types_of(original.graph)
-            model = _CONVERTERS[conversion.precision](original, request.source, conversion)
+            model = _CONVERTERS[conversion.precision](original, request.source, conversion, stays)
             if conversion.keeps_io and _types_of(model.graph) != before:
                 raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # told as every failure is
             path = _write(model, request)
@@ -122,21 +140,19 @@ def convert(request: BuildRequest, log: BuildLog) -> BuildRequest:
     return replace(request, source=ModelSource(path=path))
 
 
-@contextlib.contextmanager
-def told_of_conversion(conversion: Conversion | None) -> Iterator[None]:
-    """Say in TensorRT's refusals that the graph is a converted one: the one that the user has may build."""
-    try:
-        yield
-    except BuildError as error:
-        if conversion is None or type(error) is not BuildError:  # a killed builder says nothing of the graph
-            raise
-        what = f"{error.what} (the graph was converted to {conversion.precision} first)"
-        raise BuildError(what, f"{error.fix}\nOr try it without --{conversion.precision}.") from error
+def nodes_in(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the operators of the nodes of a converted model, by their names; and of those that have graphs inside."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    outer = {node.name: node.op_type for node in graph.node if any(nodes_inside(node))}
+    return {node.name: node.op_type for node in preparation.nodes_of(graph)}, outer
 
 
 def _types_of(graph: Any) -> list[tuple[str, int]]:
     """Names and types of inputs and outputs."""
-    return [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)]
+    values = {value.name: value.type.tensor_type.elem_type for value in graph.output}
+    return [*((value.name, value.type.tensor_type.elem_type) for value in graph.input), *values.items()]
 
 
 def _require_versions(conversion: Conversion) -> None:
@@ -201,17 +217,29 @@ def _read_extent(source: ModelSource, extent: Extent, size_bytes: int) -> bytes:
     return data
 
 
-def _to_fp16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
+def _to_fp16(model: Any, source: ModelSource, conversion: Conversion, stays: Collection[str]) -> Any:
     from onnxconverter_common import float16
 
+    outputs = preparation.set_outputs_aside(model.graph)
     if conversion.keeps_io:
         preparation.separate_outputs(model.graph)
+    preparation.separate_inner_graphs(model.graph)
+    preparation.sort_nodes(model.graph)
     operators = {*float16.DEFAULT_OP_BLOCK_LIST, *QUANTIZERS}
     _load_external(model, source, SMALL_BYTES)
     model = _infer_shapes(model)
     _load_external(model, source)
-    kept = preparation.kept_nodes(model.graph, operators)
-    preparation.separate_weights(model.graph, lambda node: node.op_type in operators or node.name in kept)
+    kept = preparation.kept_nodes(model.graph, operators) | set(stays)
+    kept |= {inner.name for node in model.graph.node if node.name in stays for inner in preparation.nodes_inside(node)}
+    kept |= preparation.separate_kept_graphs(model.graph, stays, preparation.floats_of(model.graph))
+
+    def is_kept(node: Any) -> bool:
+        return node.op_type in operators or node.name in kept
+
+    preparation.separate_weights(model.graph, is_kept)
+    preparation.name_captures(model.graph, is_kept)
+    preparation.sort_nodes(model.graph)
+    unused = preparation.name_unused_outputs(model.graph)
     names = {node.name for node in preparation.nodes_of(model.graph)}
     model = float16.convert_float_to_float16(
         model,
@@ -221,8 +249,12 @@ def _to_fp16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
         disable_shape_infer=True,
         op_block_list=sorted(operators),
         node_block_list=sorted(kept),
+        check_fp16_ready=False,  # what is FP16 already stays so
     )
     preparation.straighten_casts(model.graph, names)
+    preparation.unname(model.graph, unused)
+    preparation.restore_outputs(model.graph, outputs)
+    preparation.sort_nodes(model.graph)
     return model
 
 
@@ -240,12 +272,32 @@ def _infer_shapes(model: Any) -> Any:
             aside[index] = data
             tensor.ClearField("raw_data")
     model = onnx.shape_inference.infer_shapes(model)
+    _infer_inner_shapes(model)
     for index in list(aside):
         model.graph.initializer[index].raw_data = aside.pop(index)
     return model
 
 
-def _to_bf16(model: Any, source: ModelSource, conversion: Conversion) -> Any:
+def _infer_inner_shapes(model: Any) -> None:
+    """Add the types of tensors inside Loop and Scan: onnx infers them, and keeps those of If alone."""
+    import onnx
+
+    around: dict[str, Any] = {}
+    for graph in preparation.graphs_of(model.graph):
+        values = [*graph.input, *graph.value_info, *graph.output]
+        values += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in graph.initializer]
+        known = {value.name for value in values}
+        if graph is not model.graph and any(name not in known for node in graph.node for name in node.output if name):
+            alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+            alone.graph.CopyFrom(graph)
+            read = {name for node in preparation.nodes_of(graph) for name in node.input}
+            alone.graph.input.extend(around[name] for name in sorted(read & around.keys() - known))
+            found = onnx.shape_inference.infer_shapes(alone).graph.value_info
+            graph.value_info.extend(value for value in found if value.name not in known)
+        around.update((value.name, value) for value in (*values, *graph.value_info))
+
+
+def _to_bf16(model: Any, source: ModelSource, conversion: Conversion, _stays: Collection[str]) -> Any:
     """By ModelOpt's AutoCast, with every node in BF16 that can be.
 
     ``convert_to_f16`` and not ``convert_to_mixed_precision``, which runs the model on random numbers to decide which
@@ -299,12 +351,16 @@ def _check(path: Path, log: BuildLog) -> None:
 def _refused(name: str, conversion: Conversion, error: Exception) -> BuildError:
     precision = conversion.precision
     by = f"{conversion.converter} {conversion.version}"
-    message = f"{name} could not be converted to {precision} by {by}: {type(error).__name__}: {_first_line(error)}"
+    reason = _first_line(error)
+    if not reason:  # an assertion: its line in the converter is all that there is
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{place.line} (in {place.name})"
+    message = f"{name} could not be converted to {precision} by {by}: {type(error).__name__}: {reason}"
     return BuildError(message, f"Leave --{precision} out, {_OTHER_WAY}.")
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")[:600]
+    return next(iter(str(error).strip().splitlines()), "")[:600]
 
 
 def _summarize(conversion: Conversion, caught: Sequence[warnings.WarningMessage], log: BuildLog) -> None:

@@ -21,12 +21,14 @@ class BuildLog:
     Attributes:
         errors: Lines of severity error and internal error, in order.
         warnings: Lines of severity warning, in order, without duplicates.
+        refused_nodes: Names of the nodes at which the parser stopped.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        self.refused_nodes: list[str] = []
 
     def write(self, letter: str, text: str) -> None:
         """Add one line; ``letter`` is its severity: F, E, W or I."""

@@ -6,7 +6,8 @@ Functions are not looked into: they are inlined before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 FLOAT, FLOAT16 = 1, 10
@@ -190,18 +191,27 @@ def _index_arithmetic(graph: Any) -> set[str]:
 
 
 def separate_weights(graph: Any, is_kept: Callable[[Any], bool]) -> None:
-    """Give nodes in FP32 weights of their own: shared ones would stay FP32 for the other nodes too."""
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == FLOAT}
+    """Give nodes in FP32 weights of their own.
+
+    Shared ones would stay FP32 for the other nodes too; and of a graph inside a node, the converter looks at the
+    weights of that graph alone.
+    """
+    weights = {tensor.name: tensor for inner in graphs_of(graph) for tensor in inner.initializer}
+    weights = {name: tensor for name, tensor in weights.items() if tensor.data_type == FLOAT}
     shared = {name for node in nodes_of(graph) if not is_kept(node) for name in node.input} & weights.keys()
     taken = {*weights, *(name for node in nodes_of(graph) for name in (*node.input, *node.output))}
-    copies: dict[str, str] = {}
-    for node in filter(is_kept, nodes_of(graph)):
-        for index, name in enumerate(node.input):
-            if name in shared and name not in copies:
-                copies[name] = _fresh(f"{name}_fp32", taken)
-                graph.initializer.add().CopyFrom(weights[name])
-                graph.initializer[-1].name = copies[name]
-            node.input[index] = copies.get(name, name) if name in shared else name
+    for inner in list(graphs_of(graph)):
+        own = {tensor.name for tensor in inner.initializer}
+        copies: dict[str, str] = {}
+        for node in filter(is_kept, inner.node):
+            for index, name in enumerate(node.input):
+                if name not in weights or (name in own and name not in shared):
+                    continue
+                if name not in copies:
+                    copies[name] = _fresh(f"{name}_fp32", taken)
+                    inner.initializer.add().CopyFrom(weights[name])
+                    inner.initializer[-1].name = copies[name]
+                node.input[index] = copies[name]
 
 
 def straighten_casts(graph: Any, names: Collection[str]) -> None:
@@ -213,9 +223,184 @@ def straighten_casts(graph: Any, names: Collection[str]) -> None:
     """
     casts = [node for node in nodes_of(graph) if node.op_type == "Cast" and node.name not in names]
     wide = {node.output[0]: node.input[0] for node in casts if node.attribute[0].i == FLOAT16}
+    same = {}
     for node in casts:
-        if node.attribute[0].i == FLOAT:
-            node.input[0] = wide.get(node.input[0], node.input[0])
+        if node.attribute[0].i == FLOAT and node.input[0] in wide:
+            node.input[0] = wide[node.input[0]]
+            same[node.output[0]] = node.input[0]
+    outputs = {value.name for inner in graphs_of(graph) for value in inner.output}
+    # What reads such a cast reads its input: a few operators want an input of the network itself.
+    for node in nodes_of(graph):
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+    for inner in graphs_of(graph):
+        idle = same.keys() - outputs
+        if any(node.output[:1] and node.output[0] in idle for node in inner.node):
+            _keep_nodes(inner, [node for node in inner.node if not node.output[:1] or node.output[0] not in idle])
+
+
+def set_outputs_aside(graph: Any) -> list[str]:
+    """Leave each output once, and none that is an input; return the names of all, for :func:`restore_outputs`.
+
+    The converter takes neither; TensorRT takes a tensor once that stands twice among the outputs.
+    """
+    order = list(dict.fromkeys(value.name for value in graph.output))
+    inputs = {value.name for value in graph.input}
+    values = {value.name: value for value in graph.output}
+    kept = [values[name] for name in order if name not in inputs]
+    del graph.output[:]
+    graph.output.extend(kept)
+    return order
+
+
+def restore_outputs(graph: Any, order: Sequence[str]) -> None:
+    """List the outputs in ``order``; an output that is an input has that one's type."""
+    values = {value.name: value for value in (*graph.input, *graph.output)}
+    outputs = [values[name] for name in order]
+    del graph.output[:]
+    graph.output.extend(outputs)
+
+
+def separate_inner_graphs(graph: Any) -> None:
+    """Give graphs inside nodes outputs that a node of theirs makes, and no inputs of the whole graph.
+
+    The converter skips a graph without nodes, and casts the inputs of the whole graph for its own nodes alone.
+    """
+    taken = _names_in(graph)
+    for inner in list(graphs_of(graph))[1:]:
+        made = {name for node in inner.node for name in node.output}
+        for value in inner.output:
+            if value.name not in made:
+                name = _fresh(f"{value.name}_result", taken)
+                inner.node.add(
+                    op_type="Identity", name=_fresh(f"{name}_node", taken), input=[value.name], output=[name]
+                )
+                value.name = name
+    read = {name for node in graph.node for name in _captured(node)}
+    for value in graph.input:
+        if value.name in read and value.type.tensor_type.elem_type == FLOAT:
+            _pass_on(graph, list(graph.node), value.name, taken)
+
+
+def separate_kept_graphs(graph: Any, kept: Collection[str], floats: Collection[str]) -> set[str]:
+    """Let nodes with graphs that stay in FP32 read what is around them in FP32; return the names of new such nodes.
+
+    The converter casts a node's inputs, and not what a graph inside it takes from outside.
+
+    Args:
+        graph: The whole graph.
+        kept: Names of the nodes that stay in FP32.
+        floats: Names of its FP32 tensors.
+    """
+    taken = _names_in(graph)
+    found = set()
+    for node in list(graph.node):
+        if node.name in kept:
+            for name in sorted(_captured(node) & set(floats)):
+                found.add(_pass_on(graph, [node], name, taken))
+    return found
+
+
+def name_captures(graph: Any, is_kept: Callable[[Any], bool]) -> None:
+    """Say the types of what FP32 nodes of inner graphs read from outside: the converter casts what it knows of."""
+    values = {
+        value.name: value for inner in graphs_of(graph) for value in (*inner.input, *inner.value_info, *inner.output)
+    }
+    for inner in list(graphs_of(graph))[1:]:
+        known = {value.name for value in (*inner.input, *inner.value_info, *inner.output)}
+        for name in dict.fromkeys(name for node in filter(is_kept, inner.node) for name in node.input):
+            if name in values and name not in known and values[name].type.tensor_type.elem_type == FLOAT:
+                inner.value_info.add().CopyFrom(values[name])
+
+
+def floats_of(graph: Any) -> set[str]:
+    """Return the names of the FP32 tensors of the outermost graph that are no weights, as far as types are known."""
+    weights = {tensor.name for tensor in graph.initializer}
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type == FLOAT} - weights
+
+
+def nodes_inside(node: Any) -> Iterator[Any]:
+    """Yield the nodes of the graphs inside a node, at any depth."""
+    for attribute in node.attribute:
+        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from nodes_of(inner)
+
+
+def name_unused_outputs(graph: Any) -> set[str]:
+    """Name the outputs that are left out: the converter sorts nodes by names, and takes no name for one.
+
+    Returns:
+        The names, for :func:`unname`.
+    """
+    taken = _names_in(graph)
+    found = set()
+    for node in nodes_of(graph):
+        for index, name in enumerate(node.output):
+            if not name:
+                node.output[index] = _fresh(f"{node.name}_unused_{index}", taken)
+                found.add(node.output[index])
+    return found
+
+
+def unname(graph: Any, names: Collection[str]) -> None:
+    """Undo :func:`name_unused_outputs`."""
+    for node in nodes_of(graph):
+        for index, name in enumerate(node.output):
+            if name in names:
+                node.output[index] = ""
+
+
+def sort_nodes(graph: Any) -> None:
+    """Put every node behind those that it depends on: the converter forgets what inner graphs read from outside."""
+    for inner in list(graphs_of(graph)):
+        makers = {name: index for index, node in enumerate(inner.node) for name in node.output if name}
+        needs = {
+            index: sorted(
+                {makers[name] for name in (*node.input, *_captured(node)) if makers.get(name, index) != index}
+            )
+            for index, node in enumerate(inner.node)
+        }
+        if any(before > index for index, found in needs.items() for before in found):
+            _keep_nodes(inner, [inner.node[index] for index in TopologicalSorter(needs).static_order()])
+
+
+def _keep_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Leave these nodes, in this order."""
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _captured(node: Any) -> set[str]:
+    """Return the names that the graphs inside a node read, their own among them."""
+    inside: set[str] = set()
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            inside.update(value.name for value in graph.output)
+            for inner in nodes_of(graph):
+                inside.update(inner.input)
+    return inside
+
+
+def _pass_on(graph: Any, nodes: Sequence[Any], name: str, taken: set[str]) -> str:
+    """Give a tensor a second name, by which the graphs inside ``nodes`` read it; return the name of the new node."""
+    inner_name = _fresh(f"{name}_captured", taken)
+    for node in (inside for outer in nodes for inside in nodes_inside(outer)):
+        for index, read in enumerate(node.input):
+            node.input[index] = inner_name if read == name else read
+    identity = graph.node.add(op_type="Identity", name=_fresh(f"{inner_name}_node", taken))
+    identity.input.append(name)
+    identity.output.append(inner_name)
+    return str(identity.name)
+
+
+def _names_in(graph: Any) -> set[str]:
+    """Return the names of all nodes and tensors."""
+    names = {name for node in nodes_of(graph) for name in (node.name, *node.input, *node.output)}
+    for inner in graphs_of(graph):
+        names.update(value.name for value in (*inner.input, *inner.output, *inner.value_info, *inner.initializer))
+    return names
 
 
 def _fresh(name: str, taken: set[str]) -> str:

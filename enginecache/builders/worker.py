@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.bindings import check_loaded, library_version, load_module
-from enginecache.builders.adapter import build_plan
+from enginecache.builders.adapter import SerializedPlan, build_plan
 from enginecache.builders.base import BuildRequest
-from enginecache.builders.conversion import convert, told_of_conversion, without_misread
+from enginecache.builders.conversion import without_misread
+from enginecache.builders.fallback import build_converted
 from enginecache.builders.logs import BuildLog
 from enginecache.builders.pinning import pinned
 from enginecache.builders.wire import (
@@ -90,15 +91,17 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
         reports.send(encode_opened())
         if request.conversion is not None:
             reports.send(encode_progress("Converting the graph", None))
-        converted = convert(without_misread(model.request, log), log)
-        with told_of_conversion(request.conversion):
-            plan = build_plan(
+
+        def build(converted: BuildRequest) -> SerializedPlan:
+            return build_plan(
                 trt,
                 converted,
                 log,
                 report=lambda phase, fraction: reports.send(encode_progress(phase, fraction)),
                 after_parsing=model.compare,
             )
+
+        plan = build_converted(without_misread(model.request, log), log, build)
     _write(request.work_dir / PLAN_NAME, plan.memory)
     if plan.timing_cache is not None:
         (request.work_dir / TIMING_CACHE_NAME).unlink()
