@@ -30,7 +30,7 @@ RTX = TYPED[1]
 
 
 def model(*quantization):
-    return ModelIdentity("0" * 64, "1" * 64, (), (), is_settled=True, quantization=quantization)
+    return ModelIdentity("0" * 64, "1" * 64, "2" * 64, (), (), is_settled=True, quantization=quantization)
 
 
 def plan(*names, on=RTX, identity=None, **fields):

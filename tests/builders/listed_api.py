@@ -280,7 +280,7 @@ def a_request(tmp_path, release, **changes):
     flavour = "tensorrt-rtx" if is_rtx(release) else "tensorrt"
     fields = {
         "source": ModelSource.of(tmp_path / "model.onnx"),
-        "identity": ModelIdentity("0" * 64, "1" * 64, INPUTS, (), is_settled=True),
+        "identity": ModelIdentity("0" * 64, "1" * 64, "2" * 64, INPUTS, (), is_settled=True),
         "profiles": (),
         "options": BuildOptions(),
         "toolchain": Toolchain(flavour, release.partition("-")[2], 13, "linux", "x86_64"),
