@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from enginecache import environment
@@ -94,6 +95,7 @@ class EngineCache(StoredEngines):
             StoreError: The folder cannot be used.
         """
         started = time.monotonic()
+        self._look()
         name = self._hits.name(model, ask)
         recent = self._hits.recall(name)
         if recent is not None:
@@ -124,9 +126,11 @@ class EngineCache(StoredEngines):
         compatible = self._compatible(resolved, found)
         if compatible is not None:
             return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
-        self._note_miss(resolved.key, found)
         if ask.get("offline"):
-            raise found.error(resolved.key, self._failure(resolved.key))
+            self._note_miss(resolved.key, found)
+            raise self._explained(found).error(resolved.key, self._failure(resolved.key))
+        new = self._make_for(resolved, ask.get("made"))
+        self._note_miss(resolved.key, found)
         self._raise_failure(resolved.key, outdated)  # before the lock too: it may be held by a long build
         require_writable(self.root)  # before the lock, which could not be taken either
         timeout_s = ask.get("timeout_s")
@@ -154,7 +158,7 @@ class EngineCache(StoredEngines):
         warned = tuple(
             Reason("warning", text) for text in (*resolved.warnings, *built.warnings, *self._enforce_limit())
         )
-        return self._entry("built", resolved, record, started, (*found.reasons, *warned))
+        return self._entry("built", resolved, record, started, (*found.reasons, *new, *warned))
 
     def load(
         self,
@@ -237,9 +241,14 @@ class EngineCache(StoredEngines):
         Raises:
             EngineCacheError: As :meth:`get`, without building.
         """
+        self._look()
         resolved = self.resolve(Request.of(model, ask))
         found = self._lookup.find(resolved.key)
-        miss = found if isinstance(found, Miss) else Miss(found.reasons, self._lookup.candidates(resolved.key))
+        miss = (
+            self._explained(found)
+            if isinstance(found, Miss)
+            else Miss(found.reasons, self._lookup.candidates(resolved.key))
+        )
         chosen = None if isinstance(found, Match) else self._compatible(resolved, miss)
         verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
         reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
@@ -317,6 +326,23 @@ class EngineCache(StoredEngines):
                 self.config = config
                 self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
         return self.config
+
+    def _explained(self, miss: Miss) -> Miss:
+        """A miss with the plainest reason where there is no cache: its folder may be mistyped, or not mounted."""
+        if self.root.is_made:
+            return miss
+        return Miss(
+            (Reason("absent", f"no engine of this model is stored: there is no cache in {self.root.path} yet"),)
+        )
+
+    def _make_for(self, resolved: Resolved, made: Callable[[Path], object] | None) -> tuple[Reason, ...]:
+        """Make what is missing of the cache before the first engine is stored; the reason that says so."""
+        if not self.make():
+            return ()
+        self._memo.keep(resolved.source, resolved.identity)  # there was no place for it when it was found out
+        if made is not None:
+            made(self.root.path)
+        return (Reason("new_cache", f"made a new cache in {self.root.path}"),)
 
     def _enforce_limit(self) -> tuple[str, ...]:
         """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""

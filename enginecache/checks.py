@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from enginecache.registry.base import Registry
 from enginecache.registry.records import BuildRecord, EntryRecord, ExaminedRow, utc_now
 from enginecache.store.artefacts import Artefacts
 from enginecache.store.base import BlobStore
+from enginecache.store.names import files_in, folders_in, is_engines_folder, is_file_of, is_quarantined
 from enginecache.store.records import RepairRecords
 from enginecache.store.root import FOLDERS, ArtefactKind, Root
 from enginecache.verification import Finding, Found, Kept, Kind
@@ -95,7 +97,7 @@ class EntryChecks:
         self._quarantine = quarantine
         self._store_held = store_held
         self._records = RepairRecords(root)
-        self._owner = root.engines.lstat().st_uid
+        self._owner = (root.engines if root.engines.exists() else root.path).lstat().st_uid
 
     def check(self, rows: Iterable[ExaminedRow], *, deep: bool) -> Found:
         """Each finding with the function that mends it.
@@ -280,14 +282,15 @@ def _differing(row: EntryRecord, entry: EntryRecord) -> list[str]:
 
 def check_folders(root: Root) -> Found:
     """Modes of the folders below the root; the root itself may be somebody's volume, and was checked when opened."""
-    folders = [root.path / name for name in FOLDERS]
-    for path in (*folders, *sorted(root.engines.iterdir())):
+    inner = [Path(path) for path, name in sorted(folders_in(root.engines)) if is_engines_folder(name)]
+    for path in (*(root.path / name for name in FOLDERS), *inner):
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
             mode = stat.S_IMODE(status.st_mode)
             if stat.S_ISDIR(status.st_mode) and mode != root.folder_mode:
                 text = f"{path} has mode {mode:04o}, not {root.folder_mode:04o}"
-                yield Finding("mode", str(path), text, "set the mode"), lambda path=path: path.chmod(root.folder_mode)  # type: ignore[misc]
+                finding = Finding("mode", str(path), text, "set the mode")
+                yield finding, functools.partial(_set_mode, path, root.folder_mode)
 
 
 def check_builds(registry: Registry, locks: KeyLocks, grace_s: float) -> Found:
@@ -308,8 +311,7 @@ def is_under_way(build: BuildRecord, locks: KeyLocks) -> bool:
     if _KEY.fullmatch(build.key) is None:
         return True
     try:
-        with locks.hold(build.key, 0.0):
-            return False
+        return locks.is_held(build.key)
     except EngineCacheError:
         return True
 
@@ -329,11 +331,11 @@ def check_artefacts(root: Root) -> Found:
 
 def count_kept(root: Root, registry: Registry) -> Kept:
     """What is there for a reason."""
-    registries = list(root.quarantine.glob("registry.*.sqlite"))
+    kept = [name for _, name in files_in(root.quarantine) if is_file_of("quarantine", name)]
     return Kept(
-        quarantined=len(list(root.quarantine.glob("*.engine"))),
+        quarantined=sum(map(is_quarantined, kept)),
         set_asides=tuple(registry.set_asides()),
-        registries=len(registries),
+        registries=sum(name.endswith(".sqlite") for name in kept),
         failures=registry.lasting_failures(),
         unfinished_builds=len(registry.unfinished_builds()),
     )
@@ -341,3 +343,13 @@ def count_kept(root: Root, registry: Registry) -> Kept:
 
 def _delete(path: Path) -> None:
     path.unlink(missing_ok=True)
+
+
+def _set_mode(path: Path, mode: int) -> bool:
+    """Change a folder's mode; False where something else has taken its place, which chmod would follow."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    return True

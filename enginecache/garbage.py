@@ -1,4 +1,7 @@
-"""Files in the cache folder that no row names: what crashes and damage leave behind."""
+"""Files in the cache folder that no row names: what crashes and damage leave behind.
+
+Only what has a name that enginecache gives, see :mod:`enginecache.store.names`: a user's file is never garbage.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,18 @@ from typing import get_args
 
 from enginecache.config import DAY_S
 from enginecache.eviction import Garbage
+from enginecache.store.names import (
+    digest_of_blob,
+    digest_of_record,
+    files_in,
+    folders_in,
+    is_engines_folder,
+    is_file_of,
+    is_quarantined,
+    is_staged,
+    is_temporary_file,
+    is_temporary_folder,
+)
 from enginecache.store.root import ArtefactKind, Root, build_folder_prefix
 
 KEPT_FOR_S = 30 * DAY_S
@@ -66,42 +81,43 @@ def _candidates(
 ) -> Iterator[tuple[str, str, float]]:
     for path, what in _unnamed(root, is_named):
         yield path, what, grace_s
-    for path, name in _files(root.tmp):
-        if not name.startswith(running):
-            yield path, "a temporary file", grace_s
-    for path, name in _files(root.quarantine):
-        if not name.startswith("registry."):  # a registry that was set aside is for people to delete
+    for path in _temporaries(root, running):
+        yield path, "a temporary file", grace_s
+    for path, name in files_in(root.quarantine):
+        if is_quarantined(name):  # a registry that was set aside is for people to delete
             yield path, "a quarantined engine", KEPT_FOR_S
-    for path, _ in _files(root.logs):
-        yield path, "a builder's log", KEPT_FOR_S
+    for path, name in files_in(root.logs):
+        if is_file_of("logs", name):
+            yield path, "a builder's log", KEPT_FOR_S
     for kind in get_args(ArtefactKind):
-        for path, _ in _files(root.artefacts(kind)):
-            yield path, f"one of the {kind.replace('-', ' ')}, long unused", ARTEFACTS_KEPT_FOR_S
+        for path, name in files_in(root.artefacts(kind)):
+            if is_file_of(kind, name):
+                yield path, f"one of the {kind.replace('-', ' ')}, long unused", ARTEFACTS_KEPT_FOR_S
+
+
+def _temporaries(root: Root, running: tuple[str, ...]) -> Iterator[str]:
+    for path, name in files_in(root.tmp):
+        if is_temporary_file(name):
+            yield path
+    for path, name in folders_in(root.tmp):
+        if (is_temporary_folder(name) and not name.startswith(running)) or is_staged(name):
+            yield path
+    for path, name in (*files_in(root.path), *folders_in(root.path)):
+        if is_staged(name):
+            yield path
 
 
 def _unnamed(root: Root, is_named: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """What should not be among the blobs; a record goes with its blob."""
-    for folder, prefix in _files(root.engines):
-        if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            yield folder, "a stray file"
+    """Blobs and records that no row names; a record goes with its blob."""
+    for folder, prefix in folders_in(root.engines):
+        if not is_engines_folder(prefix):
             continue
-        for path, name in _files(folder):
-            digest, dot, suffix = name.rpartition(".")
-            if dot + suffix not in {".engine", ".json"} or digest[:2] != prefix:
-                yield path, "a stray file"
-            elif is_named(digest):
-                continue
-            elif suffix == "engine":
+        for path, name in files_in(folder):
+            blob, record = digest_of_blob(prefix, name), digest_of_record(prefix, name)
+            if blob is not None and not is_named(blob):
                 yield path, "a stored engine without a row"
-            elif not os.path.lexists(f"{folder}/{digest}.engine"):
+            elif record is not None and not is_named(record) and not os.path.lexists(f"{folder}/{record}.engine"):
                 yield path, "a repair record without an engine"
-
-
-def _files(folder: Path | str) -> Iterator[tuple[str, str]]:
-    """Path and name of each; none where they cannot be listed, which a check of the folders says."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208
-            yield f"{folder}/{name}", name
 
 
 def _size_bytes(path: Path) -> int:
@@ -111,14 +127,23 @@ def _size_bytes(path: Path) -> int:
 
 
 def delete_garbage(item: Garbage) -> bool:
-    """Delete one item, an engine with its repair record; False if that failed."""
+    """Delete one item, an engine with its repair record; False if that failed, or if its name is not garbage's."""
     try:
         if item.path.is_dir() and not item.path.is_symlink():
-            shutil.rmtree(item.path)
+            if is_staged(item.path.name):
+                item.path.rmdir()  # never filled under this name
+            elif is_temporary_folder(item.path.name):
+                shutil.rmtree(item.path)
+            else:
+                return False
         else:
             item.path.unlink(missing_ok=True)
-            if item.path.suffix == ".engine":
-                item.path.with_suffix(".json").unlink(missing_ok=True)
+            if digest_of_blob(item.path.parent.name, item.path.name) is not None:
+                record = item.path.with_suffix(".json")
+                if stat.S_ISREG(record.lstat().st_mode):
+                    record.unlink()
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
     return True

@@ -22,7 +22,8 @@ Things = list[tuple[str, str]]
 def surroundings(root: Path) -> Things:
     """What decides a key beside the request and the model, and the cache folder itself."""
     stats = [root, config_path() or root, DPKG_STATUS, *(folder or Path.cwd() for folder in sys.path)]
-    return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), *gpu_things()]
+    marker = ("content", f"{root}/CACHEDIR.TAG")  # without it, or with that of a later format, the folder is refused
+    return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), marker, *gpu_things()]
 
 
 def are_telling(things: Things, files: Iterable[str] = (), *, since_ns: int) -> bool:

@@ -46,7 +46,7 @@ MAX_HITS = 4096
 State = tuple[tuple[int, int, int, int], ...]
 """Inode, size, mtime and ctime of the registry's files."""
 
-_WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting"})
+_WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting", "made"})
 """What a hit does not depend on."""
 
 _PLAIN = (str, int, float, bool, type(None))

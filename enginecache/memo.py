@@ -65,10 +65,14 @@ class FileMemo:
 
     def _fresh_identity(self, source: ModelSource) -> ModelIdentity:
         identity = identify(source)
+        self.keep(source, identity)
+        return identity
+
+    def keep(self, source: ModelSource, identity: ModelIdentity) -> None:
+        """Remember an identity that was just found out, if its files may be told from changed ones."""
         if identity.is_settled and source.path is not None:
             found = {"key_version": KEY_VERSION, "identity": identity.to_record()}
             self._registry.remember("model", identity.files[0].fingerprint, found)
-        return identity
 
     def plugin(self, path: Path) -> PluginLibrary:
         """A plugin library with the digest of its bytes, from the memo where the file has not changed.

@@ -27,9 +27,10 @@ from enginecache.registry.database import BUSY_TIMEOUT_S, Database
 from enginecache.registry.health import find_damage
 from enginecache.registry.records import EntryRecord
 from enginecache.registry.sql import SqlRegistry
+from enginecache.store.folders import sync_folder
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.records import RepairRecords
-from enginecache.store.root import Root, sync_folder
+from enginecache.store.root import Root
 
 REPAIR_LOCK = "repair"
 """Held while a registry is made anew; taken before the store's lock."""
@@ -104,7 +105,9 @@ def find_registry_damage(root: Root) -> str:
     Raises:
         RegistryError: It cannot be looked at.
     """
-    return _absence(root) or find_damage(Database(root.registry_path), root.file_mode)
+    if _is_absent(root.registry_path):
+        return _absence(root)
+    return find_damage(Database(root.registry_path), root.file_mode)
 
 
 def _absence(root: Root) -> str:

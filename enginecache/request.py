@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -79,6 +79,7 @@ class GetAsk(Ask, total=False):
         timing_cache: Whether a build begins with the timing cache that is kept for its kind, and adds to it.
         progress: Called with each step of a build, from the calling thread.
         waiting: Called about once a second while another process builds.
+        made: Called with the folder when a new cache is made there.
     """
 
     offline: bool
@@ -87,6 +88,7 @@ class GetAsk(Ask, total=False):
     timing_cache: bool
     progress: ProgressCallback | None
     waiting: WaitingCallback | None
+    made: Callable[[Path], object] | None
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,10 @@ class StoredEngines:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._settings: Settings | None = None
-        self.root = Root.open(config.dir, config.shared)
-        database = Database(self.root.registry_path)
-        require_registry(self.root)
-        ensure_schema(database, self.root.file_mode)
-        self._database = database
-        self._registry = SqlRegistry(database)
+        self.root = Root.find(config.dir, config.shared)
+        self._database = Database(self.root.registry_path)
+        self._prepare()
+        self._registry = SqlRegistry(self._database)
         self._store = RecordedBlobStore(self.root)
         self._locks = LocalKeyLocks(self.root)
         self._uses = UseLog(self.root)
@@ -59,7 +57,7 @@ class StoredEngines:
 
     @classmethod
     def open(cls, config: Config | None = None, **arguments: Any) -> Self:
-        """Open the cache, making its folder and registry where they are missing.
+        """Open the cache. Makes nothing: the folder and the registry are made when the first engine is stored.
 
         Args:
             config: All settings, for good; default: :meth:`Config.load`, again within a second of a change, but for the
@@ -77,6 +75,37 @@ class StoredEngines:
         opened = cls(settings.config)
         opened._settings = settings
         return opened
+
+    def make(self) -> bool:
+        """Make the folder and the registry where they are missing. Idempotent; safe across processes.
+
+        Returns:
+            Whether this call made a cache where none was.
+
+        Raises:
+            StoreError: The folder cannot be made, or must not be used.
+            RegistryError: The registry cannot be made.
+        """
+        is_new = self.root.make(self.config.shared)
+        require_registry(self.root)
+        ensure_schema(self._database, self.root.file_mode)
+        return is_new
+
+    def _prepare(self) -> None:
+        """Make what is there ready for use: upgrade a registry, share the folder if the settings say so."""
+        if not self.root.is_made:
+            return
+        if self.config.shared:
+            self.root.share()
+        require_registry(self.root)
+        if self._database.is_made:
+            ensure_schema(self._database, self.root.file_mode)
+
+    def _look(self) -> None:
+        """Find out whether another process has made the cache since this one looked."""
+        if not self.root.is_made:
+            self.root.look()
+            self._prepare()
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +212,7 @@ class StoredEngines:
         Raises:
             OptionError: The entry is pinned.
         """
+        self.make()
         return self._removal.remove(record)
 
     def plan_prune(self, *, max_size_bytes: int | None = None, older_than_s: float | None = None) -> eviction.PrunePlan:
@@ -198,6 +228,8 @@ class StoredEngines:
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
+        if not plan.is_empty:
+            self.make()
         return self._removal.execute(plan)
 
     def verify(self, *, deep: bool = False, repair: bool = False) -> Verification:
@@ -213,7 +245,8 @@ class StoredEngines:
         Raises:
             RegistryError: The registry cannot be looked at.
         """
-        return _verified(self.root, lambda: self, deep=deep, repair=repair)
+        self._look()
+        return _verified(self.root, self.config, lambda: self, deep=deep, repair=repair)
 
     def _verify(self, *, deep: bool, repair: bool) -> Verification:
         """The check of everything but the registry as a file, which is whole."""
@@ -237,8 +270,8 @@ class StoredEngines:
             StoreError: The folder cannot be used.
             RegistryError: The registry cannot be looked at.
         """
-        root = Root.open(config.dir, config.shared)
-        return _verified(root, lambda: StoredEngines(config), deep=deep, repair=repair)
+        root = Root.find(config.dir, config.shared)
+        return _verified(root, config, lambda: StoredEngines(config), deep=deep, repair=repair)
 
     def _found(self, *, deep: bool) -> Found:
         entries = checks.EntryChecks(
@@ -275,8 +308,14 @@ class StoredEngines:
         return eviction.usable_here(installed_toolchains(self.config.cuda_major), devices)
 
 
-def _verified(root: Root, open_engines: Callable[[], StoredEngines], *, deep: bool, repair: bool) -> Verification:
+def _verified(
+    root: Root, config: Config, open_engines: Callable[[], StoredEngines], *, deep: bool, repair: bool
+) -> Verification:
     """First the registry as a file, without which nothing else can be looked at."""
+    if not root.is_made:
+        return Verification(0, ())
+    if repair:
+        root.make(config.shared)  # for the locks, and what is set aside
     with Reserve(root).lent() if repair else contextlib.nullcontext():
         damage = checks.check_registry(root, _recovery(root), repair=repair)
         if damage is not None and not damage.is_repaired:

@@ -47,8 +47,10 @@ def open_cache(tmp_path: Path) -> Iterator[Callable[..., EngineCache]]:
     """Opens caches with a fake builder, by default all in one folder, and verifies each when the test ends."""
     opened: list[EngineCache] = []
 
-    def open_one(*args: Any, folder: Path | None = None, **settings: Any) -> EngineCache:
+    def open_one(*args: Any, folder: Path | None = None, is_made: bool = True, **settings: Any) -> EngineCache:
         cache = fake_cache(folder or tmp_path / "cache", *args, **settings)
+        if is_made:
+            cache.make()
         opened.append(cache)
         return cache
 

@@ -351,11 +351,12 @@ def test_model_that_tensorrt_refuses_leaves_a_reason_and_a_log(folder, tmp_path)
 def test_offline_miss_says_why_and_how_to_build(folder, model):
     done = run_here("get", model, *BATCH, *SM_89, "--offline", "--json", folder=folder)
     assert_refused(done, 3, "no engine of this model is stored", "Leave --offline out to build it")
-    assert list((folder / "logs").iterdir()) == []
+    assert not folder.exists()
 
 
 def test_timeout_ends_the_wait_for_another_builder_and_names_it(folder, model):
     with EngineCache.open(dir=folder) as cache:
+        cache.make()
         key = cache.explain(model, dims={"batch": (1, 32, 64)}, target="sm_89").key
         with cache._locks.hold(key, None):
             done = run_here("get", model, *BATCH, *SM_89, "--timeout", "300ms", "-q", folder=folder)

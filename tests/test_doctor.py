@@ -15,6 +15,7 @@ from enginecache.doctor.folder import check_file_system, check_settings, check_v
 from enginecache.doctor.toolchains import installed_version
 from enginecache.errors import NoDeviceError
 from enginecache.registry.schema import HEAD
+from enginecache.store.root import Root
 from enginecache.targets import ComputeCapability
 from enginecache.toolchain import Toolchain, ToolchainFinding
 
@@ -92,7 +93,7 @@ def checks(look):
 
 
 def test_host_that_works_is_ok_throughout(checks, tmp_path):
-    fake_cache(tmp_path / "cache")
+    fake_cache(tmp_path / "cache").make()
     found = checks(findings=(RTX,), cuda=by_cuda(L4), environ={"CUDA_VISIBLE_DEVICES": "0"})
     assert {check.status for check in found.values()} <= {"ok", "warning"}
     assert [name for name, check in found.items() if check.status == "warning" and name != "space"] == []
@@ -358,7 +359,7 @@ def test_unsafe_folder_is_a_problem_with_its_exit_code(checks, tmp_path):
 
 
 def test_damaged_registry_is_a_problem_of_exit_code_6(checks, tmp_path):
-    (tmp_path / "cache").mkdir(mode=0o700)
+    Root.open(tmp_path / "cache")
     (tmp_path / "cache/registry.sqlite").write_bytes(b"no database" * 100)
     check = checks()["registry"]
     assert (check.status, check.exit_code) == ("problem", 6)
@@ -371,7 +372,7 @@ def mark_schema(folder, revision, reader):
 
 
 def test_newer_registry_is_a_warning_if_it_can_be_read_and_else_a_problem(checks, tmp_path):
-    fake_cache(tmp_path / "cache")
+    fake_cache(tmp_path / "cache").make()
     mark_schema(tmp_path / "cache", "9999", 1)
     check = checks()["registry"]
     assert check.status == "warning"
@@ -385,7 +386,7 @@ def test_newer_registry_is_a_warning_if_it_can_be_read_and_else_a_problem(checks
 
 
 def test_registry_that_is_not_there_yet_is_ok(checks, tmp_path):
-    (tmp_path / "cache").mkdir(mode=0o700)
+    Root.open(tmp_path / "cache")
     assert "not made yet" in checks()["registry"].text
     assert sqlite3.sqlite_version in checks()["registry"].text
 

@@ -123,3 +123,11 @@ def test_nothing_is_put_into_the_cache_folder_or_over_a_device(plan, out):
         export_plan(plan, Path("/dev/stdout"), out)
     assert plan.read_bytes() == kept
     assert not Path("/dev/stdout").is_file() or Path("/dev/stdout").is_symlink()
+
+
+@pytest.mark.parametrize("length", [241, 255])
+def test_the_longest_name_that_the_file_system_takes_is_a_target(tmp_path, length):
+    (tmp_path / "plan").write_bytes(b"plan")
+    export_plan(tmp_path / "plan", tmp_path / ("d" * length), tmp_path / "cache")
+    assert (tmp_path / ("d" * length)).read_bytes() == b"plan"
+    assert len(list(tmp_path.iterdir())) == 2

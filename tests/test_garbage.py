@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from records import hex_of
 
+import enginecache
 from enginecache.config import DAY_S
 from enginecache.garbage import KEPT_FOR_S, delete_garbage, find_garbage
 from enginecache.store.local import LocalBlobStore
-from enginecache.store.root import Root
+from enginecache.store.names import is_temporary_file, is_temporary_folder, owned
+from enginecache.store.root import ArtefactKind, Root, build_folder_prefix
 
 GRACE_S = DAY_S
 
@@ -76,22 +81,106 @@ def test_a_registry_that_was_set_aside_is_never_garbage(root, suffix):
     assert found(root, 1e9) == ([], [])
 
 
-def test_files_of_other_names_among_the_blobs_are_garbage(root, blob):
-    other = blob.with_name("README")
-    other.touch()
-    assert found(root, GRACE_S + 5, [blob.stem]) == ([other], [])
+FOREIGN_FILES = (
+    "engines/README",
+    "engines/yolo.plan",
+    "engines/ab/README",
+    f"engines/ab/{'c' * 64}.engine",  # not of this folder
+    f"engines/ab/{'ab' * 32}.engine.bak",
+    f"engines/ab/{'AB' * 32}.engine",
+    f"engines/abc/{'ab' * 32}.engine",
+    "engines/ab/sub/deep.engine",
+    "tmp/notes",
+    "tmp/blob-mine",
+    "tmp/blob-12345678.bak",
+    "tmp/cache/a",
+    "tmp/build-1/plan",
+    "quarantine/mine.engine",
+    f"quarantine/{'ab' * 32}.1790000000000000000.json",
+    "logs/app.log",
+    f"logs/{'ab' * 16}.log.1",
+    "locks/mine.lock",
+    "uses/notes",
+    "timing-caches/trt.cache",
+    "runtime-caches/sub/x",
+    ".enginecache-notes",
+    "src/main.py",
+)
 
 
-def test_what_a_link_among_the_blobs_leads_to_is_left_alone(root, tmp_path):
+def put_foreign(root) -> dict:
+    """Files, links and folders of a user's in a cache folder; how all of them look."""
+    for name in FOREIGN_FILES:
+        path = root.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious", encoding="utf-8")
+    outside = root.path.parent / "outside"
+    outside.mkdir()
+    (outside / f"{'cd' * 32}.engine").write_text("precious", encoding="utf-8")
+    (root.engines / "cd").symlink_to(outside)
+    for name in (f"engines/ab/{'ab' * 32}.engine", "tmp/blob-1234567_", f"logs/{'ab' * 16}.log"):
+        (root.path / name).symlink_to(outside / f"{'cd' * 32}.engine")
+    (root.path / "tmp" / "record-12345678").mkdir()  # a folder with the name of a file
+    (root.path / "tmp" / f"build-{'ab' * 6}-12345678").write_text("precious", encoding="utf-8")  # and the reverse
+    return look(root.path.parent)
+
+
+def look(folder) -> dict:
+    return {
+        path: (path.lstat().st_mode, path.lstat().st_uid, path.lstat().st_gid, path.is_file() and path.read_bytes())
+        for path in folder.rglob("*")
+    }
+
+
+def test_what_enginecache_did_not_write_is_no_garbage_at_any_age(root, blob):
+    put_foreign(root)
+    assert found(root, 1e9, [blob.stem]) == ([], [])
+
+
+def test_a_link_in_the_place_of_a_folder_of_engines_is_not_followed(root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "precious").touch()
-    link = root.engines / "ab"
-    link.symlink_to(tmp_path / "elsewhere")
-    assert found(root, GRACE_S + 5) == ([link], [])
+    (tmp_path / "elsewhere" / f"{'ab' * 32}.engine").touch()
+    (root.engines / "ab").symlink_to(tmp_path / "elsewhere")
+    assert found(root, 1e9) == ([], [])
+    assert list(LocalBlobStore(root).digests()) == []
+
+
+def test_sharing_changes_nothing_that_enginecache_did_not_write(root):
+    before = put_foreign(root)
+    root.share()
+    after = look(root.path.parent)
+    foreign = [path for path in before if not is_ours(root.path, path)]
+    assert len(foreign) > len(FOREIGN_FILES)
+    assert {path: after[path] for path in foreign} == {path: before[path] for path in foreign}
+
+
+def is_ours(root, path) -> bool:
+    return str(path) in dict(owned(root)) or path == root
+
+
+def test_every_temporary_name_in_the_code_is_one_that_is_deleted_later():
+    """A new one must be added to the patterns, or what a crash leaves of it stays for ever."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(enginecache.__file__).parent.rglob("*.py"))
+    prefixes = set(re.findall(r'prefix=f?"([^"]+)"', code)) | {build_folder_prefix("ab" * 16)}
+    assert {"blob-", "holder-", "merge-"} < prefixes
+    for prefix in prefixes:
+        for name in get_args(ArtefactKind) if "{" in prefix else [""]:
+            made = prefix.replace("{self._kind}", name) + "a1_b2c3d"
+            assert is_temporary_file(made) or is_temporary_folder(made), made
+
+
+def test_what_a_death_in_the_making_of_a_folder_left_is_garbage(root):
+    left = [root.path / ".enginecache-a1_b2c3d", root.tmp / ".enginecache-a1_b2c3d"]
+    for path in left:
+        path.mkdir()
+    past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
+    assert [item.path for item in past] == sorted(left)
+    (left[0] / "precious").touch()
+    assert [delete_garbage(item) for item in past] == [False, True]
 
 
 def test_a_build_folder_is_garbage_with_all_that_is_in_it(root):
-    folder = root.tmp / "build-1"
+    folder = root.tmp / f"{build_folder_prefix('ab' * 16)}a1_b2c3d"
     (folder / "inner").mkdir(parents=True)
     (folder / "inner/plan").write_bytes(b"x" * 100)
     (folder / "log").write_bytes(b"x" * 10)
@@ -100,9 +189,9 @@ def test_a_build_folder_is_garbage_with_all_that_is_in_it(root):
     assert (item.path, item.size_bytes) == (folder, 110)
 
 
-@pytest.mark.parametrize("name", ["quarantine", "logs"])
+@pytest.mark.parametrize("name", [f"quarantine/{'ab' * 32}.1790000000000000000.engine", f"logs/{'ab' * 16}.log"])
 def test_quarantine_and_logs_are_kept_longer_and_are_not_young_garbage(root, name):
-    path = root.path / name / "file"
+    path = root.path / name
     path.touch()
     assert found(root, GRACE_S + 5) == ([], [])
     assert found(root, KEPT_FOR_S + 5) == ([path], [])
@@ -118,15 +207,15 @@ def test_a_clock_that_was_set_back_makes_nothing_garbage(root, blob):
     assert found(root, -1e6) == ([], [blob])
 
 
-def test_delete_takes_files_folders_and_links_but_not_what_links_lead_to(root, tmp_path):
+def test_delete_takes_files_and_folders_but_not_what_links_in_them_lead_to(root, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
-    (root.tmp / "a-link").symlink_to(target)
-    (root.tmp / "b-file").touch()
-    (root.tmp / "c-folder/deep").mkdir(parents=True)
-    (root.tmp / "c-folder/link").symlink_to(target)
+    (root.tmp / "blob-a1_b2c3d").touch()
+    folder = root.tmp / "merge-a1_b2c3d"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "link").symlink_to(target)
     past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
-    assert [delete_garbage(item) for item in past] == [True] * 3
+    assert [delete_garbage(item) for item in past] == [True] * 2
     assert list(root.tmp.iterdir()) == []
     assert target.is_dir()
 

@@ -103,8 +103,12 @@ def test_a_builder_without_a_plan_is_a_failed_attempt(open_cache, model):
 
 def test_a_store_that_cannot_publish_leaves_a_failed_attempt_and_no_row(open_cache, model):
     cache = open_cache()
-    cache.root.engines.rmdir()
-    cache.root.engines.touch()
+
+    def spoil(_request):
+        cache.root.engines.rmdir()
+        cache.root.engines.touch()
+
+    cache._publication._builder.before = spoil
     with pytest.raises(StoreError, match="cannot be stored"):
         cache.get(model, **ASK)
     cache.root.engines.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,7 @@ def test_writing_commands_say_on_a_read_only_file_system_what_to_do(cache, cli, 
     with read_only(cache.root.path):
         found, out, err = cli(command, key, *(["--yes"] if command == "rm" else []), "--dir", cache.root.path)
     assert (found, out) == (code, "")
-    assert "writable" in err
+    assert re.search("writable|for writing", err)
     assert "--dir" in err
 
 
@@ -238,8 +239,30 @@ def test_users_of_one_group_build_for_each_other_whatever_their_umask(umask, ope
     assert fake_cache(folder).verify(deep=True).is_clean
 
 
+@pytest.mark.parametrize("order", [(0, 65533), (65533, 0)])
+def test_on_a_volume_with_fsgroup_containers_of_different_users_share_the_cache_whoever_comes_first(
+    order, open_folder, open_model
+):
+    """Kubernetes makes the volume root's, setgid and writable by the group, and puts every container into the group."""
+    volume = open_folder / "volume"
+    volume.mkdir()
+    (volume / "lost+found").mkdir(mode=0o700)
+    os.chown(volume, 0, 2000)
+    volume.chmod(0o2775)
+    fake_cache(open_folder / "loads").get(open_model, **ASK)  # what another user may not be able to import
+
+    def outcomes(*asked: int) -> list[object]:
+        cache = fake_cache(volume)
+        return [*(cache.get(open_model, dims={"batch": (1, 2, n)}).outcome for n in asked), cache.root.is_shared]
+
+    assert as_user(order[0], 2000, lambda: outcomes(4)) == ["built", True]
+    assert as_user(order[1], 2000, lambda: outcomes(4, 8)) == ["hit", "built", True]
+    assert as_user(order[0], 2000, lambda: outcomes(8, 16)) == ["hit", "built", True]
+    assert as_user(order[1], 2000, lambda: fake_cache(volume).verify(deep=True).is_clean) is True
+
+
 def test_no_root_is_made_on_a_read_only_file_system(tmp_path):
     (tmp_path / "disk").mkdir()
     with read_only(tmp_path / "disk"), pytest.raises(StoreError, match="Read-only file system") as caught:
-        fake_cache(tmp_path / "disk/cache")
+        fake_cache(tmp_path / "disk/cache").make()
     assert "--dir" in caught.value.fix

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,11 @@ from users import as_user
 from enginecache.config import Config
 from enginecache.doctor.folder import check_parents, check_root
 from enginecache.errors import StoreError
+from enginecache.store import marker
 from enginecache.store import root as root_module
-from enginecache.store.root import FOLDERS, Root, make_folder
+from enginecache.store.folders import make_folder
+from enginecache.store.root import FOLDERS, Root
+from enginecache.stored import StoredEngines
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")
@@ -30,7 +35,12 @@ def umask(request):
 
 
 def modes(root: Path) -> set[int]:
-    return {stat.S_IMODE(path.stat().st_mode) for path in (root, *root.iterdir())}
+    """Of the root and its folders."""
+    return {stat.S_IMODE(path.stat().st_mode) for path in (root, *root.iterdir()) if path.is_dir()}
+
+
+def marker_mode(root: Path) -> int:
+    return stat.S_IMODE((root / marker.NAME).stat().st_mode)
 
 
 def times(root: Path) -> dict[Path, tuple[int, int]]:
@@ -39,12 +49,14 @@ def times(root: Path) -> dict[Path, tuple[int, int]]:
 
 def test_open_makes_every_folder_private_under_any_umask(tmp_path, umask):
     root = Root.open(tmp_path / "cache")
-    assert sorted(path.name for path in root.path.iterdir()) == sorted(FOLDERS)
+    assert sorted(path.name for path in root.path.iterdir()) == sorted((marker.NAME, *FOLDERS))
     assert modes(root.path) == {0o700}
+    assert marker_mode(root.path) == 0o400
 
 
 def test_open_makes_a_shared_root_for_the_group_under_any_umask(tmp_path, umask):
     assert modes(Root.open(tmp_path / "cache", "group").path) == {0o2770}
+    assert marker_mode(tmp_path / "cache") == 0o440
 
 
 def test_modes_follow_from_sharing(tmp_path):
@@ -88,7 +100,7 @@ def test_many_threads_open_one_root_at_once(tmp_path):
     assert failures == []
 
 
-@pytest.mark.parametrize("open_root", [Root.open, Root.check])
+@pytest.mark.parametrize("open_root", [Root.open, Root.find])
 def test_a_symbolic_link_is_refused_with_the_way_out(tmp_path, open_root):
     Root.open(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
@@ -105,7 +117,7 @@ def test_a_dangling_symbolic_link_is_refused_and_makes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("open_root", [Root.open, Root.check])
+@pytest.mark.parametrize("open_root", [Root.open, Root.find])
 def test_a_folder_of_the_root_that_is_a_symbolic_link_is_refused(tmp_path, open_root, name):
     root = Root.open(tmp_path / "cache")
     (root.path / name).rmdir()
@@ -139,7 +151,7 @@ def test_a_folder_of_the_root_that_everyone_may_write_is_refused(tmp_path):
         Root.open(root.path)
 
 
-@pytest.mark.parametrize("open_root", [Root.open, Root.check])
+@pytest.mark.parametrize("open_root", [Root.open, Root.find])
 def test_a_file_in_place_of_the_root_is_refused(tmp_path, open_root):
     (tmp_path / "cache").touch()
     with pytest.raises(StoreError, match="cache is not a folder"):
@@ -177,16 +189,50 @@ def test_a_read_only_root_opens_where_all_is_there(tmp_path):
     root.path.chmod(0o700)
 
 
-def test_check_makes_nothing(tmp_path):
-    (tmp_path / "cache").mkdir()
-    assert Root.check(tmp_path / "cache").path == tmp_path / "cache"
-    assert list((tmp_path / "cache").iterdir()) == []
+@pytest.mark.parametrize("exists", [True, False])
+def test_find_makes_nothing_where_no_cache_is(tmp_path, exists):
+    if exists:
+        (tmp_path / "cache").mkdir()
+    before = times(tmp_path)
+    root = Root.find(tmp_path / "cache", "group")
+    assert (root.path, root.is_made, root.is_shared) == (tmp_path / "cache", False, True)
+    assert times(tmp_path) == before
 
 
-def test_check_of_nothing_is_an_error_and_makes_nothing(tmp_path):
-    with pytest.raises(StoreError, match="No such file"):
-        Root.check(tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+def test_a_root_that_another_process_makes_is_seen_by_the_next_look(tmp_path):
+    root = Root.find(tmp_path / "cache")
+    Root.open(tmp_path / "cache", "group")
+    assert not root.is_made
+    root.look()
+    assert (root.is_made, root.is_shared) == (True, True)
+    assert root.make() is False
+
+
+def test_make_says_of_one_of_many_calls_at_once_that_the_cache_is_new(tmp_path):
+    for name in ("missing", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        start = threading.Barrier(8)
+
+        def make(name=name, start=start):
+            root = Root.find(tmp_path / name)
+            start.wait()
+            return root.make()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(each.result() for each in [pool.submit(make) for _ in range(8)]) == 1
+        assert {path.name for path in (tmp_path / name).iterdir()} == {marker.NAME, *FOLDERS}
+    assert {path.name for path in tmp_path.iterdir()} == {"missing", "empty"}
+
+
+@pytest.mark.parametrize("length", [241, 255])
+def test_the_longest_name_that_the_file_system_takes_is_used(tmp_path, length):
+    assert Root.open(tmp_path / ("d" * length)).tmp.is_dir()
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path):
+    for method in (Root.find, Root.open):
+        with pytest.raises(StoreError, match="cannot be used"):
+            method(tmp_path / ("d" * 300))
 
 
 # Owners: see the table in enginecache/store/root.py
@@ -207,6 +253,7 @@ def give(path: Path, user: int, group: int, mode: int) -> None:
 
 
 ALICE, BOB, TEAM = 70001, 70002, 70009
+DIGEST = "ab" * 32
 
 
 @needs_root
@@ -230,7 +277,7 @@ ALICE, BOB, TEAM = 70001, 70002, 70009
         (0, TEAM, 0o2777, BOB, False),
     ],
 )
-@pytest.mark.parametrize("method", ["check", "open"])
+@pytest.mark.parametrize("method", ["find", "open"])
 def test_who_owns_a_root_decides_whether_it_is_used(open_folder, method, owner, group, mode, user, is_used):
     path = Root.open(open_folder / "cache").path
     give(path, owner, group, mode)
@@ -246,6 +293,29 @@ def test_a_root_of_another_user_is_refused_with_both_names_and_the_ways_out(open
         Root.open(path)
     for way in ("chown", "--dir", "ENGINECACHE_SHARED=group", f"Run as user {ALICE}"):
         assert way in caught.value.fix
+
+
+@needs_root
+def test_the_advice_to_share_another_users_cache_works_when_followed(open_folder):
+    path = open_folder / "cache"
+    StoredEngines(Config(dir=open_folder / "loads")).make()  # what another user may not be able to import
+    os.chown(open_folder, ALICE, TEAM)
+    assert as_user(ALICE, TEAM, lambda: Root.open(path).is_made) is True
+    refused = as_user(0, TEAM, lambda: Root.open(path))
+    assert f"joins the group {TEAM}" in refused
+    assert f"ENGINECACHE_SHARED=group enginecache ls --dir {path}" in refused
+    assert as_user(ALICE, TEAM, lambda: StoredEngines(Config(dir=path, shared="group")).root.is_shared) is True
+    assert as_user(0, TEAM, lambda: Root.open(path).is_shared) is True
+
+
+@needs_root
+def test_the_advice_to_take_another_users_cache_over_works_when_followed(open_folder):
+    path = Root.open(open_folder / "it's a cache").path
+    give(path, ALICE, ALICE, 0o700)
+    with pytest.raises(StoreError) as caught:
+        Root.open(path)
+    subprocess.run(["bash", "-c", re.search(r"`(chown .*?)`", caught.value.fix)[1]], check=True)
+    assert Root.open(path).is_made
 
 
 @needs_root
@@ -279,9 +349,9 @@ def test_a_file_system_that_keeps_no_owners_is_used(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "lstat", of_somebody)
     with pytest.raises(StoreError, match="belongs to"):
-        Root.check(root.path)
+        Root.find(root.path)
     monkeypatch.setattr(root_module, "_owner_of_new_file", lambda _path: ALICE)
-    assert Root.check(root.path).path == root.path
+    assert Root.find(root.path).path == root.path
 
 
 def test_who_owns_what_is_made_in_a_folder_is_found_and_leaves_nothing(tmp_path):
@@ -296,7 +366,7 @@ def test_who_owns_what_is_made_in_a_folder_is_found_and_leaves_nothing(tmp_path)
 def test_a_shared_root_stays_shared_for_who_does_not_ask_for_it(tmp_path):
     Root.open(tmp_path / "cache", "group")
     assert Root.open(tmp_path / "cache").is_shared
-    assert Root.check(tmp_path / "cache").is_shared
+    assert Root.find(tmp_path / "cache").is_shared
     assert modes(tmp_path / "cache") == {0o2770}
 
 
@@ -310,9 +380,9 @@ def test_a_private_root_stays_private_for_who_does_not_ask(tmp_path):
 def test_a_private_root_that_its_owner_shares_is_shared_with_all_that_is_in_it(tmp_path):
     root = Root.open(tmp_path / "cache")
     os.chown(root.path, 0, TEAM)
-    blob = root.engines / "ab/blob.engine"
+    blob = root.engines / f"ab/{DIGEST}.engine"
     blob.parent.mkdir(mode=0o700)
-    for path, mode in ((blob, 0o400), (root.registry_path, 0o600), (root.uses / "key", 0o600)):
+    for path, mode in ((blob, 0o400), (root.registry_path, 0o600), (root.uses / DIGEST, 0o600)):
         path.touch()
         path.chmod(mode)
     (root.tmp / "link").symlink_to("/etc/passwd")
@@ -324,9 +394,10 @@ def test_a_private_root_that_its_owner_shares_is_shared_with_all_that_is_in_it(t
     assert found.pop("tmp/link") == 0o777
     assert found == {
         **dict.fromkeys((*FOLDERS, "engines/ab"), 0o2770),
-        "engines/ab/blob.engine": 0o440,
+        f"engines/ab/{DIGEST}.engine": 0o440,
         "registry.sqlite": 0o660,
-        "uses/key": 0o660,
+        f"uses/{DIGEST}": 0o660,
+        marker.NAME: 0o440,
     }
     assert {path.lstat().st_gid for path in root.path.rglob("*") if not path.is_symlink()} == {TEAM}
     assert os.stat("/etc/passwd").st_mode == before
@@ -336,7 +407,7 @@ def test_sharing_that_was_interrupted_is_finished_by_the_next_who_asks(tmp_path)
     root = Root.open(tmp_path / "cache")
     root.path.chmod(0o2770)
     root.locks.chmod(0o2770)  # engines/, whose mode tells, is the last
-    assert not Root.check(root.path).is_shared
+    assert not Root.find(root.path).is_shared
     assert Root.open(root.path, "group").is_shared
     assert modes(root.path) == {0o2770}
 
@@ -424,7 +495,7 @@ def test_no_space_for_a_root_is_told_as_that(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    with pytest.raises(StoreError, match="No space left on device") as caught:
+    with pytest.raises(StoreError, match=r"(?i)no space left on") as caught:
         Root.open(tmp_path / "cache")
     assert "Free some room" in caught.value.fix
 

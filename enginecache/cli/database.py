@@ -7,25 +7,22 @@ from typing import TYPE_CHECKING
 import typer
 
 from enginecache.cli.output import print_json, print_line, say
-from enginecache.cli.parameters import Dir, Json
+from enginecache.cli.parameters import Dir, Json, say_if_missing
 from enginecache.config import Config
 from enginecache.entry import SCHEMA
 from enginecache.errors import SchemaError
 
 if TYPE_CHECKING:
-    from enginecache.registry.database import Database
     from enginecache.store.root import Root
 
 
-def _open(folder: Dir) -> tuple[Root, Database]:
-    from enginecache.recovery import require_registry
-    from enginecache.registry.database import Database
+def _root(folder: str | None) -> Root:
     from enginecache.store.root import Root
 
     config = Config.load(dir=folder)
-    root = Root.open(config.dir, config.shared)
-    require_registry(root)
-    return root, Database(root.registry_path)
+    root = Root.find(config.dir, config.shared)
+    say_if_missing(root)
+    return root
 
 
 def upgrade(json: Json = False, dir: Dir = None) -> None:
@@ -38,11 +35,18 @@ def upgrade(json: Json = False, dir: Dir = None) -> None:
       enginecache db upgrade
       enginecache db upgrade --dir /var/cache/enginecache
     """
+    from enginecache.recovery import require_registry
     from enginecache.registry import schema
+    from enginecache.registry.database import Database
+    from enginecache.store.root import Root
 
-    root, database = _open(dir)
+    config = Config.load(dir=dir)
+    root = Root.find(config.dir, config.shared)
+    if root.make(config.shared):
+        say(f"made a new cache in {root.path}")
+    require_registry(root)
     before = schema.current_revision(root.registry_path)
-    schema.ensure_schema(database, root.file_mode)
+    schema.ensure_schema(Database(root.registry_path), root.file_mode)
     after = schema.current_revision(root.registry_path)
     if json:
         print_json({"schema": SCHEMA, "before": before, "revision": after})
@@ -58,9 +62,8 @@ def current(json: Json = False, dir: Dir = None) -> None:
       enginecache db current --json
     """
     from enginecache.registry import schema
-    from enginecache.store.root import Root
 
-    revision = schema.current_revision(Root(Config.load(dir=dir).dir).registry_path)
+    revision = schema.current_revision(_root(dir).registry_path)
     if json:
         print_json({"schema": SCHEMA, "revision": revision, "newest_known": schema.HEAD})
     else:
@@ -79,9 +82,8 @@ def check(dir: Dir = None) -> None:
     """
     from enginecache.registry import schema
     from enginecache.registry.database import Database
-    from enginecache.store.root import Root
 
-    path = Root(Config.load(dir=dir).dir).registry_path
+    path = _root(dir).registry_path
     if schema.current_revision(path) is None:
         raise SchemaError(f"there is no registry {path}", "Run `enginecache db upgrade`, which makes it.")
     schema.check(Database(path))

@@ -78,7 +78,7 @@ def ls(
         print_rows((Column("key"),), [[item.record.key] for item in used])
     else:
         print_rows(_COLUMNS, [_row(item) for item in used])
-        if not used:
+        if not used and cache.root.is_made:
             say(f"no engine is stored in {cache.root.path}")
 
 

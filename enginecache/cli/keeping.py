@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginecache.cli.output import Column, count, print_json, print_rows, say
-from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_folder, open_stored, read_value
-from enginecache.config import Config, parse_duration_s
+from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_config, open_stored, read_value
+from enginecache.config import parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
 from enginecache.options import format_size, parse_size
@@ -252,7 +252,7 @@ def verify(
     """
     from enginecache.stored import StoredEngines
 
-    config = Config.load(dir=existing_folder(dir))
+    config = existing_config(dir)
     found = StoredEngines.verify_folder(config, deep=deep)
     if repair and not found.is_clean:
         for finding in found.findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from enginecache.cli.output import say
 from enginecache.config import BACKENDS, Config
 from enginecache.errors import EngineCacheError, OptionError
 from enginecache.matching import ACCEPTS
@@ -21,19 +23,16 @@ from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
 
 if TYPE_CHECKING:
     from enginecache.cache import EngineCache
+    from enginecache.store.root import Root
     from enginecache.stored import StoredEngines
 
 
 def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Keys that begin so, for shell completion; none where there is no cache, or it cannot be read."""
     try:
-        folder = Config.load(dir=ctx.params.get("dir")).dir
-        from enginecache.store.root import Root
         from enginecache.stored import StoredEngines
 
-        if not Root(folder).registry_path.exists():
-            return []  # opening would make it
-        found = StoredEngines.open(dir=folder).starting_with(incomplete, limit=50)
+        found = StoredEngines.open(dir=ctx.params.get("dir")).starting_with(incomplete, limit=50)
     except EngineCacheError:
         return []
     return [(record.key[:16], record.model_name) for record in found]
@@ -76,7 +75,15 @@ def open_stored(folder: str | None) -> StoredEngines:
     from enginecache.stored import StoredEngines  # loads in two thirds of the time of the whole cache
 
     _collect_garbage()
-    return StoredEngines.open(dir=existing_folder(folder))
+    cache = StoredEngines(existing_config(folder))
+    say_if_missing(cache.root)
+    return cache
+
+
+def say_if_missing(root: Root) -> None:
+    """Say that there is no cache in the folder, which looks like a cache without engines otherwise."""
+    if not root.is_made:
+        say(f"there is no cache in {root.path} yet: `enginecache get` makes one")
 
 
 def _collect_garbage() -> None:
@@ -85,16 +92,19 @@ def _collect_garbage() -> None:
     gc.set_threshold(100_000, 50)
 
 
-def existing_folder(folder: str | None) -> str | None:
-    """What ``--dir`` names, for a command that only looks at or keeps what is there.
+def existing_config(folder: str | None) -> Config:
+    """The settings, for a command that only looks at or keeps what is there. The default folder may be missing.
 
     Raises:
-        OptionError: There is no such folder. It may be mistyped, and one must not be made by looking.
+        OptionError: The folder that ``--dir``, a variable or the settings file names does not exist. It may be
+            mistyped, and is not made by looking.
     """
-    if folder is not None and not path_value("--dir", folder).expanduser().is_dir():
-        message = f"--dir: there is no cache in {folder}"
-        raise OptionError(message, "Name the folder that `enginecache get` was given, or leave --dir out.")
-    return folder
+    config = Config.load(dir=folder)
+    if config.dir_from and not os.path.lexists(config.dir):
+        named_by = config.dir_from if folder is None else "--dir"
+        message = f"{named_by}: there is no cache in {config.dir}: the folder does not exist"
+        raise OptionError(message, "Name the folder that `enginecache get` was given; `get` makes it.")
+    return config
 
 
 def path_value(flag: str, text: str) -> Path:

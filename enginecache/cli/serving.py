@@ -69,6 +69,7 @@ def get(
             timing_cache=not no_timing_cache,
             progress=display.progress,
             waiting=display.waiting,
+            made=None if quiet else _say_made,
             **asked.ask,
         )
     if copy is not None:
@@ -108,6 +109,10 @@ def _copy_path(text: str, model: Path) -> Path:
     return path
 
 
+def _say_made(folder: Path) -> None:
+    say(f"made a new cache in {folder}")
+
+
 _WARNED = {"warning", "corrupt", "older_driver"}
 
 
@@ -123,7 +128,7 @@ def _tell(entry: Entry, *, is_quiet: bool) -> None:
 
 
 def _said(entry: Entry, elapsed: str) -> str:
-    why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED)
+    why = "; ".join(reason.text for reason in entry.reasons if reason.code not in _WARNED | {"new_cache"})
     why = "a stored engine runs on the GPUs that were asked for" if entry.outcome == "compatible" else why
     reach = ", ".join(entry.record.compute_capabilities)
     what = f"{entry.record.backend} {entry.record.tensorrt_version}, compute capability {reach}, key {entry.key[:12]}"
@@ -151,7 +156,8 @@ def explain(asked: Asked, json: Json = False) -> None:
       enginecache explain model.onnx
       enginecache explain model.onnx --dim batch=1:32:64 --json
     """
-    explanation = open_cache(asked.folder).explain(asked.model, **asked.ask)
+    cache = open_cache(asked.folder)
+    explanation = cache.explain(asked.model, **asked.ask)
     if json:
         print_json(explanation.to_json())
         return

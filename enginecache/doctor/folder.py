@@ -12,7 +12,7 @@ from pathlib import Path
 
 from enginecache.config import Config, config_path, unknown_variables
 from enginecache.doctor.check import Check
-from enginecache.errors import EngineCacheError, StoreError
+from enginecache.errors import EngineCacheError
 from enginecache.options import format_size
 from enginecache.os_errors import describe_os_error, free_inodes
 from enginecache.registry import schema
@@ -54,25 +54,29 @@ def check_variables(environ: Mapping[str, str] | None = None) -> Iterator[Check]
 def check_root(config: Config) -> Iterator[Check]:
     """The folder, its file system, its space and its registry."""
     try:
-        config.dir.lstat()
-    except FileNotFoundError:
-        facts = {"path": str(config.dir), "exists": False}
-        yield Check("folder", "ok", f"{config.dir} will be made by the first get", facts=facts)
-        yield _check_space(config.dir)
-        return
-    except OSError as error:
-        what, fix = describe_os_error(error, f"the cache folder {config.dir} cannot be used", config.dir, in_cache=True)
-        yield Check("folder", "problem", what, fix, StoreError.exit_code, {"path": str(config.dir)})
-        return
-    try:
-        root = Root.check(config.dir)
-        yield _check_writable(root, config)
-        yield from check_file_system(root.path)
-        yield from check_parents(root.path)
-        yield _check_space(root.path, root)
-        yield _check_registry(root)
+        root = Root.find(config.dir, config.shared)
+        if root.is_made:
+            yield _check_writable(root, config)
+            yield from check_file_system(root.path)
+            yield from check_parents(root.path)
+            yield _check_space(root.path, root)
+            yield _check_registry(root)
+        else:
+            yield _check_unmade(config)
+            yield _check_space(config.dir)
     except EngineCacheError as error:
         yield Check("folder", "problem", error.what, error.fix, error.exit_code)
+
+
+def _check_unmade(config: Config) -> Check:
+    exists = os.path.lexists(config.dir)
+    facts: dict[str, object] = {"path": str(config.dir), "exists": exists, "named_by": config.dir_from}
+    if exists:
+        return Check("folder", "ok", f"{config.dir} is empty; the first get makes a cache in it", facts=facts)
+    if not config.dir_from:
+        return Check("folder", "ok", f"{config.dir} will be made by the first get", facts=facts)
+    text = f"{config.dir} does not exist, and is named by {config.dir_from}; the first get will make it"
+    return Check("folder", "warning", text, "Correct the name, if it is not meant to be new.", facts=facts)
 
 
 def _check_writable(root: Root, config: Config) -> Check:

@@ -66,3 +66,11 @@ class KeyLocks(Protocol):
             LockTimeoutError: Another still held it when the time was up.
         """
         ...
+
+    def is_held(self, name: str) -> bool:
+        """Whether somebody holds the lock now. Waits for nobody and makes nothing.
+
+        Raises:
+            StoreError: It cannot be looked at.
+        """
+        ...

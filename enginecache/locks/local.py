@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import filelock
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.locks.base import Holder, Waiting, WaitingCallback
 from enginecache.os_errors import describe_os_error
+from enginecache.store.folders import make_folder
 from enginecache.store.root import Root
 
 SAY_EVERY_S = 1.0
@@ -44,6 +46,7 @@ class LocalKeyLocks:
     ) -> Iterator[bool]:
         """Hold the lock; not reentrant. See :meth:`enginecache.locks.base.KeyLocks.hold`."""
         path = self._root.locks / f"{name}.lock"
+        self._make_folder(path)
         if self._root.is_shared:
             self._open_to_group(path)
         # A soft lock would outlive its process.
@@ -59,6 +62,32 @@ class LocalKeyLocks:
             with contextlib.suppress(OSError):  # a note that stays must not keep the lock
                 self._holder_path(name).unlink()
             lock.release()
+
+    def is_held(self, name: str) -> bool:
+        """Whether somebody holds the lock. Makes no file. See :meth:`enginecache.locks.base.KeyLocks.is_held`."""
+        path = self._root.locks / f"{name}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _not_taken(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise _not_taken(path, error) from error
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _make_folder(self, path: Path) -> None:
+        """Make the folder of a lock where it is missing: filelock would make it with the mode that the umask leaves."""
+        try:
+            make_folder(self._root.locks, self._root.folder_mode, self._root.path)
+        except OSError as error:
+            raise _not_taken(path, error) from error
 
     def _acquire(
         self,
@@ -126,7 +155,8 @@ class LocalKeyLocks:
         """
         try:
             status = path.lstat()
-            if stat.S_IMODE(status.st_mode) != self._root.file_mode and status.st_uid == os.geteuid():
+            is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            if is_own and stat.S_IMODE(status.st_mode) != self._root.file_mode:
                 path.chmod(self._root.file_mode)
         except FileNotFoundError:
             self._make_file(path)

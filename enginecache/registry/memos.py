@@ -57,9 +57,9 @@ class SqlMemos(Session):
         return None if found is None else _unsealed(found[0], row)
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
-        """Keep what was found in a file; a registry that is busy just forgets."""
+        """Keep what was found in a file; a registry that is busy, or not made yet, just forgets."""
         place = self._row(kind, fingerprint)
-        if place is None:
+        if place is None or not self._database.is_made:
             return
         row = {**place, "found": json.dumps({**found, _SEAL: _seal(found, place)})}
         if self._is_read_only():
@@ -111,7 +111,7 @@ class SqlMemos(Session):
         path = _user_file(is_made=True)
         if path is None:
             return
-        with contextlib.suppress(RegistryError), Database(path, busy_timeout_s=0.0).writing() as connection:
+        with contextlib.suppress(RegistryError), Database(path, 0.0, may_make=True).writing() as connection:
             file_memo.create(connection, checkfirst=True)
             self._keep(connection, row)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from typing import cast
 
 import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
 
 from enginecache.mounts import boot_id
 from enginecache.registry.database import Database
 from enginecache.registry.records import damaged_registry
+from enginecache.registry.tables import METADATA
 
 
 class Session:
-    """One SQLite file.
+    """One SQLite file; while it is not made yet, no row is there, and nothing can be written.
 
     Args:
         database: Where the rows are; its schema is current.
@@ -31,7 +34,7 @@ class Session:
     def _reading(self) -> Iterator[sa.Connection]:
         """Like :meth:`Database.reading`; what a row's values cannot be is a damaged registry too."""
         try:
-            with self._database.reading() as connection:
+            with self._database.reading() if self._database.is_made else _nothing() as connection:
                 yield connection
         except (ValueError, TypeError, KeyError, OverflowError, sa.exc.InvalidRequestError) as error:
             raise damaged_registry(self._database.path, error) from error
@@ -40,6 +43,10 @@ class Session:
     def _looking(self) -> Iterator[sqlite3.Connection]:
         """Like :meth:`_reading`, through the driver alone, where SQLAlchemy would take most of the time."""
         try:
+            if not self._database.is_made:
+                with _nothing() as empty:
+                    yield cast("sqlite3.Connection", empty.connection.driver_connection)
+                return
             with self._database.looking() as connection:
                 yield connection
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -53,3 +60,11 @@ class Session:
                 yield connection
         except UnicodeDecodeError as error:
             raise damaged_registry(self._database.path, error) from error
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[sa.Connection]:
+    """A registry without rows, in memory."""
+    with sa.create_engine("sqlite://", poolclass=NullPool).connect() as connection:
+        METADATA.create_all(connection)
+        yield connection

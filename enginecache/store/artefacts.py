@@ -19,7 +19,8 @@ from enginecache.digests import digest_of
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
-from enginecache.store.root import ArtefactKind, Root, sync_folder
+from enginecache.store.folders import sync_folder
+from enginecache.store.root import ArtefactKind, Root
 from enginecache.watching import note_use
 
 MAX_BYTES = 256 << 20
@@ -108,11 +109,12 @@ class Artefacts:
         return digest
 
     def check(self) -> Iterator[tuple[Path, str]]:
-        """Files that are not what they should be, with what is wrong; each may be deleted. Reads every byte."""
-        for path in sorted(self._folder.iterdir()):
-            found = self._inspect(path) if _SLOT.fullmatch(path.name) else "it has not the name of a slot"
+        """What has a slot's name and is not what it should be, with what is wrong; each may go. Reads every byte."""
+        names = os.listdir(self._folder) if self._folder.exists() else []  # noqa: PTH208  only the names are looked at
+        for name in sorted(filter(_SLOT.fullmatch, names)):
+            found = self._inspect(self._folder / name)
             if isinstance(found, str):
-                yield path, found
+                yield self._folder / name, found
 
     def _path(self, slot: str) -> Path:
         if _SLOT.fullmatch(slot) is None:

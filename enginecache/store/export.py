@@ -39,7 +39,7 @@ def export_plan(plan: Path, target: Path, keep_out: Path) -> None:
             )
     try:
         _require_replaceable(target)
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        temporary = target.parent / f".enginecache-{uuid.uuid4().hex}"  # a name may be as long as the file system takes
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as copy, plan.open("rb") as source:

@@ -18,7 +18,9 @@ from enginecache.fingerprint import Fingerprint
 from enginecache.mounts import status_of
 from enginecache.os_errors import describe_os_error
 from enginecache.store.base import ReadBlob, StagedBlob
-from enginecache.store.root import Root, make_folder, sync_folder
+from enginecache.store.folders import make_folder, sync_folder
+from enginecache.store.names import digest_of_blob, files_in, folders_in
+from enginecache.store.root import Root
 
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -119,6 +121,8 @@ class LocalBlobStore:
 
     def retire(self, digest: str) -> None:
         """Move the blob's ctime, which its age as garbage counts from; no error if it is gone."""
+        if self.fingerprint(digest) is None:
+            return  # chmod would follow a link
         with _translated("an engine cannot be retired"), contextlib.suppress(FileNotFoundError):
             try:
                 self.path(digest).chmod(self._root.blob_mode)
@@ -140,20 +144,21 @@ class LocalBlobStore:
         path = self.path(digest)
         with _translated("an engine cannot be deleted"):
             try:
-                size = path.lstat().st_size
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    return 0
                 path.unlink()
             except FileNotFoundError:
                 return 0
             sync_folder(path.parent)
-        return size
+        return status.st_size
 
     def digests(self) -> Iterator[str]:
         """Digests of all blobs; files of other names are not blobs."""
         with _translated("the engines cannot be listed"):
-            for path in sorted(self._root.engines.glob(f"*/*{_SUFFIX}")):
-                digest = path.name.removesuffix(_SUFFIX)
-                if _DIGEST.fullmatch(digest) and path.parent.name == digest[:2]:
-                    yield digest
+            for folder, prefix in sorted(folders_in(self._root.engines)):
+                found = (digest_of_blob(prefix, name) for _, name in files_in(folder))
+                yield from sorted(digest for digest in found if digest is not None)
 
 
 def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:

@@ -19,8 +19,10 @@ import blake3
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
+from enginecache.store.folders import sync_folder
 from enginecache.store.local import LocalBlobStore
-from enginecache.store.root import Root, sync_folder
+from enginecache.store.names import digest_of_record, files_in, folders_in
+from enginecache.store.root import Root
 
 RECORD_SCHEMA = 1
 MAX_BYTES = 64 << 20
@@ -98,14 +100,14 @@ class RepairRecords:
     def delete(self, digest: str) -> None:
         """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""
         with contextlib.suppress(OSError):
-            self.path(digest).unlink(missing_ok=True)
+            if stat.S_ISREG(self.path(digest).lstat().st_mode):
+                self.path(digest).unlink()
 
     def digests(self) -> Iterator[str]:
         """Digests that there is a record for, whether their blobs are there or not, in their order."""
-        for path in sorted(self._root.engines.glob(f"*/*{_SUFFIX}")):
-            with contextlib.suppress(StoreError):  # a file of another name
-                if self.path(path.stem) == path:
-                    yield path.stem
+        for folder, prefix in sorted(folders_in(self._root.engines)):
+            found = (digest_of_record(prefix, name) for _, name in files_in(folder))
+            yield from sorted(digest for digest in found if digest is not None)
 
 
 class RecordedBlobStore(LocalBlobStore):

@@ -10,6 +10,9 @@ Whoever may write to the root or to a folder in it can put code there. So, for e
                                                                 all_squash, CIFS and FUSE with ``uid=``)
     another's otherwise                                         refused, with the ways out
 
+Before any of that, and before anything is made: a folder that holds something and does not carry the marker of a cache
+is refused, see :mod:`enginecache.store.marker`.
+
 The folders above the root are not refused, whoever may write to them: a volume of Kubernetes (``emptyDir``) is writable
 by everyone without the sticky bit, and a folder below it is the way to use one. Whoever may write to them can put
 another folder in the root's place, but not one that passes for this user's when it is opened. ``enginecache doctor``
@@ -22,24 +25,27 @@ makes a volume root's, setgid, and writable by the group.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pwd
 import re
+import shlex
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from enginecache.errors import StoreError
 from enginecache.os_errors import describe_os_error
+from enginecache.store import marker
+from enginecache.store.folders import make_folder
+from enginecache.store.names import owned
 
 ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
 
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def build_folder_prefix(build_id: str) -> str:
@@ -47,17 +53,19 @@ def build_folder_prefix(build_id: str) -> str:
     return f"build-{build_id[:12]}-"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Root:
-    """A checked cache folder.
+    """A checked cache folder, or the place where one will be made.
 
     Attributes:
         path: The folder.
         is_shared: Whether its group may read and write.
+        is_made: Whether it is a cache already; if not, it is missing or empty. Both as of the last look.
     """
 
     path: Path
     is_shared: bool = False
+    is_made: bool = False
 
     @property
     def folder_mode(self) -> int:
@@ -126,54 +134,132 @@ class Root:
         return self.logs / f"{build_id}.log"
 
     @classmethod
-    def open(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
-        """Make the folder where it is missing, check it, and return it.
-
-        Idempotent; where all is there it writes nothing, so that a read-only root opens. Safe across processes.
+    def find(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
+        """Check the folder and return it, whether it is a cache or may become one. Makes and changes nothing.
 
         Args:
             path: The folder.
-            shared: ``group`` shares it, also one that was private; empty leaves it as it is: the folder itself says
-                whether it is shared, or users with other settings would store what the rest cannot read.
+            shared: What it will be where it is not made yet. Else the folder itself says so: users with other settings
+                would store what the rest cannot read.
 
         Raises:
-            StoreError: It cannot be made, or must not be used: see the table of this module.
+            StoreError: It must not be used: see the table of this module.
         """
-        try:
-            _make_parents(path)
-            make_folder(path, _folder_mode(shared == "group"), path.parent)
-            _check(path)
-            root = cls(path, _is_shared(path))
-            if shared and not root.is_shared:
-                root = _share(path)
-            for name in FOLDERS:
-                make_folder(path / name, root.folder_mode, path)
-                _check(path / name)
-        except OSError as error:
-            raise _unusable(path, error) from error
+        root = cls(path, shared == "group")
+        root.look()
         return root
 
     @classmethod
-    def check(cls, path: Path) -> Root:
-        """Like :meth:`open` for a folder that is there, without making anything.
+    def open(cls, path: Path, shared: Literal["", "group"] = "") -> Root:
+        """Like :meth:`find`, then :meth:`make`."""
+        root = cls.find(path, shared)
+        root.make(shared)
+        return root
+
+    def look(self) -> None:
+        """Check the folder again, and find out whether another process has made or shared it meanwhile.
 
         Raises:
-            StoreError: It cannot be used.
+            StoreError: It must not be used.
         """
-        try:
-            for folder in (path, *(path / name for name in FOLDERS if os.path.lexists(path / name))):
-                _check(folder)
-            return cls(path, _is_shared(path))
-        except OSError as error:
-            raise _unusable(path, error) from error
+        with _translated(self.path):
+            status = _lstat(self.path)
+            self.is_made = status is not None and _is_cache(self.path, status)
+            if self.is_made:
+                for name in FOLDERS:
+                    if os.path.lexists(self.path / name):
+                        _check(self.path / name)
+                self.is_shared = _is_shared(self.path)
+            elif status is not None:
+                self.is_shared = self.is_shared or _is_for_group(status)
+
+    def make(self, shared: Literal["", "group"] = "") -> bool:
+        """Make the folder, and the folders in it, where they are missing.
+
+        Idempotent; where all is there it writes nothing, so that a read-only root opens. Safe across processes. The
+        marker is durable before anything else is made, so a death at any step leaves what the next call accepts.
+
+        Args:
+            shared: ``group`` shares the folder, also one that was private; empty leaves it as it is.
+
+        Returns:
+            Whether this call made a cache where none was.
+
+        Raises:
+            StoreError: It cannot be made, or must not be used.
+        """
+        with _translated(self.path):
+            is_new = not self.is_made and self._mark()
+            if shared:
+                self.share()
+            for name in FOLDERS:
+                make_folder(self.path / name, self.folder_mode, self.path)
+                _check(self.path / name)
+        return is_new
+
+    def share(self) -> None:
+        """Open a cache that is private to its group. Idempotent; what was interrupted is finished.
+
+        Raises:
+            StoreError: Another user's is in it: only its owner may.
+        """
+        if not self.is_shared:
+            with _translated(self.path):
+                _share(self.path)
+                self.is_shared = True
+
+    def _mark(self) -> bool:
+        self.look()
+        if self.is_made:
+            return False
+        marker_mode = self.blob_mode
+        if _lstat(self.path) is None:
+            _make_parents(self.path)
+            is_new = make_folder(
+                self.path, self.folder_mode, self.path.parent, lambda folder: marker.write_marker(folder, marker_mode)
+            )
+        else:
+            is_new = marker.write_marker(self.path, marker_mode)
+        self.look()
+        return is_new
 
 
-def _unusable(path: Path, error: OSError) -> StoreError:
-    if isinstance(error, StoreError):
-        return error
-    otherwise = "Name another with --dir or ENGINECACHE_DIR, or change its owner and mode."
-    doing = f"the cache folder {path} cannot be used"
-    return StoreError(*describe_os_error(error, doing, error.filename or path, otherwise=otherwise, in_cache=True))
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        otherwise = "Name another with --dir or ENGINECACHE_DIR, or correct its owner and mode."
+        doing = f"the cache folder {path} cannot be used"
+        raise StoreError(
+            *describe_os_error(error, doing, error.filename or path, otherwise=otherwise, in_cache=True)
+        ) from error
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+
+
+def _is_cache(path: Path, status: os.stat_result) -> bool:
+    """Whether the folder is a cache; False where it is empty and may become one.
+
+    Raises:
+        StoreError: It must not be used.
+    """
+    _check_kind(path, status)
+    try:
+        is_marked = marker.is_marked(path)
+    except PermissionError:
+        if status.st_uid != os.geteuid():
+            raise _foreign(path, status) from None
+        raise
+    _check_owner(path, status)  # after the marker: it may make a file for a moment
+    return is_marked
 
 
 def _make_parents(path: Path) -> None:
@@ -182,60 +268,6 @@ def _make_parents(path: Path) -> None:
         if not parent.exists():
             with contextlib.suppress(FileExistsError):
                 parent.mkdir(mode=0o755)
-
-
-def make_folder(path: Path, mode: int, workspace: Path) -> None:
-    """Make a folder with exactly this mode, durably, or leave the one that is there. Idempotent; safe across processes.
-
-    It appears under its name with its mode: ``mkdir`` alone gives the mode that the umask leaves, and a crash before
-    the ``chmod`` would shut the group out for ever.
-
-    Args:
-        path: The folder.
-        mode: Its mode.
-        workspace: A folder of the same file system, where a crash may leave an empty folder behind.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    if path.is_dir():
-        # An earlier release left this mode in a shared root, if it crashed between its two steps.
-        status = path.lstat()
-        if stat.S_IMODE(status.st_mode) == 0o700 != mode and status.st_uid == os.geteuid():
-            path.chmod(mode)
-        return
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=workspace))
-    try:
-        temporary.chmod(mode)
-        _rename_to_new(temporary, path)
-    except OSError as error:
-        temporary.rmdir()
-        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            raise
-        return  # another process made it, or it is no folder, which the check says
-    sync_folder(path.parent)
-
-
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, unless there is something: ``rename`` alone puts a folder in the place of an empty one.
-
-    Another process may be about to use that one, and would find it gone.
-
-    Raises:
-        FileExistsError: There is.
-        OSError: It cannot be renamed.
-    """
-    import ctypes  # a folder is made once, and most processes make none
-
-    # The C library of Alpine Linux has no such function, and some network file systems do not know the flag.
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        source.rename(target)
-    elif rename(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
-        number = ctypes.get_errno()
-        if number not in {errno.EINVAL, errno.ENOSYS}:
-            raise OSError(number, os.strerror(number), str(source), None, str(target))
-        source.rename(target)
 
 
 def _folder_mode(is_shared: bool) -> int:
@@ -252,8 +284,8 @@ def _is_for_group(status: os.stat_result) -> bool:
     return status.st_mode & 0o2070 == 0o2070
 
 
-def _share(path: Path) -> Root:
-    """Open a root to its group: everything in it, then ``engines/``, whose mode says that it is done.
+def _share(path: Path) -> None:
+    """Open a root to its group: everything that enginecache made in it, then ``engines/``, whose mode tells it is done.
 
     Raises:
         StoreError: What is in it is another user's: only its owner may.
@@ -262,32 +294,24 @@ def _share(path: Path) -> Root:
     status = path.lstat()
     if status.st_uid == os.geteuid():
         path.chmod(stat.S_IMODE(status.st_mode) | 0o2770)
-    if not root.engines.exists():
-        return root
-    owner = root.engines.lstat().st_uid
-    if owner != os.geteuid():
-        message = f"{path} is private to {_user_name(owner)}, so it cannot be shared with a group"
-        raise StoreError(
-            message, "Let that user open it once with ENGINECACHE_SHARED=group, or name another with --dir."
-        )
+    if root.engines.exists():
+        owner = root.engines.lstat().st_uid
+        if owner != os.geteuid():
+            message = f"{path} is private to {_user_name(owner)}, so it cannot be shared with a group"
+            fix = "Let that user open it once with ENGINECACHE_SHARED=group, or name another with --dir."
+            raise StoreError(message, fix)
     group = path.lstat().st_gid
-    for folder, names, files in os.walk(path):
-        for name in names:
-            if Path(folder, name) != root.engines:
-                _hand_to_group(Path(folder, name), group, root.folder_mode)
-        for name in files:
-            is_blob = name.endswith(".engine")
-            _hand_to_group(Path(folder, name), group, root.blob_mode if is_blob else root.file_mode)
-    _hand_to_group(root.engines, group, root.folder_mode)
-    return root
+    modes = {"folder": root.folder_mode, "blob": root.blob_mode, "file": root.file_mode}
+    for found, kind in owned(path):
+        _hand_to_group(found, group, modes[kind])
 
 
-def _hand_to_group(path: Path, group: int, mode: int) -> None:
+def _hand_to_group(path: str, group: int, mode: int) -> None:
     try:
         # O_PATH: a link that takes the place of the file is not followed, and no lock of SQLite's is dropped.
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return  # a temporary file that is gone by now
+        return  # a temporary file that was deleted meanwhile
     try:
         if not stat.S_ISLNK(os.fstat(descriptor).st_mode):
             os.chown(f"/proc/self/fd/{descriptor}", -1, group)
@@ -298,6 +322,11 @@ def _hand_to_group(path: Path, group: int, mode: int) -> None:
 
 def _check(path: Path) -> None:
     status = path.lstat()
+    _check_kind(path, status)
+    _check_owner(path, status)
+
+
+def _check_kind(path: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         message = f"{path} is a symbolic link: whoever may change it chooses which engines are served"
         raise StoreError(message, "Name the folder that it leads to with --dir or ENGINECACHE_DIR.")
@@ -306,6 +335,9 @@ def _check(path: Path) -> None:
     if status.st_mode & stat.S_IWOTH:
         message = f"everyone may write to {path}: an engine there could be anybody's code"
         raise StoreError(message, "Name a folder below it, which enginecache makes private.")
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
     if not _is_trusted(path, status):
         raise _foreign(path, status)
 
@@ -331,9 +363,12 @@ def _owner_of_new_file(path: Path) -> int | None:
 def _foreign(path: Path, status: os.stat_result) -> StoreError:
     owner = _user_name(status.st_uid)
     message = f"{path} belongs to {owner}, neither to this user nor to root: its owner chooses which engines are served"
+    top = path.parent if os.path.lexists(path.parent / marker.NAME) else path
+    where, group = shlex.quote(str(top)), top.lstat().st_gid
     fix = (
-        f"Run as {owner}, or make the folder this user's (chown), or name another with --dir.\n"
-        "To share one: let its owner set ENGINECACHE_SHARED=group, and be a member of its group."
+        f"Run as {owner}, or take it over (`chown -R {os.geteuid()} {where}`), or name another with --dir.\n"
+        f"To share it: its owner runs `ENGINECACHE_SHARED=group enginecache ls --dir {where}` once; this user joins "
+        f"the group {group} (fsGroup or supplementalGroups on Kubernetes)."
     )
     return StoreError(message, fix)
 
@@ -343,16 +378,3 @@ def _user_name(uid: int) -> str:
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:
         return f"user {uid}"
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable.
-
-    Raises:
-        OSError: The file system refuses.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ import contextlib
 import datetime as dt
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,12 +71,15 @@ class UseLog:
         folder = os.fspath(self._root.uses)
         with contextlib.suppress(OSError):
             for name in os.listdir(folder):  # noqa: PTH208  these and no Path, which takes longer than all the rest
+                if _KEY.fullmatch(name) is None:
+                    continue  # not a note of enginecache's
                 path = f"{folder}/{name}"
                 try:
-                    status = os.stat(path)
+                    status = os.stat(path, follow_symlinks=False)
                 except OSError:
                     continue
-                yield path, status
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status
 
     def forget(self, key: str) -> None:
         """Drop the note of an entry that is gone."""

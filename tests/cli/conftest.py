@@ -39,7 +39,9 @@ def builder() -> FakeBuilder:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cache without engines, which the environment names."""
     monkeypatch.setenv("ENGINECACHE_DIR", str(tmp_path / "cache"))
+    EngineCache(Config(dir=tmp_path / "cache")).make()
     return tmp_path / "cache"
 
 

@@ -47,7 +47,6 @@ def test_keys_are_completed_from_the_folder_that_is_meant(shell, complete, cli, 
 
 @SHELLS
 def test_cache_that_cannot_be_read_completes_nothing(shell, complete, cli, folder):
-    folder.mkdir(mode=0o700)
     (folder / "registry.sqlite").write_text("no database" * 100)
     assert "0" not in complete(shell, "enginecache show 0").replace("0 ", "")
     (folder / "registry.sqlite").unlink()

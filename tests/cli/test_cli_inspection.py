@@ -2,6 +2,7 @@ import contextlib
 import datetime as dt
 import json
 import re
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -142,12 +143,12 @@ def test_doctor_reports_one_line_each_on_a_pipe(cli, stored, folder):
 
 
 def test_doctor_makes_no_folder(cli, folder):
+    shutil.rmtree(folder)
     assert cli("doctor").code == 0
     assert not folder.exists()
 
 
 def test_doctor_exits_with_the_code_of_the_problem(cli, folder, tmp_path):
-    folder.mkdir(mode=0o700)
     (folder / "registry.sqlite").write_text("this is no database, and long enough to be looked at" * 10)
     ran = cli("doctor")
     assert ran.code == 6

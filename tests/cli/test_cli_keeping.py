@@ -162,14 +162,14 @@ def test_prune_without_a_limit_deletes_no_engine_and_says_how_to(cli, stored, mo
 
 
 def test_prune_lists_stray_files(cli, stored, folder, monkeypatch):
-    (folder / "tmp" / "left").write_bytes(b"x" * 100)
+    (folder / "tmp" / "blob-leftover").write_bytes(b"x" * 100)
     assert "nothing to delete" in cli("prune").err
     assert "garbage within its grace time" in cli("verify").err
     monkeypatch.setenv("ENGINECACHE_GRACE", "0")
     ran = cli("prune", "--yes")
-    assert ran.rows == [[str(folder / "tmp" / "left"), "a temporary file", "100"]]
+    assert ran.rows == [[str(folder / "tmp" / "blob-leftover"), "a temporary file", "100"]]
     assert "0 engines and 1 stray file (100 B)" in ran.err
-    assert not (folder / "tmp" / "left").exists()
+    assert not (folder / "tmp" / "blob-leftover").exists()
 
 
 def test_what_was_used_just_now_stays_and_is_told(cli, stored, model):

@@ -128,6 +128,7 @@ def test_interrupted_build_is_exit_130_and_leaves_a_clean_cache(tmp_path, monkey
     monkeypatch.setenv("ENGINECACHE_DIR", str(tmp_path / "cache"))
     command = [*COMMAND, "get", str(EXAMPLE), "--dim", "batch=1:8:32", "--target", "sm_89", "--opt-level", "5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stderr.readline() == f"made a new cache in {tmp_path / 'cache'}\n"
         assert ran.stderr.readline().startswith("building cifar.onnx")
         ran.send_signal(signal.SIGINT)
         out, err = ran.communicate(timeout=60)

@@ -1,6 +1,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def test_version(cli):
 
 
 def test_database_commands(cli, folder):
+    shutil.rmtree(folder)
     assert cli("db", "current").out == "none\n"
     assert not folder.exists()
     ran = cli("db", "check")

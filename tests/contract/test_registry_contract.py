@@ -713,6 +713,7 @@ def no_tables(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [no_database, cut_short, folder, no_tables])
 def test_a_registry_that_is_none_is_an_error_with_the_way_out(sqlite_path, spoil):
     registry = SqlRegistry(Database(sqlite_path))
+    registry.totals()  # as a running server, that has had it
     spoil(sqlite_path)
     for call in (registry.entries, registry.totals, lambda: registry.pin("0" * 64)):
         with pytest.raises(RegistryError, match="is unavailable") as caught:

@@ -64,7 +64,7 @@ def put(store: BlobStore, source: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path.name != "CACHEDIR.TAG")
 
 
 def damage(path: Path, data: bytes) -> None:

@@ -41,7 +41,9 @@ def model(case: Path, name: str) -> Path:
 
 
 def open_cache(case: Path, *, size_bytes: int = PLAN_BYTES, **settings) -> EngineCache:
-    return fake_cache(case / "cache", CarefulBuilder(size_bytes=size_bytes), **settings)
+    cache = fake_cache(case / "cache", CarefulBuilder(size_bytes=size_bytes), **settings)
+    cache.make()
+    return cache
 
 
 cache_in = functools.cache(open_cache)
@@ -82,7 +84,7 @@ def old_garbage(case: Path) -> None:
     with cache_in(case) as cache:
         orphan = cache.root.engines / "00" / f"{'0' * 64}.engine"
         orphan.parent.mkdir(mode=0o700, exist_ok=True)
-        for path in (orphan, cache.root.tmp / "blob-left"):
+        for path in (orphan, cache.root.tmp / "blob-leftover"):
             path.write_bytes(b"left")
 
 

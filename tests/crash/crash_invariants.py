@@ -14,6 +14,7 @@ from crash_operations import Operation
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
 from enginecache.garbage import find_garbage
+from enginecache.store import marker
 
 YEAR_S = 365 * 24 * 3600
 GARBAGE = {"a temporary file", "a stored engine without a row", "a repair record without an engine"}
@@ -57,7 +58,7 @@ def assert_served(case: Path, name: str, **ask: bool) -> None:
 def assert_accounted_for(cache: EngineCache) -> None:
     """No file is left that nothing names and no prune would ever delete."""
     root = cache.root
-    named = {root.registry_path, root.path / "registry.sqlite-journal", root.path / "reserve"}
+    named = {root.registry_path, *(root.path / name for name in ("registry.sqlite-journal", "reserve", marker.NAME))}
     named |= {cache.path(used.record) for used in cache.entries()}
     digests = {used.record.digest for used in cache.entries()}
     past, _ = find_garbage(root, digests.__contains__, 0, time.time() + YEAR_S)
