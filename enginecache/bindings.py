@@ -10,10 +10,12 @@ import ctypes
 import importlib
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from enginecache.errors import ToolchainError
+from enginecache.errors import OutOfMemoryError, ToolchainError
+from enginecache.os_errors import is_about_memory
 from enginecache.toolchain import PRODUCTS, Flavour, Toolchain, module_name
 
 _LIBRARIES: dict[Flavour, re.Pattern[str]] = {
@@ -29,6 +31,7 @@ def load_module(flavour: Flavour) -> Any:
 
     Raises:
         ToolchainError: They cannot be imported.
+        OutOfMemoryError: They could be, with more memory.
     """
     name = module_name(flavour)
     try:
@@ -36,9 +39,25 @@ def load_module(flavour: Flavour) -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         # OSError and RuntimeError: the bindings load shared libraries by hand.
         message = f"the Python module {name} cannot be imported: {error}"
+        if is_about_memory(str(error)) or _lacks_memory_for_library(flavour):
+            fix = "Free memory, or raise the limit (`ulimit -v`; the memory limit of the container), and try again."
+            raise OutOfMemoryError(f"out of memory: {message}", fix) from error
         raise ToolchainError(
             message, "Install it with its libraries; `enginecache doctor` shows what is here."
         ) from error
+
+
+def _lacks_memory_for_library(flavour: Flavour) -> bool:
+    """Whether TensorRT's library is here and does not fit into memory: the bindings then say that it is missing."""
+    spec = find_spec(f"{module_name(flavour)}_libs")
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for path in Path(folder).iterdir():
+            if _LIBRARIES[flavour].match(path.name):
+                try:
+                    ctypes.CDLL(str(path))
+                except OSError as error:
+                    return is_about_memory(str(error))
+    return False
 
 
 def check_loaded(trt: Any, toolchain: Toolchain, library_version: str | None) -> str:

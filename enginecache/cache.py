@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from enginecache import environment
 from enginecache.builders.base import Builder
 from enginecache.builders.child import ProcessBuilder
-from enginecache.config import Config
+from enginecache.config import Config, require_seconds
 from enginecache.devices import current_device, find_device
 from enginecache.entry import Candidate, Entry, Explanation, Outcome
 from enginecache.environment import keyed, passed, snapshot
@@ -111,6 +111,7 @@ class EngineCache(StoredEngines):
             name: What a hit is remembered under; None for not at all.
             started: When the call began.
         """
+        require_seconds("timeout_s", ask.get("timeout_s"))
         rebuild = ask.get("rebuild", False)
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")

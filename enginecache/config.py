@@ -19,7 +19,7 @@ import platformdirs
 from enginecache.environment import REPLACED, kind_of
 from enginecache.errors import ConfigError, EngineCacheError, OptionError
 from enginecache.mounts import status_of
-from enginecache.options import parse_size
+from enginecache.options import parse_size, shortened
 from enginecache.os_errors import describe_os_error
 
 if sys.version_info >= (3, 11):
@@ -33,6 +33,8 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 SHARED: tuple[str, ...] = get_args(Shared)
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 DAY_S = 86400.0
+LONGEST_S = 36525 * DAY_S
+"""A hundred years: longer ones overflow dates and time-outs."""
 
 MAX_FILE_BYTES = 1 << 20
 """No configuration file is larger; a device may have no end."""
@@ -104,6 +106,8 @@ class Config:
         for name, value, choices in (("shared", self.shared, SHARED), ("backend", self.backend, BACKENDS)):
             if value not in choices:
                 raise ConfigError(f"{name}: {_choice_error(value, choices)}", "Take one of these.")
+        for name in ("timeout_s", "grace_s", "failure_ttl_s"):
+            require_seconds(name, getattr(self, name))
         given = self.pass_environment
         names = _parse("pass_environment", given if isinstance(given, str) else " ".join(given), "pass_environment")[1]
         object.__setattr__(self, "pass_environment", names)
@@ -217,7 +221,7 @@ def _parse_choice(*choices: str) -> Callable[[str], str]:
 
 
 def _choice_error(value: object, choices: Iterable[str]) -> str:
-    return f"{value!r} is not one of {', '.join(repr(choice) for choice in choices)}"
+    return f"{shortened(str(value))} is not one of {', '.join(repr(choice) for choice in choices)}"
 
 
 def _parse_switch(text: str) -> bool:
@@ -227,7 +231,7 @@ def _parse_switch(text: str) -> bool:
 
 
 def _parse_major(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text)):
         raise ValueError("not a major version, such as 13")
     return int(text)
 
@@ -255,8 +259,24 @@ def parse_duration_s(text: str) -> float:
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise OptionError(f"{text!r} is not a duration", "Write it as 30m, 45s, 2h, 30d or a number of seconds.")
-    return float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
+        message = f"{shortened(text)} is not a duration"
+        raise OptionError(message, "Write it as 30m, 45s, 2h, 30d or a number of seconds.")
+    seconds = float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
+    if seconds > LONGEST_S:
+        raise OptionError(f"{shortened(text)} is a duration of more than a hundred years", "Write a shorter one.")
+    return seconds
+
+
+def require_seconds(name: str, value: Any) -> None:
+    """Refuse what is no number of seconds between 0 and a hundred years.
+
+    Raises:
+        OptionError: So it is.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value <= LONGEST_S):
+        message = f"{name} is {shortened(str(value))[1:-1]}, which is not a number of seconds up to a hundred years"
+        raise OptionError(message, "Give a number of seconds, such as 1800.")
 
 
 _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -412,5 +432,5 @@ def _parse(name: str, text: str, where: str) -> tuple[str, Any]:
     except EngineCacheError as error:
         raise ConfigError(f"{where}: {error.what}", error.fix) from error
     except ValueError as error:
-        what = str(error) if repr(text) in str(error) else f"{text!r} is {error}"
+        what = str(error) if shortened(text) in str(error) else f"{shortened(text)} is {error}"
         raise ConfigError(f"{where}: {what}", "Correct the value, or take it out.") from error

@@ -167,18 +167,59 @@ def _whole(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, bare_unit: str = "b") -> int:
     """Read a size in bytes: ``1GiB``, ``512M``, ``65536``. All units are powers of 1024.
+
+    Args:
+        text: The size.
+        bare_unit: Unit of a number without one: ``b`` or ``m``.
+
+    Raises:
+        OptionError: The text is not a size, or one of bits (``1Gb``), or more than 4 EiB.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    advice = f"Write it as 1GiB, 512MiB or a number of {'MiB' if bare_unit == 'm' else 'bytes'}."
+    if match is None:
+        raise OptionError(f"{shortened(text)} is not a size", advice)
+    unit = match["unit"] or bare_unit
+    if len(unit) > 1 and unit.endswith("b") and unit[0].isupper():
+        meant = f"{match['number']}{unit[0]}iB"
+        raise OptionError(
+            f"{shortened(text)} is not a size in bytes: {unit} is a unit of bits", f"Write it as {meant}."
+        )
+    factor = _UNITS[unit.lower()[:1]]
+    size = int(float(match["number"]) * factor) if "." in match["number"] else int(match["number"]) * factor
+    if size > _MAX_BYTES:
+        raise OptionError(f"{shortened(text)} is not a size that anything has: it is more than 4 EiB", advice)
+    return size
+
+
+def parse_workspace(text: str) -> int:
+    """Read a workspace limit in bytes. A number without a unit counts MiB, as trtexec's ``--memPoolSize`` does.
 
     Raises:
         OptionError: The text is not a size.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        message = f"{text!r} is not a size"
-        raise OptionError(message, "Write it as 1GiB, 512MiB or a number of bytes.")
-    unit = (match["unit"] or "").lower()[:1]
-    return int(float(match["number"]) * _UNITS[unit]) if "." in match["number"] else int(match["number"]) * _UNITS[unit]
+    return parse_size(text, bare_unit="m")
+
+
+def parse_limit(text: str) -> int:
+    """Read the size that a cache is to shrink to. A small number without a unit is a forgotten unit, and refused.
+
+    Raises:
+        OptionError: The text is not a size, or has no unit.
+    """
+    size_bytes = parse_size(text)
+    if 0 < size_bytes < MIB and text.strip().isdigit():
+        raise OptionError(
+            f"{text!r} is a number of bytes, less than any engine has", f"Add the unit: {text.strip()}GiB."
+        )
+    return size_bytes
+
+
+def shortened(text: str) -> str:
+    """Return ``text`` in quotes, cut where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def format_size(size_bytes: int) -> str:

@@ -26,6 +26,17 @@ _SPARE_DESCRIPTORS = 8
 RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 """Errors of a process that may not have more of something: no path is to blame."""
 
+_NO_MEMORY = (
+    "bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "OpenBLAS blas_thread_init",
+    "OpenBLAS error: Memory allocation",
+)
+"""How C++, Python, the loader of shared libraries and OpenBLAS say it. Source: glibc, dl-load.c; OpenBLAS 0.3."""
+
 _ABOUT_FOLDER = {
     errno.EACCES,
     errno.EEXIST,
@@ -70,6 +81,11 @@ def describe_os_error(
     why, fix = explain(where)
     what = ": ".join(filter(None, (doing, _text_of(error), why)))
     return what, _in_cache(error, fix) if in_cache else fix
+
+
+def is_about_memory(text: str) -> bool:
+    """Whether a message of a library, or a line of a log, says that memory ran out."""
+    return any(words in text for words in _NO_MEMORY)
 
 
 def is_out_of_descriptors() -> bool:

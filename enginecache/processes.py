@@ -25,6 +25,7 @@ from enginecache.devices import Device
 from enginecache.environment import Pairs, passed, snapshot
 from enginecache.errors import InterpreterError
 from enginecache.interpreter import NAME_ONE
+from enginecache.os_errors import is_about_memory
 
 READY = "ready"
 """The first report of every child."""
@@ -49,8 +50,6 @@ _KILLS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.S
 
 _NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 """Errors of starting a program that are about its file."""
-
-_OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory", "failed to map segment")
 
 
 def child_environment(
@@ -265,7 +264,7 @@ def is_from_outside(status: int, tail: Sequence[str]) -> bool:
 
 def is_out_of_memory(tail: Sequence[str]) -> bool:
     """Whether the last lines of a log say that memory ran out."""
-    return any(word in line for line in tail for word in _OUT_OF_MEMORY)
+    return any(map(is_about_memory, tail))
 
 
 def describe_status(status: int) -> str:

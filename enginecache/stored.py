@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from enginecache import checks, eviction, garbage
-from enginecache.config import Config, Settings
+from enginecache.config import Config, Settings, require_seconds
 from enginecache.devices import list_devices
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError
 from enginecache.locks.local import LocalKeyLocks
@@ -222,6 +222,7 @@ class StoredEngines:
             max_size_bytes: Bytes that may stay; None takes the configuration's limit.
             older_than_s: Entries not used for so many seconds go.
         """
+        require_seconds("older_than_s", older_than_s)
         limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
         past, _ = self._garbage()
         return self._removal.plan(past, max_size_bytes=limit, older_than_s=older_than_s)

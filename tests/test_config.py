@@ -321,3 +321,16 @@ def test_durations_are_read(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(OptionError, match="not a duration"):
         parse_duration_s(text)
+
+
+@pytest.mark.parametrize("text", ["99999999999999d", "1" * 400, "36526d"])
+def test_a_duration_of_more_than_a_hundred_years_is_refused(text):
+    with pytest.raises(OptionError, match="a hundred years"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize("value", [1e300, float("nan"), float("inf"), -1, "1", True])
+@pytest.mark.parametrize("name", ["timeout_s", "grace_s", "failure_ttl_s"])
+def test_a_number_of_seconds_that_is_none_is_refused(tmp_path, name, value):
+    with pytest.raises(OptionError, match=name):
+        Config(dir=tmp_path, **{name: value})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import OptionError
-from enginecache.options import BuildOptions, PluginLibrary, format_size, parse_size
+from enginecache.options import MIB, BuildOptions, PluginLibrary, format_size, parse_limit, parse_size, parse_workspace
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,30 @@ def test_integers_of_other_libraries_are_integers():
 
     assert BuildOptions(np.int64(1 << 30), np.int32(5)) == BuildOptions(1 << 30, 5)
     assert type(BuildOptions(np.int64(1 << 30)).workspace_bytes) is int
+
+
+@pytest.mark.parametrize("text", ["1Gb", "512Mb", "1Gib", "8 Kb"])
+def test_a_unit_of_bits_is_refused_with_the_unit_that_is_meant(text):
+    with pytest.raises(OptionError, match="a unit of bits") as caught:
+        parse_size(text)
+    assert "iB" in caught.value.fix
+
+
+@pytest.mark.parametrize("text", ["5EiB", "9" * 19 + "T", "4194305T"])
+def test_an_absurd_size_is_refused(text):
+    with pytest.raises(OptionError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", MIB), ("1024", 1 << 30), ("0.5", MIB // 2), ("64KiB", 65536), ("7b", 7)]
+)
+def test_a_workspace_without_a_unit_counts_mebibytes_as_trtexec_does(text, size):
+    assert parse_workspace(text) == size
+
+
+def test_a_limit_without_its_unit_is_refused_and_not_taken_for_bytes():
+    with pytest.raises(OptionError, match="less than any engine has") as caught:
+        parse_limit("20")
+    assert "20GiB" in caught.value.fix
+    assert (parse_limit("0"), parse_limit("4KiB"), parse_limit("20971520")) == (0, 4096, 20 << 20)

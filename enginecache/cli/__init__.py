@@ -18,12 +18,32 @@ def main() -> None:
     _open_standard_streams()
     with _ended_in_order():
         try:
+            # NumPy moves bytes here and computes nothing: threads would cost memory and time, and where memory is short
+            # OpenBLAS ends the process by SIGINT for want of them.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             gc.disable()  # a sixth of the time that loading takes, and nothing that it makes is garbage
             from enginecache.cli.app import app
 
             app(prog_name="enginecache")
-        except KeyboardInterrupt:  # while the modules were loaded; later it is the application's
-            sys.exit(130)
+        except (BrokenPipeError, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  while modules were loaded, or by the parser
+            sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Print an error that the application did not get to see; its exit code."""
+    try:
+        from enginecache.cli.error_report import report_error
+
+        return report_error(error, sys.argv[1:])
+    except BaseException:  # noqa: BLE001  there may be no memory or no descriptor to import it with
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        text = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):
+            os.write(2, f"error: the command cannot be loaded: {text}\n".encode(errors="backslashreplace"))
+        return 1
 
 
 @contextlib.contextmanager

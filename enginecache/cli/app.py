@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from typing import Annotated, Any
 
 import typer
@@ -11,36 +13,49 @@ from typer.core import TyperGroup
 
 from enginecache import __version__
 from enginecache.cli import database, inspection, keeping, serving
-from enginecache.cli.output import print_line, say, warn
+from enginecache.cli.error_report import report_error, report_usage
+from enginecache.cli.output import print_line, warn
 from enginecache.config import unknown_variables
-from enginecache.errors import EngineCacheError
+
+LIKE = 0.6
+"""Least likeness of an option to what was typed for it to be suggested: 1 is equal, 0 has nothing in common."""
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Turns the errors that are raised on purpose into lines on standard error and their exit code."""
+def _reported() -> Iterator[None]:
+    """Turns every exception into its report and its exit code; the parser shows its own errors."""
     try:
         yield
-    except EngineCacheError as error:
-        what, *rest = str(error).splitlines()
-        say(f"error: {what}", *(f"  {line}" for line in rest))
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as interrupt:
-        say("interrupted")
-        raise typer.Exit(130) from interrupt
+    except (typer.Exit, typer.Abort, BrokenPipeError, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of BLAKE3's is no Exception
+        if hasattr(error, "format_message"):  # an error of the parser, whichever class of it
+            _correct_hint(error)
+            report_usage(error.format_message(), sys.argv[1:])
+            raise
+        raise typer.Exit(report_error(error, sys.argv[1:])) from error
+
+
+def _correct_hint(error: Any) -> None:
+    """Keep only suggestions that a typing error explains: the parser's take the dashes for a likeness."""
+    possibilities, name = getattr(error, "possibilities", None), getattr(error, "option_name", "")
+    if possibilities:
+        word = name.lstrip("-")
+        likeness = {option: SequenceMatcher(None, word, option.lstrip("-")).ratio() for option in possibilities}
+        error.possibilities = [option for option in possibilities if likeness[option] >= LIKE]
 
 
 class _Commands(TyperGroup):
     """The commands, with one way for all their errors."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _told():
+        with _reported():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         for text in unknown_variables():
             warn(text)
-        with _told():
+        with _reported():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002

@@ -12,7 +12,7 @@ from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_con
 from enginecache.config import parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
-from enginecache.options import format_size, parse_size
+from enginecache.options import format_size, parse_limit
 
 if TYPE_CHECKING:
     from enginecache.eviction import Going, PrunePlan, Staying, StayReason
@@ -41,18 +41,23 @@ def require_leave(what: str, *, is_yes: bool, preview: str = "--dry-run") -> Non
         ConfirmationError: So it is.
     """
     if not is_yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfirmationError(f"not done without confirmation: {what}", f"Add --yes, or see it first with {preview}.")
+        raise ConfirmationError(f"refusing to {what} without --yes", f"Add --yes, or see it first with {preview}.")
 
 
-def confirm(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
-    """Ask on a terminal; elsewhere ``--yes`` must have been given.
+def confirm(what: str, *, is_yes: bool, preview: str = "--dry-run") -> bool:
+    """Ask on a terminal; elsewhere ``--yes`` must have been given. Says so where the answer is no.
+
+    Returns:
+        Whether to go on.
 
     Raises:
-        ConfirmationError: It was not, or the answer is no.
+        ConfirmationError: Nobody can be asked, and ``--yes`` was not given.
     """
     require_leave(what, is_yes=is_yes, preview=preview)
-    if not is_yes and not _ask(what):
-        raise ConfirmationError(f"not done: {what}", "Nothing was changed.")
+    if is_yes or _ask(what):
+        return True
+    say("nothing was changed")
+    return False
 
 
 def _ask(what: str) -> bool:
@@ -75,7 +80,7 @@ def pin(key: Key, dir: Dir = None) -> None:
 
 
 def unpin(key: Key, dir: Dir = None) -> None:
-    """Let a stored engine go, when `prune` wants.
+    """Allow `prune` to delete a stored engine again.
 
     \b
     Examples:
@@ -103,12 +108,13 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
         raise pinned_error(record)
     what = f"delete the engine {record.key[:12]} of {record.model_name} ({format_size(record.size_bytes)})"
     freed = 0
-    if not dry_run:
-        confirm(what, is_yes=yes)
+    is_declined = not dry_run and not confirm(what, is_yes=yes)
+    if not dry_run and not is_declined:
         freed = cache.remove(record)
     if json:
         print_json({"schema": SCHEMA, "dry_run": dry_run, "key": record.key, "freed_bytes": freed})
-    say(f"would {what}" if dry_run else f"deleted {record.key}; freed {format_size(freed)}")
+    if not is_declined:
+        say(f"would {what}" if dry_run else f"deleted {record.key}; freed {format_size(freed)}")
 
 
 def prune(
@@ -124,7 +130,7 @@ def prune(
     json: Json = False,
     dir: Dir = None,
 ) -> None:
-    """Delete the engines that are cheapest to lose, and stray files.
+    """Delete engines (those that are cheapest to rebuild per byte first) and leftovers.
 
     With --max-size, engines go until the rest fits: first those that no TensorRT and no GPU of this host can use, and
     that nobody used for a day; then those whose build took the fewest seconds for each byte, where what was used lately
@@ -141,7 +147,7 @@ def prune(
       enginecache prune --max-size 20GiB --dry-run
       enginecache prune --older-than 30d --yes
     """
-    max_size_bytes = read_value("--max-size", max_size, parse_size)
+    max_size_bytes = read_value("--max-size", max_size, parse_limit)
     older_than_s = read_value("--older-than", older_than, parse_duration_s)
     cache = open_stored(dir)
     plan = cache.plan_prune(max_size_bytes=max_size_bytes, older_than_s=older_than_s)
@@ -150,19 +156,21 @@ def prune(
         require_leave(f"delete {_summary(plan)}", is_yes=yes)
     if not json:
         _print_plan(plan)
-    freed = 0
+    freed, is_declined = 0, False
     if is_acting:
-        confirm(f"delete {_summary(plan)}", is_yes=yes)
-        freed = cache.execute_prune(plan)
+        is_declined = not confirm(f"delete {_summary(plan)}", is_yes=yes)
+        freed = 0 if is_declined else cache.execute_prune(plan)
     if json:
         print_json(_plan_json(plan, freed, is_dry_run=dry_run))
+    if is_declined:
+        return
     if plan.is_empty:
         say("nothing to delete")
     else:
         say(f"would delete {_summary(plan)}" if dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
     if plan.shortfall_bytes:
         why = ", ".join(map(_staying_text, plan.staying))
-        say(f"{format_size(plan.shortfall_bytes)} more than asked stay: {why}")
+        say(f"still {format_size(plan.shortfall_bytes)} over the limit; kept: {why}")
     elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
         say("no limit was given: engines go by --max-size or --older-than, or the setting max_size")
 
@@ -231,7 +239,7 @@ def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, ob
 
 def verify(
     deep: Annotated[bool, typer.Option("--deep", help="Read every engine's bytes again.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is found.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what is found.")] = False,
     yes: Yes = False,
     json: Json = False,
     dir: Dir = None,
@@ -257,8 +265,9 @@ def verify(
     if repair and not found.is_clean:
         for finding in found.findings:
             say(f"{finding.kind}: {finding.text}: {finding.repair}")
-        confirm(f"repair {count(len(found.findings), 'finding')}", is_yes=yes, preview="`enginecache verify` alone")
-        found = StoredEngines.verify_folder(config, deep=deep, repair=True)
+        what = f"repair {count(len(found.findings), 'finding')}"
+        if confirm(what, is_yes=yes, preview="`enginecache verify` alone"):
+            found = StoredEngines.verify_folder(config, deep=deep, repair=True)
     if json:
         print_json(found.to_json())
     else:
@@ -286,9 +295,9 @@ def _print_findings(found: Verification) -> None:
         (found.kept.unfinished_builds, "unfinished attempt"),
     )
     if any(number for number, _ in kept):
-        say(f"no findings: {', '.join(count(number, what) for number, what in kept if number)}")
-    entries = "1 entry" if found.entries == 1 else f"{found.entries} entries"
-    say(f"{entries}, {count(len(found.findings), 'finding')}")
+        say(f"kept, and no fault: {', '.join(count(number, what) for number, what in kept if number)}")
+    engines = f"{count(found.entries, 'engine')} checked"
+    say(f"OK: {engines}, nothing to repair" if not rows else f"{engines}, {count(len(rows), 'finding')}")
 
 
 def register(app: typer.Typer) -> None:

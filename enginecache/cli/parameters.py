@@ -14,9 +14,9 @@ import typer
 
 from enginecache.cli.output import say
 from enginecache.config import BACKENDS, Config
-from enginecache.errors import EngineCacheError, OptionError
+from enginecache.errors import OptionError
 from enginecache.matching import ACCEPTS
-from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS, parse_size
+from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS, parse_workspace
 from enginecache.profiles import ProfileRequest
 from enginecache.request import Ask
 from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
@@ -33,7 +33,7 @@ def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         from enginecache.stored import StoredEngines
 
         found = StoredEngines.open(dir=ctx.params.get("dir")).starting_with(incomplete, limit=50)
-    except EngineCacheError:
+    except Exception:  # noqa: BLE001  a completion must not write into the command line
         return []
     return [(record.key[:16], record.model_name) for record in found]
 
@@ -170,7 +170,11 @@ def _asked(  # the parameters of every command that asks for an engine
     ] = None,
     workspace: Annotated[
         str | None,
-        typer.Option("--workspace", metavar="SIZE", help="Workspace limit, such as 1GiB. Default: TensorRT's."),
+        typer.Option(
+            "--workspace",
+            metavar="SIZE",
+            help="Workspace limit, such as 1GiB; a bare number is MiB. Default: TensorRT's.",
+        ),
     ] = None,
     opt_level: Annotated[
         int | None, typer.Option("--opt-level", metavar="N", help="Optimization level, 0 to 5. Default: 3.")
@@ -180,14 +184,20 @@ def _asked(  # the parameters of every command that asks for an engine
     int8: Annotated[bool, typer.Option("--int8", help="INT8, for a model with Q/DQ nodes.")] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="FP8, for a model with Q/DQ nodes.")] = False,
     convert_io: Annotated[
-        bool, typer.Option("--convert-io", help="Where the graph is converted: its inputs and outputs too.")
+        bool,
+        typer.Option(
+            "--convert-io",
+            help="When the graph is converted to FP16 or BF16, convert its inputs and outputs too (they keep their "
+            "types by default).",
+        ),
     ] = False,
     hardware_compatibility: Annotated[
         str | None,
         typer.Option(
             "--hardware-compatibility",
             metavar="LEVEL",
-            help=f"GPUs that the plan runs on: {', '.join(HARDWARE_COMPATIBILITIES)}. TensorRT only. Default: none.",
+            help="Hardware compatibility level: none (this GPU model only), same_compute_capability, ampere_plus. "
+            "TensorRT only. Default: none.",
             autocompletion=_complete_from(HARDWARE_COMPATIBILITIES),
         ),
     ] = None,
@@ -253,7 +263,7 @@ def _asked(  # the parameters of every command that asks for an engine
     ask: Ask = {
         "profiles": shapes.shapes,
         "dims": shapes.dims,
-        "workspace_bytes": read_value("--workspace", workspace, parse_size),
+        "workspace_bytes": read_value("--workspace", workspace, parse_workspace),
         "optimization_level": opt_level,
         "precision": [name for name in PRECISIONS if flags[name]],
         "convert_io": convert_io,

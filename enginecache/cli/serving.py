@@ -13,7 +13,7 @@ import typer
 from enginecache.cli.output import count, encoded, flat_facts, json_line, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
-from enginecache.config import parse_duration_s, unknown_variables
+from enginecache.config import Config, parse_duration_s, unknown_variables
 from enginecache.errors import EngineCacheError, OptionError, printable
 from enginecache.key import canonical_json
 from enginecache.watching import ELAPSED
@@ -57,8 +57,8 @@ def get(
       enginecache get model.onnx --target sm_89 --target sm_120 --json
       trtexec --loadEngine=$(enginecache get model.onnx --backend tensorrt)
     """
-    copy = None if output is None else _copy_path(output, asked.model)
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
+    copy = None if output is None else _copy_path(output, asked)
     cache = open_cache(asked.folder)
     with BuildDisplay(asked.model.name, is_quiet=quiet) as display:
         entry = cache.get(
@@ -77,6 +77,8 @@ def get(
 
         export_plan(entry.path, copy, keep_out=cache.root.path)
     _tell(entry, is_quiet=quiet)
+    if copy is not None and not quiet:
+        say(f"copied to {copy}")
     put(_printed(entry, is_json=json))
     if copy is None and not rebuild:
         from enginecache.answers import remember
@@ -88,24 +90,16 @@ def get(
             remember(cache, asked.model, asked.ask, entry, said.encode(), encoded(printed), sys.argv[1:])
 
 
-def _copy_path(text: str, model: Path) -> Path:
-    """Where ``-o`` puts the copy; what is wrong with it is said before the build, and not after."""
+def _copy_path(text: str, asked: Asked) -> Path:
+    """Where ``-o`` puts the copy; what is wrong with it is said before anything is made or built."""
+    from enginecache.store.export import check_target
+
     path = path_value("-o", text)
     if text == "-":
         raise OptionError(
             "-o: a plan is not written to standard output", "Name a file; the path that is printed has it."
         )
-    with contextlib.suppress(OSError):
-        if path.samefile(model):
-            raise OptionError(f"-o: {path} is the model", "Name another file.")
-    try:
-        path.exists()
-    except OSError as error:
-        raise OptionError(f"-o: {path} cannot be used: {error.strerror}", "Name another file.") from error
-    if path.is_dir():
-        raise OptionError(f"-o: {path} is a folder", f"Name the file, such as -o {path / 'model.engine'}.")
-    if not path.parent.is_dir():
-        raise OptionError(f"-o: there is no folder {path.parent}", f"Make it: mkdir -p {path.parent}")
+    check_target(path, Config.load(dir=asked.folder).dir, asked.model)
     return path
 
 

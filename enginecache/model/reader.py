@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.digests import StreamDigest
-from enginecache.errors import ModelError
+from enginecache.errors import ModelError, OutOfMemoryError
 from enginecache.model.external import ExternalData
 from enginecache.model.files import ModelFiles, advice_for, unreadable
 from enginecache.model.graph import StructureWriter
@@ -79,8 +79,8 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
     except RecursionError as error:
         raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
     except MemoryError as error:
-        message = f"{source.name} needs more memory to be read than this process may have"
-        raise ModelError(
+        message = f"out of memory: {source.name} needs more to be read than this process may have"
+        raise OutOfMemoryError(
             message, "Give the process more, or save the model with its weights as external data."
         ) from error
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from enginecache.errors import RegistryError
+from enginecache.errors import EngineCacheError, OutOfMemoryError, RegistryError, ResourceError
 from enginecache.os_errors import describe_os_error, is_out_of_descriptors
 
 BUSY_TIMEOUT_S = 60.0
@@ -133,16 +133,16 @@ class Database:
             raise unavailable(self.path, error) from error
 
 
-def unavailable(path: Path, error: Exception) -> RegistryError:
+def unavailable(path: Path, error: Exception) -> EngineCacheError:
     """Return the error for a registry that SQLite cannot use. SQLite hides the errno: the cause is looked for."""
     found = getattr(error, "orig", error)
     doing = f"the registry {path} is unavailable"
     if isinstance(found, OSError):
         return RegistryError(*describe_os_error(found, doing, path, in_cache=True))
     if isinstance(found, MemoryError) or "out of memory" in str(found):
-        return RegistryError(*describe_os_error(OSError(errno.ENOMEM, ""), f"{doing}: {found}", path))
+        return OutOfMemoryError(*describe_os_error(OSError(errno.ENOMEM, ""), f"{doing}: {found}", path))
     if is_out_of_descriptors():
-        return RegistryError(*describe_os_error(OSError(errno.EMFILE, ""), f"{doing}: {found}", path))
+        return ResourceError(*describe_os_error(OSError(errno.EMFILE, ""), f"{doing}: {found}", path))
     if "disk is full" in str(found):
         return RegistryError(*describe_os_error(OSError(errno.ENOSPC, ""), f"{doing}: {found}", path, in_cache=True))
     if "unable to open" in str(found):

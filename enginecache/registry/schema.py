@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from enginecache.errors import RegistryError, SchemaError
+from enginecache.errors import EngineCacheError, RegistryError, SchemaError
 from enginecache.registry.database import Database, unavailable
 from enginecache.registry.records import REPAIR_FIX, damaged_registry
 
@@ -181,7 +181,7 @@ def _has_table(connection: sqlite3.Connection, name: str) -> bool:
     return found.fetchone() is not None
 
 
-def _unavailable(path: Path, error: Exception) -> RegistryError:
+def _unavailable(path: Path, error: Exception) -> EngineCacheError:
     if tells_damage(error):
         return RegistryError(f"the registry {path} is unavailable: {error}", REPAIR_FIX)
     return unavailable(path, error)

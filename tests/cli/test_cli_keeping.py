@@ -53,27 +53,30 @@ def test_rm_json_names_key_and_bytes(cli, stored):
 @pytest.mark.parametrize("command", [("rm", "{key}"), ("prune", "--max-size", "0")])
 def test_off_a_terminal_nothing_is_deleted_without_yes(cli, stored, command, json):
     ran = cli(*(part.format(key=stored[0]["key"]) for part in command), *json)
-    assert (ran.code, ran.out) == (2, "")
-    assert "--yes" in ran.err
+    assert (ran.code, bool(ran.out)) == (2, bool(json))
+    assert "refusing to delete" in ran.err
+    assert "without --yes" in ran.err
     assert "--dry-run" in ran.err
     assert len(keys(cli)) == 3
 
 
 @pytest.mark.parametrize(
-    ("typed", "code", "left"), [("y\n", 0, 2), ("n\n", 2, 3), ("\n", 2, 3), ("", 2, 3), ("YES\n", 0, 2)]
+    ("typed", "code", "left"), [("y\n", 0, 2), ("n\n", 0, 3), ("\n", 0, 3), ("", 0, 3), ("YES\n", 0, 2)]
 )
 def test_on_a_terminal_it_asks_on_standard_error(cli, stored, answer, typed, code, left):
     answer(typed)
     ran = cli("rm", stored[0]["key"])
     assert (ran.code, ran.out) == (code, "")
     assert "delete the engine" in ran.err
+    assert ("nothing was changed" in ran.err) == (left == 3)
     assert len(keys(cli)) == left
 
 
 def test_prune_shows_what_would_go_before_it_asks(cli, stored, answer):
     answer("n\n")
     ran = cli("prune", "--max-size", "4KiB")
-    assert ran.code == 2
+    assert ran.code == 0
+    assert "nothing was changed" in ran.err
     assert [row[0] for row in ran.rows] == [record["key"] for record in stored[:2]]
     assert "delete 2 engines (8 KiB)? [y/N] " in ran.err
     assert len(keys(cli)) == 3
@@ -175,7 +178,7 @@ def test_prune_lists_stray_files(cli, stored, folder, monkeypatch):
 def test_what_was_used_just_now_stays_and_is_told(cli, stored, model):
     cli("get", model, "--dim", "batch=1")
     ran = cli("prune", "--max-size", "0", "--yes")
-    assert "4 KiB more than asked stay: 1 engine used or published within the last minute (4 KiB)" in ran.err
+    assert "still 4 KiB over the limit; kept: 1 engine used or published within the last minute (4 KiB)" in ran.err
     assert keys(cli) == {stored[0]["key"]}
 
 
@@ -205,7 +208,7 @@ def test_pinned_engines_stay_until_they_are_unpinned(cli, stored):
 def test_clean_cache_verifies_with_exit_0(cli, stored):
     ran = cli("verify", "--deep")
     assert (ran.code, ran.out) == (0, "")
-    assert "3 entries, 0 findings" in ran.err
+    assert "OK: 3 engines checked, nothing to repair" in ran.err
     assert cli("verify", "--json").json == {
         "schema": 1,
         "entries": 3,
@@ -247,13 +250,13 @@ def test_a_damaged_registry_is_exit_6_with_the_command_that_mends_it(cli, stored
     ran = cli("verify")
     assert ran.code == 4
     assert [row[:2] for row in ran.rows] == [["registry", str(registry)]]
-    assert "0 entries, 1 finding" in ran.err
+    assert "0 engines checked, 1 finding" in ran.err
     assert cli("verify", "--repair").code == 2
     ran = cli("verify", "--repair", "--yes")
     assert ran.code == 0
     assert "back are 3 entries and 0 pins" in ran.rows[0][2]
     assert ran.rows[0][3] == "repaired"
-    assert "no findings: 1 damaged registry file" in ran.err
+    assert "kept, and no fault: 1 damaged registry file" in ran.err
     assert keys(cli) == {record["key"] for record in stored}
     (kept,) = (folder / "quarantine").iterdir()
     assert kept.read_bytes() == b"no database" * 1000
@@ -279,7 +282,7 @@ def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
     assert cli("verify", "--repair", "--yes").code == 0
     ran = cli("verify")
     assert (ran.code, ran.out) == (0, "")
-    assert "no findings: 1 quarantined engine" in ran.err
+    assert "kept, and no fault: 1 quarantined engine" in ran.err
     assert f"not built anew since: {stored[0]['key'][:12]} (model.onnx): it was stored, found damaged" in ran.err
     kept = cli("verify", "--json").json["kept"]
     assert (kept["quarantined"], [lost["key"] for lost in kept["set_asides"]]) == (1, [stored[0]["key"]])

@@ -44,7 +44,7 @@ def test_json_stands_instead_of_the_path(cli, model):
     assert "\n" in cli("get", model, *BATCH, "--json", terminal=80).out.strip()
 
 
-@pytest.mark.parametrize("flags", [(), ("-q",), ("--json",)])
+@pytest.mark.parametrize("flags", [(), ("-q",)])
 def test_offline_miss_is_exit_3_with_nothing_on_standard_output(cli, model, builder, flags):
     ran = cli("get", model, *BATCH, "--offline", *flags)
     assert (ran.code, ran.out, builder.count) == (3, "", 0)
@@ -70,6 +70,63 @@ def test_copy_that_cannot_be_is_said_before_the_build(cli, model, builder, tmp_p
     ran = cli("get", model, *BATCH, "-o", "" if where is None else tmp_path / where)
     assert (ran.code, ran.out, builder.count) == (2, "", 0)
     assert what in ran.err
+
+
+def test_copy_is_named_on_standard_error_and_the_path_in_the_cache_on_standard_output(cli, model, tmp_path, folder):
+    ran = cli("get", model, *BATCH, "-o", tmp_path / "m.plan")
+    assert ran.out.startswith(str(folder))
+    assert ran.err.endswith(f"copied to {tmp_path / 'm.plan'}\n")
+    assert "copied" not in cli("get", model, *BATCH, "-q", "-o", tmp_path / "m.plan").err
+
+
+@pytest.mark.parametrize("how", ["itself", "link", "hard link"])
+@pytest.mark.parametrize("victim", ["model.onnx", "weights.bin", "notes.txt", "config.toml", "cache/registry.sqlite"])
+def test_copy_never_replaces_a_file_that_is_no_plan(cli, model, builder, cache, tmp_path, victim, how):
+    file = model if victim == "model.onnx" else tmp_path / victim
+    if not file.exists():
+        file.write_bytes(b"weights and other words")
+    kept = file.read_bytes()
+    target = file if how == "itself" else tmp_path / "m.plan"
+    if how == "link":
+        target.symlink_to(file)
+    elif how == "hard link":
+        target.hardlink_to(file)
+    ran = cli("get", model, *BATCH, "-o", target)
+    assert (ran.code in {1, 2}, ran.out, builder.count) == (True, "", 0)
+    assert file.read_bytes() == kept
+    assert target.is_symlink() == (how == "link")
+
+
+def test_copy_never_takes_the_place_of_a_hard_link_to_a_stored_engine(cli, model, builder, tmp_path):
+    stored = Path(cli("get", model, *BATCH).out.strip())
+    (tmp_path / "m.plan").hardlink_to(stored)
+    ran = cli("get", model, *BATCH, "-o", tmp_path / "m.plan")
+    assert ran.code == 2
+    assert "hard link to a stored engine" in ran.err
+    (tmp_path / "m.plan").unlink()
+
+
+@pytest.mark.parametrize("magic", [b"ftrt", b"ptrt", b"vtrt", b""])
+def test_copy_replaces_a_plan_and_an_empty_file(cli, model, tmp_path, magic):
+    (tmp_path / "m.plan").write_bytes(magic * 100)
+    ran = cli("get", model, *BATCH, "-o", tmp_path / "m.plan")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "m.plan").read_bytes() == Path(ran.out.strip()).read_bytes()
+
+
+@pytest.mark.parametrize(("length", "code"), [(200, 0), (255, 0), (256, 2)])
+def test_copy_takes_names_as_long_as_the_file_system_does(cli, model, builder, tmp_path, length, code):
+    ran = cli("get", model, *BATCH, "-o", tmp_path / ("p" * length))
+    assert (ran.code, builder.count) == (code, 1 if code == 0 else 0), ran.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_copy_into_the_cache_or_over_a_device_is_refused_before_the_build(cli, model, builder, cache, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for target in (folder / "x.plan", folder / "engines" / "x", "/dev/null", "/dev/stdout", tmp_path / "pipe", "-"):
+        ran = cli("get", model, *BATCH, "-o", target)
+        assert ran.code in {1, 2}
+        assert (ran.out, builder.count) == ("", 0)
 
 
 @pytest.mark.parametrize("command", ["get", "explain"])
@@ -153,13 +210,12 @@ def test_flags_of_trtexec_and_named_dimensions_ask_for_the_same(cli, model, buil
         (KeyboardInterrupt(), 130),
     ],
 )
-@pytest.mark.parametrize("flags", [(), ("--json",)])
-def test_what_the_builder_raises_becomes_text_and_an_exit_code(cli, model, builder, error, code, flags):
+def test_what_the_builder_raises_becomes_text_and_an_exit_code(cli, model, builder, error, code):
     def fail(_request):
         raise error
 
     builder.before = fail
-    ran = cli("get", model, *BATCH, *flags)
+    ran = cli("get", model, *BATCH)
     assert (ran.code, ran.out) == (code, "")
     assert "Traceback" not in ran.err
     if isinstance(error, BuildError):
