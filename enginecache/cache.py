@@ -291,7 +291,7 @@ class EngineCache(StoredEngines):
         conditions = keyed(variables, also)
         key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, conditions)
         return Resolved(
-            request.source,
+            source,
             identity,
             profiles,
             placement,

@@ -121,4 +121,4 @@ def test_plugins_count_by_content_and_a_missing_one_is_bad_input(open_cache, bui
     assert [library.path for library in builder.requests[0].options.plugins] == [one]
     with pytest.raises(OptionError, match=r"nothing\.so cannot be read: No such file") as caught:
         cache.get(model, dims=DIMS, plugins=[tmp_path / "nothing.so"])
-    assert "--plugin" in caught.value.fix
+    assert "Check the path" in caught.value.fix

@@ -23,6 +23,7 @@ from enginecache.config import Config
 from enginecache.entry import Entry
 from enginecache.errors import (
     AmbiguousKeyError,
+    BuilderCrashError,
     BuildError,
     EngineCacheError,
     LoadRefusedError,
@@ -929,9 +930,15 @@ def linked(tmp_path):
     (tmp_path / "weights").write_bytes((path.parent / "w.bin").read_bytes())
     (path.parent / "w.bin").unlink()
     (path.parent / "w.bin").symlink_to(tmp_path / "weights")
-    for file in (path, tmp_path / "weights"):
-        age(file, 60)
     return path
+
+
+def test_link_out_of_the_folder_is_followed_too_when_the_model_is_read_again_after_a_crash(open_cache, linked):
+    def crash(_request):
+        raise BuilderCrashError("SIGSEGV")
+
+    with pytest.raises(BuilderCrashError):  # and not ModelChangedError
+        open_cache(FakeBuilder(before=crash), follow_links=True).get(linked, dims=DIMS)
 
 
 def test_link_out_of_the_folder_is_refused_although_it_was_followed_before(open_cache, linked, monkeypatch):
