@@ -12,7 +12,10 @@ from fakes import FakeBuilder
 from models import linear, save
 
 from enginecache import fingerprint
-from enginecache.errors import NotCachedError
+from enginecache.cache import EngineCache
+from enginecache.config import Config
+from enginecache.entry import Entry
+from enginecache.errors import LoadError, NotCachedError
 from enginecache.request import Request
 
 SHAPES = {"dims": {"batch": (1, 2, 4)}}
@@ -74,11 +77,10 @@ def test_the_engine_for_exactly_the_asked_targets_comes_first(cache, model):
 
 
 def test_of_several_the_narrowest_comes_first_and_of_these_the_newest(cache, model):
-    cache.get(model, **SHAPES, target="portable")
-    cache.get(model, **SHAPES, target=["sm_86", "sm_80"])
-    newest = cache.get(model, **BOTH)
-    cache.get(model, **SHAPES, target=["sm_86", "sm_89", "sm_120"])
-    assert cache.get(model, **ONE).key == newest.key
+    for target in ("portable", ["sm_80", "sm_86"], ["sm_86", "sm_89"], ["sm_86", "sm_89", "sm_120"]):
+        cache.get(model, **SHAPES, target=target, rebuild=True)
+    assert cache.totals().entries == 4
+    assert cache.get(model, **ONE).record.compute_capabilities == ("8.6", "8.9")
 
 
 def test_portable_is_not_served_by_a_narrower_engine_and_serves_its_targets(cache, model):
@@ -142,7 +144,8 @@ def test_a_process_gives_a_wider_engine_again_until_a_better_one_is_there(cache,
     wide = cache.get(model, **SHAPES, target="portable")
     assert recalled(cache, model).key == wide.key
     other = open_cache(builder)
-    narrow = other.get(model, **BOTH)
+    narrow = other.get(model, **BOTH, rebuild=True)
+    assert narrow.key != wide.key
     assert cache.get(model, **ONE).key == narrow.key
     assert recalled(cache, model).key == narrow.key
     own = other.get(model, **ONE, rebuild=True)
@@ -171,6 +174,40 @@ def test_an_engine_of_a_wider_reach_that_appears_while_waiting_is_served(cache, 
     found = cache.get(model, **ONE, waiting=publish_wider)
     assert (found.outcome, codes(found)) == ("hit", ["waited", "wider_reach", "absent"])
     assert builder.count == 1
+
+
+def test_load_takes_an_engine_of_a_wider_reach_and_after_a_bad_one_the_next(cache, builder, model, monkeypatch):
+    narrow, wide = cache.get(model, **BOTH), cache.get(model, **SHAPES, target="portable")
+    loaded = []
+
+    def load(entry, **_):
+        loaded.append(entry.key)
+        if entry.key == narrow.key:
+            cache._lookup.quarantine(entry.record, "TensorRT refuses it")
+            raise LoadError("TensorRT refuses it")
+        return "an engine"
+
+    monkeypatch.setattr(Entry, "load", load)
+    assert cache.load(model, **ONE) == "an engine"
+    assert loaded == [narrow.key, wide.key]
+    assert builder.count == 2
+
+
+@pytest.mark.rtx
+def test_the_real_builders_plan_for_several_targets_is_a_hit_for_each(tmp_path):
+    """TensorRT-RTX itself says what its plan reaches."""
+    pytest.importorskip("tensorrt_rtx")
+    path = save(linear(seed=1), tmp_path / "model.onnx")
+    cache = EngineCache(Config(dir=tmp_path / "cache"))
+    stored = cache.get(path, **BOTH)
+    for target in ("sm_86", "8.9"):
+        found = cache.get(path, **SHAPES, target=target, offline=True)
+        assert (found.outcome, found.digest, codes(found)) == ("hit", stored.digest, ["wider_reach"])
+    with pytest.raises(NotCachedError):
+        cache.get(path, **SHAPES, target="sm_80", offline=True)
+    portable = cache.get(path, **SHAPES, target="portable")
+    assert cache.get(path, **SHAPES, target="sm_120", offline=True).digest == portable.digest
+    assert cache.verify(deep=True).is_clean
 
 
 def test_a_copied_folder_serves_what_was_prebuilt(cache, open_cache, model, tmp_path):
