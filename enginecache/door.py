@@ -13,6 +13,7 @@ import os
 import sys
 import time
 
+from enginecache.streams import UnwrittenError, write_all
 from enginecache.watching import ELAPSED, command_of, folder_of, is_as_it_was, note_use, seal_of
 
 TYPE_CHECKING = False  # see enginecache/__init__.py
@@ -38,6 +39,11 @@ def main() -> None:
         is_answered = answer(sys.argv[1:], os.environ)
     except KeyboardInterrupt:
         sys.exit(130)
+    except UnwrittenError as error:
+        # Not the full path: it would say again what was said.
+        from enginecache.cli import report_unwritten
+
+        sys.exit(report_unwritten(error, is_answer=True))
     except Exception:  # noqa: BLE001  whatever it is, the full path says what is wrong
         is_answered = False
     if not is_answered:
@@ -53,7 +59,8 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
         Whether it did; False also where nothing is known of it.
 
     Raises:
-        Exception: Something is not as it should be; nothing was printed.
+        UnwrittenError: Standard output cannot be written.
+        Exception: Something else is not as it should be; nothing was printed.
     """
     started_s = time.monotonic()
     if not arguments or arguments[0] != "get" or None in (sys.stdin, sys.stdout, sys.stderr):
@@ -83,8 +90,11 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
     finally:
         connection.close()
     elapsed_s = time.monotonic() - started_s
-    _write(2, said.replace(ELAPSED.encode(), b"%.2f" % elapsed_s))
-    _write(1, printed.replace(ELAPSED.encode(), b"%.6f" % elapsed_s))
+    try:
+        write_all(2, said.replace(ELAPSED.encode(), b"%.2f" % elapsed_s))
+    except UnwrittenError:  # nobody to talk to, as on the full path
+        said = b""
+    write_all(1, printed.replace(ELAPSED.encode(), b"%.6f" % elapsed_s))
     return True
 
 
@@ -97,11 +107,6 @@ def _is_trusted(path: str) -> bool:
 def _quoted(path: str) -> str:
     """A path inside a URI."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from models import gather, linear, save
 from mounts import Image
 
-from enginecache import door, fingerprint, mounts, watching
+from enginecache import door, fingerprint, mounts, streams, watching
 from enginecache.cache import EngineCache
 from enginecache.cli.app import app
 from enginecache.config import Config
 
 ELAPSED = re.compile(rb'(?<=hit in )[\d.]+|(?<="elapsed_seconds": )[\d.e-]+')
 SETTLE_NS = 50_000_000
+SUPPORT = Path(__file__).parent / "support"
 SETTLED_S = SETTLE_NS / 1e9 + 0.05
 
 
@@ -445,6 +446,84 @@ from enginecache.door import main
 main()
 print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
+
+
+PROGRAM = f"""
+import sys
+sys.argv[0] = "enginecache"
+sys.path.insert(0, {str(SUPPORT)!r})
+import enginecache.cli, enginecache.door, enginecache.fingerprint
+from enginecache.cache import EngineCache
+from enginecache.config import Config
+from fakes import FakeBuilder, fake_place
+enginecache.fingerprint.SETTLE_NS = {SETTLE_NS}
+def open_cache(config=None, **arguments):
+    return EngineCache(config or Config.load(**arguments), builder=FakeBuilder(), place=fake_place)
+EngineCache.open = open_cache
+way = sys.argv.pop(1)
+if way == "door":
+    full, enginecache.cli.main = enginecache.cli.main, None  # no way past the door
+    enginecache.door.main()
+else:
+    enginecache.cli.main()
+"""
+
+
+def way(name: str, arguments: list[str], output: int) -> tuple[int, bytes]:
+    """One of the two ways as a program, with this standard output: exit code and standard error."""
+    command = [sys.executable, "-c", PROGRAM, name, *arguments]
+    ran = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, timeout=60)
+    return ran.returncode, ELAPSED.sub(b"T", ran.stderr)
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def unread_pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def file_opened_for_reading() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+def test_an_answer_that_cannot_be_written_is_the_same_error_on_both_ways(opened):
+    """And only one: the full path does not say again what the door has said."""
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    deadline = time.monotonic() + 60
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        while way("door", arguments, nowhere.fileno())[0]:
+            assert time.monotonic() < deadline, "it is not remembered"
+            time.sleep(SETTLED_S)
+            way("full", arguments, nowhere.fileno())
+    for make in (full_disk, unread_pipe, file_opened_for_reading):
+        output = make()
+        door_said, full_said = (way(name, arguments, output) for name in ("door", "full"))
+        os.close(output)
+        assert door_said == full_said
+        code, text = door_said
+        assert code == 1
+        assert text.count(b"hit in") == text.count(b"error: standard output") == 1
+        assert text.count(b"\n") == 3
+
+
+def test_standard_error_that_cannot_be_written_is_nobody_to_talk_to(opened, monkeypatch, capfdbinary):
+    arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
+    known(capfdbinary, arguments)
+    write_all = door.write_all
+
+    def fail(descriptor, data):
+        if descriptor == 2:
+            raise streams.UnwrittenError(0, BrokenPipeError())
+        write_all(descriptor, data)
+
+    monkeypatch.setattr(door, "write_all", fail)
+    code, out, err = by_the_door(capfdbinary, arguments)
+    assert (code, err) == (0, b"")
+    assert out.startswith(str(opened.folder).encode())
 
 
 @pytest.mark.rtx

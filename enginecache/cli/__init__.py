@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from enginecache.streams import UnwrittenError, write_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -27,6 +33,8 @@ def main() -> None:
             app(prog_name="enginecache")
         except (BrokenPipeError, SystemExit):
             raise
+        except UnwrittenError as error:
+            sys.exit(report_unwritten(error, is_answer=False))
         except BaseException as error:  # noqa: BLE001  while modules were loaded, or by the parser
             sys.exit(_report(error))
 
@@ -44,6 +52,14 @@ def _report(error: BaseException) -> int:
         with contextlib.suppress(Exception):
             os.write(2, f"error: the command cannot be loaded: {text}\n".encode(errors="backslashreplace"))
         return 1
+
+
+def report_unwritten(error: UnwrittenError, *, is_answer: bool) -> int:
+    """Print why standard output could not be written; the exit code. See :func:`enginecache.cli.output.unwritten`."""
+    from enginecache.cli.output import unwritten
+
+    failure = unwritten(error, is_answer=is_answer)
+    return 0 if failure is None else _report(failure)
 
 
 @contextlib.contextmanager
@@ -88,3 +104,27 @@ def _open_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput()),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=os.isatty(1),
+    )
+
+
+class _StandardOutput(io.RawIOBase):
+    """Standard output whose errors differ from those of all other files, whoever prints: the parser prints help."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 1
+
+    def isatty(self) -> bool:
+        return os.isatty(1)
+
+    def write(self, data: Buffer) -> int:
+        with memoryview(data) as view:
+            write_all(1, view)
+            return view.nbytes

@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from enginecache import __version__
-from enginecache.cli import database, inspection, keeping, serving
+from enginecache.cli import database, inspection, keeping, report_unwritten, serving
 from enginecache.cli.error_report import report_error, report_usage
 from enginecache.cli.output import print_line, warn
 from enginecache.config import unknown_variables
+from enginecache.streams import UnwrittenError
 
 LIKE = 0.6
 """Least likeness of an option to what was typed for it to be suggested: 1 is equal, 0 has nothing in common."""
@@ -28,6 +29,8 @@ def _reported() -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError, SystemExit, GeneratorExit):
         raise
+    except UnwrittenError as error:  # of what the parser prints itself, such as the help
+        raise typer.Exit(report_unwritten(error, is_answer=False)) from error
     except BaseException as error:  # a panic of BLAKE3's is no Exception
         if hasattr(error, "format_message"):  # an error of the parser, whichever class of it
             _correct_hint(error)

@@ -16,6 +16,7 @@ from enginecache.entry import time_json
 from enginecache.errors import EngineCacheError, printable
 from enginecache.options import format_size
 from enginecache.os_errors import describe_os_error
+from enginecache.streams import UnwrittenError, write_all
 
 Kind = Literal["text", "word", "key", "size", "seconds", "age"]
 """How a terminal shows a value; only a text may be folded."""
@@ -39,28 +40,51 @@ class Column:
     is_wide: bool = False
 
 
-def put(text: str) -> None:
+def put(text: str, *, is_answer: bool = False) -> None:
     """Write to standard output, and be sure that it got there.
 
     What its encoding lacks is written as a backslash and a number; bytes of a path that no encoding explains stay as
-    they are.
+    they are. A reader that went away has read enough: that changes neither what a command does nor its exit code.
+
+    Args:
+        text: What to write.
+        is_answer: Whether it is the one line that the command was asked for, and nobody can have had enough of it.
 
     Raises:
         EngineCacheError: It cannot be written.
-        BrokenPipeError: Its reader has read enough.
     """
     try:
-        sys.stdout.buffer.write(encoded(text))
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # What is left in the buffer goes nowhere: the interpreter would write it again at its end, and fail aloud.
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        otherwise = "Send it to a place that can be written, and has room."
-        what, _ = describe_os_error(error, "standard output cannot be written")
-        raise EngineCacheError(what, otherwise) from error
+        try:
+            descriptor = sys.stdout.fileno()
+        except (OSError, ValueError):  # no file, as where this runs inside another program
+            sys.stdout.buffer.write(encoded(text))
+        else:
+            write_all(descriptor, encoded(text))
+    except UnwrittenError as error:
+        failure = unwritten(error, is_answer=is_answer)
+        if failure is not None:
+            raise failure from error
+
+
+def unwritten(error: UnwrittenError, *, is_answer: bool) -> EngineCacheError | None:
+    """Give up standard output, and return what to raise for data that did not reach it; None for nothing.
+
+    Args:
+        error: Why it did not.
+        is_answer: As for :func:`put`.
+    """
+    # What is printed from now on goes nowhere, and so does what is left in a buffer, which the interpreter would write
+    # at its end, and fail aloud.
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    if not isinstance(error.cause, BrokenPipeError):
+        what, _ = describe_os_error(error.cause, "standard output cannot be written")
+        return EngineCacheError(what, "Send it to a place that can be written, and has room.")
+    if not is_answer:
+        return None
+    message = "standard output was closed before the answer was written to it"
+    return EngineCacheError(message, "Let the program that reads it run until then.")
 
 
 def encoded(text: str) -> bytes:
@@ -79,7 +103,7 @@ def print_line(text: object) -> None:
 
 def print_path(path: Path) -> None:
     """One path, as it is, so that it names the file; escaped on a terminal, which nothing but an eye reads."""
-    put(path_line(path))
+    put(path_line(path), is_answer=True)
 
 
 def path_line(path: Path) -> str:

@@ -79,7 +79,7 @@ def get(
     _tell(entry, is_quiet=quiet)
     if copy is not None and not quiet:
         say(f"copied to {copy}")
-    put(_printed(entry, is_json=json))
+    put(_printed(entry, is_json=json), is_answer=True)
     if copy is None and not rebuild:
         from enginecache.answers import remember
 

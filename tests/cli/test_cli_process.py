@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fakes import FakeBuilder, fake_place
@@ -36,11 +37,36 @@ def stored(tmp_path, model, monkeypatch):
     assert cache.verify(deep=True).is_clean
 
 
-@pytest.mark.parametrize("arguments", [("ls", "-q"), ("ls", "--json"), ("show", "{key}")])
-def test_reader_that_has_enough_is_no_error(stored, arguments):
-    arguments = [part.format(key=stored[0].key) for part in arguments]
-    ran = run(*arguments, shell="| true")
-    assert (ran.stdout, ran.stderr) == ("", "")
+def unread(tmp_path, *arguments):
+    """Exit code and standard error of a command line whose reader has closed its end before the first byte."""
+    code, err = tmp_path / "code", tmp_path / "err"
+    script = f'{{ sleep 0.3; "$@" 2> {err}; echo $? > {code}; }} | true'
+    subprocess.run(["bash", "-c", script, "bash", *COMMAND, *map(str, arguments)], timeout=60, check=True, cwd="/")
+    return int(code.read_text()), err.read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("ls", "-q"), ("ls", "--json"), ("show", "{key}"), ("--help",), ("ls", "--help")]
+)
+def test_reader_that_has_enough_is_no_error(stored, tmp_path, arguments):
+    assert unread(tmp_path, *(part.format(key=stored[0].key) for part in arguments)) == (0, "")
+
+
+def test_reader_that_has_enough_changes_no_exit_code(stored, tmp_path):
+    stored[0].path.chmod(0o600)
+    stored[0].path.write_bytes(b"damaged")
+    code, _ = unread(tmp_path, "verify", "--deep", "--json")
+    assert code == 4
+    stored[0].path.unlink()
+    Path(f"{stored[0].path.with_suffix('.json')}").unlink()
+    run("verify", "--repair", "--yes")
+
+
+def test_path_that_nobody_reads_is_an_error_of_two_lines(stored, tmp_path):
+    code, err = unread(tmp_path, "path", stored[0].key)
+    assert code == 1
+    assert err.startswith("error: standard output was closed before the answer was written to it\n")
+    assert err.count("\n") == 2
 
 
 def test_head_gets_its_line(stored):
@@ -49,7 +75,7 @@ def test_head_gets_its_line(stored):
 
 
 @pytest.mark.parametrize("where", [">&-", "> /dev/full"])
-@pytest.mark.parametrize("arguments", [("ls", "--json"), ("--version",)])
+@pytest.mark.parametrize("arguments", [("ls", "--json"), ("--version",), ("--help",), ("ls", "--help")])
 def test_output_that_cannot_be_written_is_an_error_of_two_lines(stored, where, arguments):
     ran = run(*arguments, shell=where)
     assert ran.returncode == 1
