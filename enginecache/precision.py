@@ -25,7 +25,7 @@ Source: the names in ``BuilderFlag`` of TensorRT 8.6, 10.0, 10.16, 11.4 and Tens
 
 CONVERTERS: Mapping[str, tuple[str, str]] = {
     "fp16": ("onnxconverter-common", "pip install onnxconverter-common"),
-    "bf16": ("nvidia-modelopt", "pip install 'enginecache[modelopt]'"),
+    "bf16": ("nvidia-modelopt", "pip install 'nvidia-modelopt[onnx]'"),
 }
 """What converts a graph to a precision: distribution, and the command that installs it."""
 

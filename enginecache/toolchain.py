@@ -41,8 +41,8 @@ _NO_VERSION = "of no version"
 _LAST_TABLED_RTX = (1, 7)
 _CUDA_MAJORS = range(11, 16)
 _INSTALL = {
-    "tensorrt": "On a GPU host that reaches NVIDIA's package index: pip install 'enginecache[tensorrt]'",
-    "tensorrt-rtx": "pip install 'enginecache[rtx]'",
+    "tensorrt": "On a GPU host that reaches NVIDIA's package index: pip install tensorrt nvidia-ml-py",
+    "tensorrt-rtx": "pip install tensorrt-rtx-cu13 nvidia-ml-py",
 }
 _CPU_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 

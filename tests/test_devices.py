@@ -125,7 +125,7 @@ def test_equal_gpus_need_no_cuda_whatever_nvmls_order():
 def test_gpus_that_differ_in_one_thing_are_left_to_cuda(other):
     with pytest.raises(NoDeviceError, match=r"only CUDA knows the order.*pycuda is not installed") as caught:
         _listed(_gpus(H100, other), {})
-    for way_out in ("enginecache[cuda]", "CUDA_VISIBLE_DEVICES=GPU-", "CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+    for way_out in ("pycuda", "CUDA_VISIBLE_DEVICES=GPU-", "CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         assert way_out in caught.value.fix
 
 
@@ -160,7 +160,7 @@ def test_mig_instances_are_left_to_cuda(gpus, visible):
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     with pytest.raises(NoDeviceError, match="MIG") as caught:
         _listed(gpus, environ)
-    assert "enginecache[cuda]" in caught.value.fix
+    assert "pycuda" in caught.value.fix
 
 
 def _instance(gpu):
@@ -457,7 +457,7 @@ def test_multiprocessors_are_never_guessed(capability, cores):
     nvml = FakeNvml(nvmlDeviceGetCudaComputeCapability=capability, nvmlDeviceGetNumGpuCores=cores)
     with pytest.raises(NoDeviceError, match=r"multiprocessors .* cannot be told") as caught:
         read_nvml(nvml)
-    assert "enginecache[cuda]" in caught.value.fix
+    assert "pycuda" in caught.value.fix
     assert nvml.open == 0
 
 

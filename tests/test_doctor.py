@@ -243,7 +243,7 @@ def test_missing_flavour_is_a_warning_and_no_flavour_says_what_to_install(checks
     assert "sm_89" in found["tensorrt-rtx"].text
     found = checks(findings=(NO_TENSORRT, NO_RTX))
     assert found["building"].status == "warning"
-    assert "enginecache[rtx]" in found["building"].fix
+    assert "pip install tensorrt-rtx-cu13" in found["building"].fix
 
 
 def test_usable_flavour_says_what_it_serves_and_has_raw_facts(checks):
@@ -267,7 +267,7 @@ def test_gpu_that_tensorrt_rtx_does_not_support_is_a_warning_with_a_way_out(chec
     check = found["tensorrt-rtx"]
     assert check.status == "warning"
     assert "serves device 1; cannot serve device 0: TensorRT-RTX 1.7.1.116 does not support sm_90" in check.text
-    assert "enginecache[tensorrt]" in check.fix
+    assert "pip install tensorrt nvidia-ml-py" in check.fix
     assert [device["problem"] != "" for device in check.facts["devices"]] == [True, False]
     assert "building" not in found
 

@@ -29,11 +29,14 @@ class Host:
         self.findings = (
             ToolchainFinding("tensorrt", TENSORRT)
             if tensorrt
-            else ToolchainFinding("tensorrt", None, "tensorrt is not installed", "pip install 'enginecache[tensorrt]'"),
+            else ToolchainFinding("tensorrt", None, "tensorrt is not installed", "pip install tensorrt nvidia-ml-py"),
             ToolchainFinding("tensorrt-rtx", replace(RTX, version=rtx_version))
             if rtx
             else ToolchainFinding(
-                "tensorrt-rtx", None, "tensorrt-rtx is not installed", "pip install 'enginecache[rtx]'"
+                "tensorrt-rtx",
+                None,
+                "tensorrt-rtx is not installed",
+                "pip install tensorrt-rtx-cu13 nvidia-ml-py",
             ),
         )
 
@@ -121,8 +124,8 @@ def test_auto_with_rtx_alone_and_no_gpu_puts_the_way_out_first():
 def test_auto_with_nothing_installed_names_both_extras():
     with pytest.raises(ToolchainError, match=r"tensorrt is not installed; tensorrt-rtx is not installed") as caught:
         Host(L4, tensorrt=False, rtx=False).place("auto")
-    assert "enginecache[tensorrt]" in caught.value.fix
-    assert "enginecache[rtx]" in caught.value.fix
+    assert "pip install tensorrt nvidia-ml-py" in caught.value.fix
+    assert "pip install tensorrt-rtx-cu13" in caught.value.fix
 
 
 def test_auto_that_fits_neither_says_why_for_both():
@@ -131,7 +134,7 @@ def test_auto_that_fits_neither_says_why_for_both():
     assert caught.value.exit_code == 8
     with pytest.raises(TargetError, match=r"is not sm_89; tensorrt-rtx is not installed") as caught:
         Host(H100, rtx=False).place("auto", "sm_89")
-    assert "enginecache[rtx]" in caught.value.fix
+    assert "pip install tensorrt-rtx-cu13" in caught.value.fix
 
 
 def test_auto_with_an_ordinal_that_does_not_exist_is_an_error_and_not_another_flavour():
@@ -212,12 +215,12 @@ def test_required_reach_is_what_the_target_stands_for():
     assert required_reach(PORTABLE) == Reach.from_texts(["8.0", "8.6", "8.9", "12.0", "12.1"])
 
 
-@pytest.mark.parametrize(("backend", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
-def test_named_flavour_that_is_missing_names_its_extra(backend, extra):
+@pytest.mark.parametrize(("backend", "package"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx-cu13")])
+def test_named_flavour_that_is_missing_names_its_package(backend, package):
     host = Host(L4, tensorrt=False, rtx=False)
     with pytest.raises(ToolchainError) as caught:
         host.place(backend)
-    assert f"enginecache[{extra}]" in caught.value.fix
+    assert f"pip install {package} " in caught.value.fix
     assert host.lookups == 0
 
 

@@ -100,7 +100,7 @@ def test_bf16_without_modelopt_names_the_extra_and_fp16():
     assert error.exit_code == 8
     assert "tensorrt-rtx 1.7.1.116 has no builder flag for bf16" in error.what
     assert "nvidia-modelopt, which would convert the graph to bf16, is not installed" in error.what
-    assert "pip install 'enginecache[modelopt]'" in error.fix
+    assert "pip install 'nvidia-modelopt[onnx]'" in error.fix
     assert "take --fp16, which can be had here" in error.fix
 
 

@@ -159,14 +159,14 @@ def test_bindings_alone_are_not_an_installation(site):
     site.add({"tensorrt_cu13_bindings": "11.4.0.106"}, module="tensorrt_bindings")
     error = site.problem()
     assert "tensorrt-cu13-bindings 11.4.0.106 is bindings without libraries" in error.what
-    assert "enginecache[tensorrt]" in error.fix
+    assert "pip install tensorrt nvidia-ml-py" in error.fix
 
 
-@pytest.mark.parametrize(("flavour", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
-def test_missing_flavour_names_its_extra(site, flavour, extra):
+@pytest.mark.parametrize(("flavour", "package"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx-cu13")])
+def test_missing_flavour_names_its_package(site, flavour, package):
     error = site.problem(flavour)
     assert error.what == f"{flavour} is not installed"
-    assert f"pip install 'enginecache[{extra}]'" in error.fix
+    assert f"pip install {package} " in error.fix
 
 
 def test_folder_of_that_name_is_not_an_installation(site):

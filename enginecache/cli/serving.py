@@ -14,7 +14,7 @@ from enginecache.cli.output import count, encoded, flat_facts, json_line, path_l
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import Config, parse_duration_s, unknown_variables
-from enginecache.errors import EngineCacheError, OptionError, printable
+from enginecache.errors import EngineCacheError, NotCachedError, OptionError, printable
 from enginecache.key import canonical_json
 from enginecache.watching import ELAPSED
 
@@ -140,22 +140,48 @@ def _printed(entry: Entry, *, is_json: bool, elapsed: str = "") -> str:
 
 
 @asking
-def explain(asked: Asked, json: Json = False) -> None:
+def explain(
+    asked: Asked,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also the key's fields, and every stored engine of the model.")
+    ] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 3 on a miss, to gate a deployment.")] = False,
+    json: Json = False,
+) -> None:
     """Say whether `get` would hit or miss, and why. Builds nothing.
 
-    Takes the options that decide the engine, as `get` does. Exit 0 for a hit and a miss alike.
+    Takes the options that decide the engine, as `get` does. Exit 0 for a hit and a miss alike, but with --exit-code.
 
     \b
     Examples:
       enginecache explain model.onnx
-      enginecache explain model.onnx --dim batch=1:32:64 --json
+      enginecache explain model.onnx --dim batch=1:32:64 --verbose
+      enginecache explain model.onnx --exit-code
     """
     cache = open_cache(asked.folder)
     explanation = cache.explain(asked.model, **asked.ask)
     if json:
         print_json(explanation.to_json())
-        return
-    _print_explanation(explanation)
+    elif verbose:
+        _print_explanation(explanation)
+    else:
+        _print_verdict(explanation)
+    if exit_code and explanation.verdict == "miss":
+        raise typer.Exit(NotCachedError.exit_code)
+
+
+def _print_verdict(explanation: Explanation) -> None:
+    lines = [f"{explanation.verdict}: {explanation.reasons[0].text}"]
+    lines += [f"{reason.code}: {reason.text}" for reason in explanation.reasons[1:]]
+    if explanation.verdict != "hit" and explanation.candidates:
+        nearest = explanation.candidates[0]
+        lines.append(f"nearest: {nearest.record.key[:12]}  {nearest.record.model_name}")
+        lines += [f"  {reason.text}" for reason in nearest.verdict.reasons]
+    if explanation.failure:
+        is_said = any(reason.code == "failed" for reason in explanation.reasons)
+        lines += [] if is_said else [f"the last attempt failed: {explanation.failure}"]
+        lines.append(f"{'' if is_said else '  '}log: {explanation.failure_log}")
+    put("".join(f"{printable(line)}\n" for line in lines))
 
 
 def _print_explanation(explanation: Explanation) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from enginecache.targets import ComputeCapability, DeviceModel
 
 NAME_A_TARGET = "Name what to build for, such as --target sm_89 (TensorRT-RTX needs no GPU for it), or use a GPU host."
-ASK_CUDA = "Install enginecache[cuda], so that CUDA can be asked"
+ASK_CUDA = "Install pycuda, so that CUDA can be asked"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def _import_cuda() -> Any:
             warnings.simplefilter("ignore")  # pycuda warns in prose of the error that it then raises
             import pycuda.driver
     except ModuleNotFoundError:
-        raise NoDeviceError("pycuda is not installed", "pip install 'enginecache[cuda]'") from None
+        raise NoDeviceError("pycuda is not installed", "pip install pycuda") from None
     except ImportError as error:
         raise NoDeviceError(f"pycuda cannot be imported: {error}", NAME_A_TARGET) from error
     return pycuda.driver

@@ -64,7 +64,7 @@ def read_nvml(nvml: Any = None) -> tuple[NvmlGpu, ...]:
     except nvml.NVMLError as error:
         raise NoDeviceError(
             f"the NVIDIA driver does not describe its GPUs: NVML says {str(error)!r}",
-            f"Update the driver, or install enginecache[cuda]. {NAME_A_TARGET}",
+            f"Update the driver, or install pycuda. {NAME_A_TARGET}",
         ) from error
     except AttributeError as error:
         raise NoDeviceError(f"this nvidia-ml-py is too old: {error}", "pip install --upgrade nvidia-ml-py") from error

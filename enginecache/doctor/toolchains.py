@@ -25,7 +25,7 @@ def check_toolchains(findings: Sequence[ToolchainFinding], devices: Sequence[Dev
         else:
             yield _check_toolchain(finding.toolchain, devices)
     if not usable:
-        fix = "Install one: pip install 'enginecache[rtx]' (any machine), or 'enginecache[tensorrt]' (GPU host)."
+        fix = "Install one: pip install tensorrt-rtx-cu13 nvidia-ml-py (any machine), or tensorrt (GPU host)."
         yield Check("building", "warning", "no TensorRT is usable here: only stored engines can be inspected", fix)
     elif devices and not any(_builds(toolchain, devices) for toolchain in usable):
         text = f"nothing can be built here: {_obstacle(usable[0], devices[0])}"
@@ -88,7 +88,7 @@ def _fix(toolchain: Toolchain, device: Device) -> str:
             f"{device.cuda_driver_version[0]}; data-centre GPUs can also use NVIDIA's cuda-compat package."
         )
     return (
-        "For this GPU install TensorRT: pip install 'enginecache[tensorrt]', on a host that reaches NVIDIA's package "
+        "For this GPU install TensorRT: pip install tensorrt nvidia-ml-py, on a host that reaches NVIDIA's package "
         "index; for others name the target, such as --target sm_89."
     )
 

@@ -261,7 +261,7 @@ def test_an_engine_of_a_wider_reach_is_a_hit_that_explain_and_get_describe_alike
         r"^hit in .* a stored engine covers compute capability 8\.6: it was built for", ran.err, re.MULTILINE
     )
     assert "warning" not in ran.err
-    explained = cli("explain", model, *BATCH, "--target", "sm_86").out
+    explained = cli("explain", model, *BATCH, "--target", "sm_86", "--verbose").out
     assert explained.startswith("hit: a stored engine covers compute capability 8.6: it was built for several targets")
     assert f"stored   {stored['key']}\n" in explained
 
@@ -275,13 +275,15 @@ def test_an_engine_that_was_set_aside_as_damaged_is_a_reason_from_then_on(cli, m
         ran = cli("get", model, *BATCH, "--offline")
         assert (ran.code, ran.out) == (3, "")
         assert "it was stored, found damaged and set aside at 20" in ran.err
-        assert cli("explain", model, *BATCH).out.startswith("miss: it was stored, found damaged and set aside at 20")
+        assert cli("explain", model, *BATCH, "--verbose").out.startswith(
+            "miss: it was stored, found damaged and set aside at 20"
+        )
     assert "it was stored, found damaged" in cli("get", model, *BATCH).err
-    assert "found damaged" not in cli("explain", model, *BATCH).out
+    assert "found damaged" not in cli("explain", model, *BATCH, "--verbose").out
 
 
 def test_explain_of_a_miss_names_key_fields_and_builds_nothing(cli, model, builder):
-    ran = cli("explain", model, *BATCH)
+    ran = cli("explain", model, *BATCH, "--verbose")
     assert (ran.code, builder.count) == (0, 0)
     assert ran.out.startswith("miss: no engine of this model is stored\n")
     assert "  profiles[0].x.max: [32,8]\n" in ran.out
@@ -290,7 +292,7 @@ def test_explain_of_a_miss_names_key_fields_and_builds_nothing(cli, model, build
 
 def test_explain_of_a_hit_names_the_digest(cli, model):
     got = cli("get", model, *BATCH, "--json").json
-    ran = cli("explain", model, *BATCH)
+    ran = cli("explain", model, *BATCH, "--verbose")
     assert ran.code == 0
     assert ran.out.startswith("hit: ")
     assert got["digest"] in ran.out
@@ -301,7 +303,7 @@ def test_explain_of_a_hit_names_the_digest(cli, model):
 
 def test_explain_names_the_nearest_engine_and_every_differing_field(cli, model):
     got = cli("get", model, *BATCH, "--json").json
-    ran = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5")
+    ran = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--verbose")
     assert f"refused     {got['key']}  model.onnx\n" in ran.out
     assert "  options.optimization_level: asked 5, stored 3\n" in ran.out
     assert "  it runs on compute capability 8.9, and 12.0 is asked\n" in ran.out
@@ -320,7 +322,7 @@ def test_explain_names_the_last_failure_once_and_its_log(cli, model, builder):
 
     builder.before = fail
     cli("get", model, *BATCH)
-    ran = cli("explain", model, *BATCH)
+    ran = cli("explain", model, *BATCH, "--verbose")
     assert ran.out.count("refused: no tactic") == 1
     assert Path(ran.out.rsplit("log: ", 1)[1].strip()).exists()
 
@@ -391,11 +393,27 @@ def test_compatible_engine_is_marked_and_never_silent(cli, model):
     assert ran.json["requested_key"] != stored["key"]
     assert [reason["code"] for reason in ran.json["reasons"]] == ["containing_profile"]
     assert f"warning: the engine {stored['key'][:12]} is not the one that was asked for: its profiles" in ran.err
-    shown = cli("explain", model, "--dim", "batch=2:4:8", "--accept", "compatible")
+    shown = cli("explain", model, "--dim", "batch=2:4:8", "--accept", "compatible", "--verbose")
     assert shown.out.startswith("compatible: ")
-    assert cli("explain", model, "--dim", "batch=2:4:8").out.startswith("miss: ")
+    assert cli("explain", model, "--dim", "batch=2:4:8", "--verbose").out.startswith("miss: ")
 
 
 def test_no_timing_cache_reaches_the_build(cli, model, builder):
     cli("get", model, *BATCH, "--no-timing-cache")
     assert builder.requests[0].timing_cache is None
+
+
+def test_explain_is_the_verdict_and_the_nearest_engine_and_no_list_of_defaults(cli, model):
+    assert cli("explain", model, *BATCH).out == "miss: no engine of this model is stored\n"
+    cli("get", model, *BATCH)
+    assert cli("explain", model, *BATCH).out.count("\n") == 1
+    out = cli("explain", model, *BATCH, "--opt-level", "5").out
+    assert "nearest: " in out
+    assert "optimization_level" in out
+    assert out.count("\n") <= 4
+
+
+def test_explain_gates_a_deployment_with_exit_code(cli, model):
+    assert (cli("explain", model, *BATCH).code, cli("explain", model, *BATCH, "--exit-code").code) == (0, 3)
+    cli("get", model, *BATCH)
+    assert cli("explain", model, *BATCH, "--exit-code").code == 0
