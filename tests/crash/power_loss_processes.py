@@ -45,6 +45,7 @@ def work(folder: str, model: str, first: int, *, is_synchronized: bool) -> None:
         os.fsync = lambda _: None
     cache = fake_cache(Path(folder), FakeBuilder(size_bytes=PLAN_BYTES))
     larger = fake_cache(Path(folder), FakeBuilder(size_bytes=PLAN_BYTES + 1))
+    cache.make()
     say("opened")
     removable = []
     for number in range(first, first + 10_000):

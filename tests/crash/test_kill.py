@@ -137,6 +137,7 @@ def test_interrupted_parent_ends_its_builder_before_it_ends_itself(folder):
 
 def test_interrupted_waiter_ends_at_once_and_leaves_nothing(folder):
     with EngineCache.open(dir=folder) as cache:
+        cache.make()
         key = cache.explain(EXAMPLE, dims={"batch": (1, 2, 4)}, target="sm_89").key
         with cache._locks.hold(key, None):
             waiter = start("get", *SHORT, folder=folder)
