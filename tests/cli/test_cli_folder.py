@@ -32,7 +32,7 @@ READING = {
     "db current": 0,
     "db check": 6,
     "prune --dry-run": 0,
-    "prune --max-size 1 --dry-run": 0,
+    "prune --max-size 1KiB --dry-run": 0,
     "rm KEY --dry-run": 3,
 }
 """With the exit code where there is no cache yet; that of doctor depends on the GPUs."""
@@ -40,7 +40,7 @@ READING = {
 WRITING = {
     "get MODEL --dim batch=4": 0,
     "get MODEL --dim batch=4 --rebuild": 0,
-    "prune --max-size 1 --yes": 0,
+    "prune --max-size 1KiB --yes": 0,
     "verify --repair --yes": 0,
     "verify --deep --repair --yes": 0,
     "pin KEY": 3,
