@@ -98,18 +98,20 @@ def _open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, mode)
+    is_own = sys.stdout is None or sys.stdout is sys.__stdout__  # and no stand-in of a program that runs this in itself
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_StandardOutput()),
-        encoding=sys.stdout.encoding,
-        errors=sys.stdout.errors,
-        line_buffering=os.isatty(1),
-    )
+    if is_own:
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_StandardOutput()),
+            encoding=sys.stdout.encoding,
+            errors=sys.stdout.errors,
+            line_buffering=os.isatty(1),
+        )
 
 
 class _StandardOutput(io.RawIOBase):
