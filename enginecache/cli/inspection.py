@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _COLUMNS = (
     Column("key", "key"),
     Column("model"),
-    Column("backend", "word"),
-    Column("version", "word"),
+    Column("backend", "word", is_wide=True),
+    Column("version", "word", is_wide=True),
     Column("reach"),
     Column("device", is_wide=True),
     Column("size", "size"),
@@ -137,7 +137,9 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
     if json:
         print_json(shown)
     else:
-        print_facts(flat_facts(shown))
+        # The key's fields have them too, and a stored engine has no path of its model.
+        shown = {name: value for name, value in shown.items() if name != "options"}
+        print_facts([fact for fact in flat_facts(shown) if fact[0] != "model.path"])
 
 
 def path(key: Key, dir: Dir = None) -> None:

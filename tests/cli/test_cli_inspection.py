@@ -55,7 +55,7 @@ def test_empty_cache_lists_nothing_and_says_so_on_standard_error(cli, folder):
 
 def test_table_has_a_heading_short_keys_and_units(cli, stored):
     shown = ANSI.sub("", cli("ls", terminal=80).out)
-    assert shown.split("\n", 1)[0].split() == ["KEY", "MODEL", "BACKEND", "VERSION", "REACH", "SIZE", "LAST", "USED"]
+    assert shown.split("\n", 1)[0].split() == ["KEY", "MODEL", "REACH", "SIZE", "LAST", "USED"]
     assert stored[0]["key"][:12] in shown
     assert stored[0]["key"][:13] not in shown
     assert "4 KiB" in shown
@@ -174,3 +174,16 @@ def test_registry_of_a_newer_release_is_exit_6(cli, stored, folder):
     assert (ran.code, ran.out) == (6, "")
     assert "Upgrade enginecache" in ran.err
     mark_schema(folder, HEAD, 1)
+
+
+def test_show_says_each_fact_once(cli, stored):
+    names = [row[0] for row in cli("show", stored[0]["key"]).rows]
+    assert not any(name.startswith("options.") or name == "model.path" for name in names)
+    assert any(name.startswith("fields.options.") for name in names)
+
+
+def test_model_is_readable_on_a_terminal_of_80_columns(cli, stored):
+    shown = cli("ls", terminal=80).out
+    assert stored[0]["model"]["name"] in shown
+    assert "BACKEND" not in shown
+    assert "BACKEND" in cli("ls", terminal=160).out
