@@ -130,7 +130,7 @@ def prune(
     json: Json = False,
     dir: Dir = None,
 ) -> None:
-    """Delete engines (those that are cheapest to rebuild per byte first) and leftovers.
+    """Delete the engines that are cheapest to rebuild, and leftovers.
 
     With --max-size, engines go until the rest fits: first those that no TensorRT and no GPU of this host can use, and
     that nobody used for a day; then those whose build took the fewest seconds for each byte, where what was used lately

@@ -236,6 +236,7 @@ class SqlEntries(Session):
         """Counts and sums."""
         is_stored = sa.exists().where(entries.c.key == pins.c.key)
         by_state = sa.select(builds.c.state, sa.func.count(), sa.func.sum(builds.c.build_seconds))
+        by_state = by_state.where(builds.c.reason != "interrupted")  # Ctrl-C is no failure
         with self._reading() as connection:
             states = connection.execute(by_state.group_by(builds.c.state))
             attempts = {state: (count, seconds or 0.0) for state, count, seconds in states}

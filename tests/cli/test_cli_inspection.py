@@ -187,3 +187,13 @@ def test_model_is_readable_on_a_terminal_of_80_columns(cli, stored):
     assert stored[0]["model"]["name"] in shown
     assert "BACKEND" not in shown
     assert "BACKEND" in cli("ls", terminal=160).out
+
+
+def test_stats_do_not_count_an_interrupt_as_a_failed_build(cli, model, builder):
+    def interrupt(_request):
+        raise KeyboardInterrupt
+
+    builder.before = interrupt
+    assert cli("get", model, "--dim", "batch=1").code == 130
+    assert cli("stats", "--json").json["builds_failed"] == 0
+    builder.before = None
