@@ -212,9 +212,9 @@ def test_other_build_number_of_tensorrt_is_a_miss_that_names_the_version(open_ca
 
 def test_output_file_is_a_copy_that_leaves_the_stored_engine_alone(shared, cifar, tmp_path):
     target = tmp_path / "model.plan"
-    target.write_bytes(b"old")
-    done = run_here("get", EXAMPLE, *BATCH, *SM_89, "-o", target, folder=shared)
     stored = Path(cifar["path"])
+    target.write_bytes(stored.read_bytes()[:64])  # a plan of before, as far as its header tells
+    done = run_here("get", EXAMPLE, *BATCH, *SM_89, "-o", target, folder=shared)
     assert done.stdout == f"{stored}\n"
     assert target.read_bytes() == stored.read_bytes()
     assert not target.samefile(stored)
@@ -332,7 +332,10 @@ def test_model_that_tensorrt_refuses_leaves_a_reason_and_a_log(folder, tmp_path)
 
     done = run("get", path, *SM_89, "--json", folder=folder)
 
-    assert (done.returncode, done.stdout) == (7, "")
+    assert done.returncode == 7
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["exit_code"]) == ("build", 7)
+    assert "Frobnicate" in error["message"]
     assert "Frobnicate" in done.stderr
     assert "Traceback" not in done.stderr
     log = Path(done.stderr.partition("The builder's log: ")[2].splitlines()[0])
