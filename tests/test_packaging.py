@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import textwrap
 import venv
 import zipfile
 from email.parser import Parser
@@ -19,15 +21,15 @@ from enginecache.registry.schema import HEAD
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command, **environ):
+def run(*command, cwd="/", **environ):
     kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     return subprocess.run(
-        [*map(str, command)], env={**kept, **environ}, cwd="/", capture_output=True, text=True, timeout=300, check=False
+        [*map(str, command)], env={**kept, **environ}, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def must(*command, **environ):
-    ran = run(*command, **environ)
+def must(*command, cwd="/", **environ):
+    ran = run(*command, cwd=cwd, **environ)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
 
@@ -51,10 +53,10 @@ def backend(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what is packed: a build leaves files beside it."""
-    folder = tmp_path_factory.mktemp("source")
+    """A copy of the checkout, since a build leaves files in it. Its folder has the package's name, as a clone has."""
+    folder = tmp_path_factory.mktemp("source") / "enginecache"
     for name in ("enginecache", "migrations", "tests", "examples", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     return folder
@@ -68,13 +70,26 @@ def wheel(source, backend, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def editable(source, backend, tmp_path_factory):
+    python = make_environment(tmp_path_factory.mktemp("editable"))
+    arguments = ("install", "--no-deps", "--no-build-isolation", "--force-reinstall")
+    pip("--python", python, *arguments, "-e", source, **backend)
+    return python
+
+
+def packages_of(python):
+    base = str(python.parents[1])
+    return Path(sysconfig.get_path("purelib", vars={"base": base, "platbase": base}))
+
+
 def make_environment(folder):
     """A fresh environment that borrows the dependencies, and nothing else, of this one."""
     venv.create(folder, symlinks=True)
-    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    python = folder / "bin/python"
     # A line of a path alone: .pth files in there, such as an editable install's, are not read.
-    (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "bin/python"
+    (packages_of(python) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +149,52 @@ def test_installed_wheel_runs_from_anywhere(installed, tmp_path):
     assert f"ok\tregistry\tschema {HEAD}" in must(script, "doctor", **folder)
 
 
-def test_editable_install_finds_package_and_migrations(source, backend, tmp_path):
-    python = make_environment(tmp_path / "editable")
-    arguments = ("install", "--no-deps", "--no-build-isolation", "--force-reinstall")
-    pip("--python", python, *arguments, "-e", source, **backend)
+def test_source_distribution_holds_the_migrations_where_the_wheel_has_them(source, backend, tmp_path):
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    must(sys.executable, "-c", code, cwd=source, **backend)
+    (path,) = tmp_path.iterdir()
+    with tarfile.open(path) as archive:
+        members = {member.name.split("/", 1)[-1]: member for member in archive.getmembers() if not member.isdir()}
+    assert {"enginecache/migrations/script.py.mako", "enginecache/migrations/versions/0001_first_schema.py"} <= {
+        *members
+    }
+    assert not any(member.issym() for member in members.values())
+
+
+def test_editable_install_finds_package_and_migrations(source, editable, tmp_path):
     for module in ("enginecache", "enginecache.migrations.versions"):
-        where = must(python, "-c", f"import {module} as m; print(m.__path__[0])").strip()
+        where = must(editable, "-c", f"import {module} as m; print(m.__path__[0])").strip()
         assert Path(where).is_relative_to(source)
-    must(python, "-m", "enginecache", "db", "upgrade", ENGINECACHE_DIR=str(tmp_path / "cache"))
+    must(editable, "-m", "enginecache", "db", "upgrade", ENGINECACHE_DIR=str(tmp_path / "cache"))
+
+
+def test_editable_install_is_a_path_that_editors_read_and_no_import_hook(source, editable):
+    installed = [path for path in packages_of(editable).iterdir() if "enginecache" in path.name]
+    assert sorted(path.suffix for path in installed) == [".dist-info", ".pth"]
+    (path,) = [path for path in installed if path.suffix == ".pth"]
+    assert path.read_text(encoding="utf-8").split() == [str(source)]
+
+
+def test_editable_install_is_imported_from_the_folder_that_holds_the_checkout(source, editable):
+    assert source.name == "enginecache"
+    code = "import enginecache; print(enginecache.EngineCache.__name__)"
+    assert must(editable, "-c", code, cwd=source.parent) == "EngineCache\n"
+
+
+CLIENT = """
+    from enginecache import EngineCache
+
+    with EngineCache.open() as cache:
+        entry = cache.get("model.onnx", dims={"batch": (1, 32, 64)})
+        size: int = entry.size_bytes
+        wrong: str = entry.size_bytes
+"""
+
+
+def test_type_checker_sees_the_types_of_an_editable_install(editable, tmp_path):
+    script = tmp_path / "client.py"
+    script.write_text(textwrap.dedent(CLIENT))
+    arguments = ("--strict", "--cache-dir", tmp_path / "mypy", "--python-executable", editable)
+    ran = run(sys.executable, "-m", "mypy", *arguments, script, cwd=tmp_path)
+    (error,) = [line for line in ran.stdout.splitlines() if "error:" in line]
+    assert 'expression has type "int", variable has type "str"' in error
