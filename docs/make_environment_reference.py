@@ -30,7 +30,8 @@ rules hold for the process that tries an engine before `load`.
 
 A pattern has one `*`, for any characters or none. A name counts before a pattern, and of two patterns the first counts.
 "*traced*" means that TensorRT-RTX 1.7.1.116 asks for it while it builds; `tests/test_environment_traced.py` records the
-names again and fails for one without a rule.
+names again and fails for one without a rule. "*traced on a GPU*" means that TensorRT 8.6.0 or the driver 580.159.04
+asked for it while building on an H200 (`docs/hardware.md`).
 
 | variable | | why | known from |
 |---|---|---|---|

@@ -9,6 +9,8 @@ Loads nothing but what every Python has loaded: the fast path of the command lin
 
 Sources of the rules:
     traced: names that TensorRT-RTX 1.7.1.116 asks for while it builds, on a CPU, 2026-11. A test records them again.
+    traced on a GPU: names that TensorRT 8.6.0 and the driver 580.159.04 ask for while they build FP32 and FP16 on an
+        H200, 2026-11-30.
     cuda: CUDA programming guide 13, "CUDA Environment Variables"; MPS guide, "Environment Variables".
     cudnn: cuDNN 9 developer guide, "Error Reporting And API Logging".
     cublas: cuBLAS 13 documentation, "Environment Variables", "Logging" and "Results Reproducibility".
@@ -47,28 +49,30 @@ _PROFILER = "loads a profiler into the process"
 _LOGS = "says what is logged, and where"
 _THREADS = "threads and kernels of NumPy's BLAS, which the conversion of a graph does not use"
 _PYTHON = "settings of Python, which decide how it runs and not what it computes"
+_OPENCL = "a setting of OpenCL, which TensorRT does not use"
 _KERNELS = "the driver may compile, load or run other kernels"
 
 RULES: tuple[tuple[str, str, str, str], ...] = (
     # CUDA
     ("CUDA_VISIBLE_DEVICES", PASSED, "names the GPU, which is in the key; the builder sees it alone", "cuda"),
     ("CUDA_DEVICE_ORDER", PASSED, "gives GPUs their numbers; the GPU itself is in the key", "cuda"),
-    ("CUDA_CACHE_*", PASSED, "the driver's cache of kernels has what the driver would compile", "traced, cuda"),
-    ("CUDA_MODULE_LOADING", PASSED, "says when kernels are loaded, and not which", "cuda"),
+    ("CUDA_CACHE_*", PASSED, "a cache of what the driver would compile", "traced, traced on a GPU, cuda"),
+    ("CUDA_MODULE_LOADING", PASSED, "says when kernels are loaded, and not which", "traced on a GPU, cuda"),
     ("CUDA_MODULE_DATA_LOADING", PASSED, "says when data is loaded, and not which", "cuda"),
     ("CUDA_ENABLE_MODULE_LAZY_LOADING", PASSED, "says when kernels are loaded, and not which", "traced"),
     ("CUDA_MPS_PIPE_DIRECTORY", PASSED, "leads to the MPS server", "cuda"),
     ("CUDA_MPS_LOG_DIRECTORY", PASSED, _LOGS, "cuda"),
     ("CUDA_LOG_FILE", PASSED, _LOGS, "cuda"),
     ("CUDA_MPS_*", KEYED, "limits the part of the GPU on which tactics are measured", "cuda"),
-    ("CUDA_FORCE_PTX_JIT", KEYED, _KERNELS, "cuda"),
-    ("CUDA_DISABLE_PTX_JIT", KEYED, _KERNELS, "cuda"),
-    ("CUDA_FORCE_JIT", KEYED, _KERNELS, "cuda"),
-    ("CUDA_DISABLE_JIT", KEYED, _KERNELS, "cuda"),
-    ("CUDA_LAUNCH_BLOCKING", KEYED, "changes how fast tactics are measured to be", "cuda"),
-    ("CUDA_DEVICE_MAX_*", KEYED, "changes how fast tactics are measured to be", "cuda"),
-    ("CUDA_SCALE_LAUNCH_QUEUES", KEYED, "changes how fast tactics are measured to be", "cuda"),
-    ("CUDA_DISABLE_PERF_BOOST", KEYED, "changes how fast tactics are measured to be", "cuda"),
+    ("CUDA_FORCE_PTX_JIT", KEYED, _KERNELS, "traced on a GPU, cuda"),
+    ("CUDA_DISABLE_PTX_JIT", KEYED, _KERNELS, "traced on a GPU, cuda"),
+    ("CUDA_FORCE_JIT", KEYED, _KERNELS, "traced on a GPU, cuda"),
+    ("CUDA_DISABLE_JIT", KEYED, _KERNELS, "traced on a GPU, cuda"),
+    ("CUDA_LAUNCH_BLOCKING", KEYED, "changes how fast tactics are measured to be", "traced on a GPU, cuda"),
+    ("CUDA_DEVICE_MAX_*", KEYED, "changes how fast tactics are measured to be", "traced on a GPU, cuda"),
+    ("CUDA_SCALE_LAUNCH_QUEUES", KEYED, "changes how fast tactics are measured to be", "traced on a GPU, cuda"),
+    ("CUDA_DISABLE_PERF_BOOST", KEYED, "changes how fast tactics are measured to be", "traced on a GPU, cuda"),
+    ("CUDA_AUTO_BOOST", KEYED, "changes how fast tactics are measured to be", "traced on a GPU"),
     ("CUDA_PREFER_SPINLOCKS_ON_HOST", KEYED, "read by TensorRT's compiler, and not documented", "traced"),
     ("CUDA_7a3f9c2d", KEYED, "read by TensorRT's compiler, and not documented", "traced"),
     ("CUDA_INJECTION*", REMOVED, _PROFILER, "cuda"),
@@ -81,7 +85,15 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("CUDA*_ROOT", UNUSED, _COMPILING, "container"),
     ("CUDA*_DIR", UNUSED, _COMPILING, "container"),
     ("CUDA*_PATH", UNUSED, _COMPILING, "container"),
-    ("CUDA_*", REMOVED, "may change how kernels are chosen or run", "cuda"),
+    ("CUDA_*", REMOVED, "may change how kernels are chosen or run", "traced on a GPU, cuda"),
+    ("__CUDA_DISABLE_FORWARD_COMPATIBILITY", KEYED, "decides which driver compiles kernels", "traced on a GPU"),
+    ("FORCE_ENABLE_COOPERATIVE_LAUNCH_PATCH", KEYED, _KERNELS, "traced on a GPU"),
+    ("__RM_NO_VERSION_CHECK", KEYED, "lets parts of two drivers work together", "traced on a GPU"),
+    ("__RM_ENABLE_VERBOSE_OUTPUT", PASSED, _LOGS, "traced on a GPU"),
+    ("CUDBG_*", UNUSED, "for debuggers of programs", "traced on a GPU"),
+    ("NV_PROFILE_*", REMOVED, "is read by the driver, and not documented", "traced on a GPU"),
+    ("NV_OPENCL_*", UNUSED, _OPENCL, "traced on a GPU"),
+    ("NVCL_*", UNUSED, _OPENCL, "traced on a GPU"),
     # TensorRT and the libraries that it builds with
     ("NVIDIA_TF32_OVERRIDE", KEYED, "forbids TF32 in TensorRT, cuBLAS and cuDNN", "traced, cublas"),
     ("__*NOWUD", KEYED, "switches of TensorRT's compiler, published as ways round its faults", "traced"),
@@ -96,7 +108,7 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("TENSORRT*_DIR", UNUSED, _COMPILING, "container"),
     ("TENSORRT_*", REMOVED, "may change how kernels are chosen or run", "container"),
     ("MYELIN_*", KEYED, "options of TensorRT's compiler", "traced"),
-    ("NVRTC_*", KEYED, "options of the compiler of kernels", "traced"),
+    ("NVRTC_*", KEYED, "options of the compiler of kernels", "traced, traced on a GPU"),
     ("LIBNVVM_*", KEYED, "options of the compiler of kernels", "traced"),
     ("NVVM_*", KEYED, "options of the compiler of kernels", "traced"),
     ("NV_NVVM_VERSION", KEYED, "the form of what the compiler of kernels makes", "traced"),
@@ -109,8 +121,12 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("CUDNN*_DIR", UNUSED, _COMPILING, "container"),
     ("CUDNN_*", KEYED, "options of cuDNN, whose kernels TensorRT may take", "traced, cudnn"),
     ("CUBLAS*_VERSION", UNUSED, _LABEL, "container"),
-    ("CUBLAS_*", KEYED, "options of cuBLAS, whose kernels TensorRT may take", "cublas"),
-    ("CUBLASLT_*", KEYED, "options of cuBLASLt, whose kernels TensorRT may take", "cublas"),
+    ("CUBLAS_*", KEYED, "options of cuBLAS, whose kernels TensorRT may take", "traced on a GPU, cublas"),
+    ("CUBLASLT_*", KEYED, "options of cuBLASLt, whose kernels TensorRT may take", "traced on a GPU, cublas"),
+    ("CUTENSOR_*", KEYED, "options of cuTENSOR, whose kernels TensorRT may take", "traced on a GPU"),
+    ("CASK_INJECTION*", REMOVED, "loads a library into the process, which may change anything", "traced on a GPU"),
+    ("CASK_LOG_*", PASSED, _LOGS, "traced on a GPU"),
+    ("CASK_*", KEYED, "options of TensorRT's library of kernels", "traced on a GPU"),
     ("NVTX_INJECTION*", REMOVED, _PROFILER, "traced"),
     ("NVIDIA_*", UNUSED, "read by the container runtime before a process starts, or a label of images", "container"),
     ("AS_SECURE_LOG_FILE", UNUSED, "a log that NVIDIA's own tests ask for", "traced"),
@@ -159,6 +175,7 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("OPENBLAS_*", PASSED, _THREADS, "numpy"),
     ("MKL_*", PASSED, _THREADS, "numpy"),
     ("NPY_*_CPU_FEATURES", PASSED, "the CPU's instructions that NumPy uses; it rounds the same by all", "numpy"),
+    ("NPY_NUMPY_2_BEHAVIOR", UNUSED, "lets NumPy 1 behave as NumPy 2", "traced on a GPU"),
     ("NUMPY_*", UNUSED, "warnings of NumPy", "numpy"),
     ("GFORTRAN_*", UNUSED, "files of Fortran programs", "numpy"),
     ("OPENSSL_*", PASSED, "settings of Python's own hashes, which name nothing", "python"),

@@ -50,6 +50,37 @@ def test_a_name_counts_before_a_pattern_and_the_first_pattern_before_others(name
     assert environment.kind_of(name) == kind
 
 
+TRACED_ON_A_GPU = """
+    CASK_INJECTION64_PATH CASK_LOG_INFO CUBLASLT_DISABLE_CPU_INSTRUCTIONS_MASK CUBLAS_LOGDEST_DBG CUBLAS_LOGINFO_DBG
+    CUDA_1826b2cf CUDA_AUTO_BOOST CUDA_CACHE_DISABLE CUDA_CACHE_MAXSIZE CUDA_CACHE_PATH CUDA_DEVICE_MAX_CONNECTIONS
+    CUDA_DEVICE_MAX_COPY_CONNECTIONS CUDA_DISABLE_JIT CUDA_DISABLE_PERF_BOOST CUDA_DISABLE_PTX_JIT CUDA_FORCE_JIT
+    CUDA_FORCE_PTX_JIT CUDA_LAUNCH_BLOCKING CUDA_MODULE_LOADING CUDA_SCALE_LAUNCH_QUEUES CUDBG_GET_SESSION_FROM_ENV
+    CUTENSOR_DEBUG_VERBOSE_LEVEL FORCE_ENABLE_COOPERATIVE_LAUNCH_PATCH NPY_NUMPY_2_BEHAVIOR NVCL_PLATFORM_VERSION_WAR
+    NVCL_USE_SUST_B NVRTC_INTERNAL_GLOBAL_LOCK NV_OPENCL_DISABLE_UNPIN_ON_SYNC NV_OPENCL_DISABLE_UVM
+    NV_OPENCL_ENABLE_PINNED_MEMCPY_PATH NV_OPENCL_MAX_PIN_SIZE NV_OPENCL_MIN_PIN_SIZE NV_OPENCL_PIN_THRESHOLD
+    NV_PROFILE_FILE_LIMIT NV_PROFILE_SIZE_LIMIT NV_PROFILE_TIMEOUT __CUDA_DISABLE_FORWARD_COMPATIBILITY
+    __RM_ENABLE_VERBOSE_OUTPUT __RM_NO_VERSION_CHECK
+"""
+"""Recorded on an H200 with TensorRT 8.6.0 and driver 580.159.04, 2026-11-30; docs/hardware.md."""
+
+
+@pytest.mark.parametrize("name", TRACED_ON_A_GPU.split())
+def test_every_name_that_was_traced_on_a_gpu_has_a_rule_that_says_so(name):
+    rule = environment._rule(name)
+    assert rule is not None
+    assert any((kind, why) == rule and "traced on a GPU" in source for _, kind, why, source in RULES)
+
+
+def test_clocks_and_drivers_of_the_gpu_are_part_of_the_key(open_cache, model, monkeypatch):
+    cache = open_cache()
+    request = Request.of(model, {"dims": {"batch": 4}})
+    plain = cache.resolve(request).key.digest
+    for name in ("CUDA_AUTO_BOOST", "__CUDA_DISABLE_FORWARD_COMPATIBILITY", "FORCE_ENABLE_COOPERATIVE_LAUNCH_PATCH"):
+        monkeypatch.setenv(name, "1")
+        assert cache.resolve(request).key.digest != plain, name
+        monkeypatch.delenv(name)
+
+
 def test_variables_of_the_key_are_read_by_name_and_value(open_cache, model, monkeypatch):
     cache = open_cache()
 
