@@ -129,7 +129,7 @@ def _convert(request: BuildRequest, conversion: Conversion, log: BuildLog, stays
             if conversion.keeps_io and _types_of(model.graph) != before:
                 raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # told as every failure is
             path = _write(model, request)
-            _check(path, log)
+            _check(path, request.source, log)
         except (MemoryError, OSError, ImportError, ToolchainError, ModelChangedError):
             raise  # says nothing of the model
         except Exception as error:
@@ -186,6 +186,7 @@ def _read(source: ModelSource) -> Any:
     if model.functions:
         # The converters do not look into them.
         model = inline_local_functions(model)
+    preparation.import_domains(model)
     preparation.take_weights_from_inputs(model)
     preparation.name_nodes(model.graph)
     return model
@@ -336,16 +337,36 @@ def _write(model: Any, request: BuildRequest) -> Path:
     return path
 
 
-def _check(path: Path, log: BuildLog) -> None:
-    """Whether what the converter made is an ONNX model. Operators that ONNX does not have are left to TensorRT."""
+def _check(path: Path, source: ModelSource, log: BuildLog) -> None:
+    """Refuse what the converter made of an ONNX model and is none.
+
+    Operators that ONNX does not have are left to TensorRT; so is a graph that the checker refused before it was
+    converted. It is stricter than TensorRT, with the names of graphs and with metadata, which are not in the key.
+    """
     import onnx
 
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        if not _NOT_IN_ONNX.search(str(error)):
+        if not _NOT_IN_ONNX.search(str(error)) and _is_valid(_read(source)):
             raise
         log.write("I", f"onnx.checker cannot judge the converted graph: {_first_line(error)}")
+
+
+def _is_valid(model: Any) -> bool:
+    """Whether the checker takes a model as it was before its conversion. External data is not looked for."""
+    import onnx
+
+    for tensor in preparation.tensors_of(model.graph):
+        if tensor.data_location == tensor.EXTERNAL:
+            tensor.dims[:] = [0]  # of which nothing need be there
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError:
+        return False
+    return True
 
 
 def _refused(name: str, conversion: Conversion, error: Exception) -> BuildError:

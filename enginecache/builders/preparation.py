@@ -60,6 +60,20 @@ def tensors_of(graph: Any) -> Iterator[Any]:
             yield from (tensor.values, tensor.indices)
 
 
+def import_domains(model: Any) -> None:
+    """Give the domain of every node an opset, and ONNX's own its shorter name.
+
+    TensorRT goes by neither; shape inference fails without the one, and the converter knows no other name.
+    """
+    own = ("", "ai.onnx")
+    for entry in (*model.opset_import, *nodes_of(model.graph)):
+        if entry.domain in own:
+            entry.domain = ""
+    known = {entry.domain for entry in model.opset_import}
+    for domain in sorted({node.domain for node in nodes_of(model.graph)} - known):
+        model.opset_import.add(domain=domain, version=1)
+
+
 def take_weights_from_inputs(model: Any) -> None:
     """List only real inputs as inputs; IR version 3 lists the initializers too, and would get casts for them."""
     weights = {tensor.name for tensor in model.graph.initializer}

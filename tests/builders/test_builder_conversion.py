@@ -499,10 +499,69 @@ def test_graphs_inside_nodes_stay_in_fp32_where_the_converter_fails_on_them(tmp_
         np.testing.assert_allclose(found[0], expected[0], rtol=4e-3, atol=4e-3)
 
 
-def test_graph_that_onnx_refuses_is_no_result(tmp_path):
-    model = graph_model([node("Relu", "nothing", "y")])
+def no_graph_name():
+    model = unnamed_sharing()
+    model.graph.ClearField("name")
+    return model
+
+
+def metadata_twice():
+    model = unnamed_sharing()
+    for value in ("a", "b"):
+        model.metadata_props.add(key="key", value=value)
+    return model
+
+
+def output_without_a_shape():
+    """A normalization whose output's shape onnx does not infer."""
+    model = graph_model([node("GroupNormalization", "x,w,w", "y", num_groups=2)], [weight("w", [1, 1, 1, 1])], opset=21)
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    model.graph.input[0].CopyFrom(models.tensor("x", [1, 4, 2, 2]))
+    model.graph.output[0].CopyFrom(models.tensor("y", None))
+    return model
+
+
+def longer_name_of_the_domain():
+    model = graph_model([node("Relu", "x", "a", domain="ai.onnx"), node("Neg", "a", "y")], inputs=[("x", [2, 4])])
+    del model.opset_import[1]
+    return model
+
+
+def domain_without_an_opset():
+    model = local_function()
+    del model.opset_import[1]
+    return model
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize(
+    "make",
+    [no_graph_name, metadata_twice, output_without_a_shape, longer_name_of_the_domain, domain_without_an_opset],
+)
+def test_graph_that_onnx_refuses_and_tensorrt_takes_builds_in_fp16(make, tmp_path, builder):
+    """What the key leaves out must not decide: a twin with a name would be refused for what this one lacks."""
+    model = make()
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    rows = ((1, 4), (2, 4), (4, 4))
+    profiles = (models.profile(x=rows),) if any(dim.dim_param for dim in dims) else ()
+    request = fp16_request(tmp_path, model, profiles=profiles)
+    assert builder.build(request).plan_path.stat().st_size
+    assert "was converted to fp16" in request.log_path.read_text()
+
+
+def test_graph_that_the_converter_spoils_is_no_result(tmp_path, monkeypatch):
+    from onnxconverter_common import float16
+
+    real = float16.convert_float_to_float16
+
+    def spoil(*arguments, **keywords):
+        result = real(*arguments, **keywords)
+        result.graph.node[0].input[0] = "nothing"
+        return result
+
+    monkeypatch.setattr(float16, "convert_float_to_float16", spoil)
     with pytest.raises(BuildError, match=r"could not be converted to fp16.*ValidationError"):
-        converted(tmp_path, model)
+        converted(tmp_path, unnamed_sharing())
 
 
 def test_operators_of_plugins_are_left_to_tensorrt(tmp_path):
