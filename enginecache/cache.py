@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
-from enginecache import environment
-from enginecache.builders.base import Builder
+from enginecache.builders.base import Builder, ProgressCallback
 from enginecache.builders.child import ProcessBuilder
-from enginecache.config import Config, require_seconds
+from enginecache.config import Backend, Config, require_seconds
 from enginecache.devices import current_device, find_device
-from enginecache.entry import Candidate, Entry, Explanation, Outcome
-from enginecache.environment import keyed, passed, snapshot
+from enginecache.entry import Entry, Explanation, Outcome
 from enginecache.errors import (
-    EngineCacheError,
     IntegrityError,
     LoadError,
     LoadRefusedError,
     NotCachedError,
     OptionError,
-    ProfileError,
-    RegistryError,
 )
 from enginecache.failures import KnownFailure, failure_in_force
 from enginecache.hits import Name, RecentHits
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
+from enginecache.locks.base import WaitingCallback
 from enginecache.lookup import Match, Miss
-from enginecache.matching import Reason, older_driver
-from enginecache.options import format_size
-from enginecache.placement import Placement, place
-from enginecache.precision import plan_conversion
-from enginecache.profiles import resolve_profiles
+from enginecache.matching import Accept, Reason, older_driver
+from enginecache.options import HardwareCompatibility, Precision
+from enginecache.placement import place
 from enginecache.publication import Publication, Resolved
 from enginecache.registry.records import EntryRecord, utc_now
 from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
+from enginecache.resolution import resolve
 from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches
 from enginecache.runtimes.trial import ProcessTrial
+from enginecache.shapes import Corners
 from enginecache.store.space import require_writable
 from enginecache.stored import StoredEngines
 from enginecache.timing import TimingCaches
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class EngineCache(StoredEngines):
@@ -75,15 +69,70 @@ class EngineCache(StoredEngines):
         self._place = place
         self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
 
-    def get(self, model: Model, **ask: Unpack[GetAsk]) -> Entry:
-        """The engine for exactly this request: a stored one, or one built now.
+    def get(
+        self,
+        model: Model,
+        *,
+        base_dir: str | os.PathLike[str] | None = None,
+        profiles: Sequence[Mapping[str, Corners]] = (),
+        dims: Mapping[str, tuple[int, int, int] | int] | None = None,
+        workspace_bytes: int | None = None,
+        optimization_level: int | None = None,
+        precision: Precision | Sequence[Precision] = (),
+        convert_io: bool = False,
+        hardware_compatibility: HardwareCompatibility = "none",
+        version_compatible: bool = False,
+        strip_plan: bool = False,
+        builder_flags: Sequence[str] = (),
+        plugins: Sequence[str | os.PathLike[str]] = (),
+        backend: Backend | None = None,
+        target: str | Sequence[str] | None = None,
+        device: int | None = None,
+        accept: Accept = "exact",
+        verify_model: bool = False,
+        offline: bool = False,
+        rebuild: bool = False,
+        timeout_s: float | None = None,
+        timing_cache: bool = True,
+        progress: ProgressCallback | None = None,
+        waiting: WaitingCallback | None = None,
+        made: Callable[[Path], object] | None = None,
+    ) -> Entry:
+        """Return the engine for exactly this request: a stored one, or one built now.
 
-        Blocks while it builds, or while another process builds the same. What it returns is durable.
+        Blocks while it builds, or while another process builds the same. What it returns is durable. An exception
+        from a callback ends the build and is raised.
 
         Args:
             model: Path of an ONNX file, or a serialized ``ModelProto``.
-            **ask: What else is asked, and how far to go for it: see :class:`~enginecache.request.GetAsk` and
-                :class:`~enginecache.request.Ask`.
+            base_dir: Folder of the external data, for model bytes.
+            profiles: One mapping for each optimization profile, from an input's name to its (minimum, optimum, maximum)
+                shapes, such as ``((1, 3, 32, 32), (32, 3, 32, 32), (64, 3, 32, 32))``; for a shape tensor, to values.
+            dims: From the name of an ONNX dimension to (minimum, optimum, maximum), or to one fixed size:
+                ``{"batch": (1, 32, 64), "height": 320}``. Makes one profile.
+            workspace_bytes: Limit of the workspace in bytes; None leaves TensorRT's default.
+            optimization_level: From 0 (fastest build) to 5 (fastest engine); None is TensorRT's default, 3.
+            precision: ``fp16``, ``bf16``, ``int8``, ``fp8``, or several; none is FP32.
+            convert_io: When the graph is converted to FP16 or BF16, convert its inputs and outputs too.
+            hardware_compatibility: ``none`` (this GPU model only), ``same_compute_capability`` or ``ampere_plus``.
+            version_compatible: Build a plan that later TensorRT releases of the same major version load.
+            strip_plan: Leave the weights out of the plan; it must be refitted.
+            builder_flags: Names of further builder flags; ``TF32=OFF`` clears one.
+            plugins: Paths of libraries with TensorRT plugins.
+            backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; None takes the configuration's.
+            target: Compute capability to build for, ``sm_89`` or ``8.9``; ``portable``; or several. None takes the
+                device's.
+            device: CUDA ordinal; None takes the GPU that CUDA would use.
+            accept: ``compatible`` also takes a stored engine that runs here and is not quite what was asked.
+            verify_model: Read the model's files even if nothing about them has changed since they were read.
+            offline: Never build; a miss is an error.
+            rebuild: Build even if an engine is stored or a failure is remembered, and replace it.
+            timeout_s: Longest wait for another builder, in seconds; None takes the configuration's. The build itself
+                has no limit.
+            timing_cache: Begin the build with the timing cache that is kept for its kind, and add to it.
+            progress: Called with each step of a build, from the calling thread.
+            waiting: Called about once a second while another process builds.
+            made: Called with the folder when a new cache is made there.
 
         Raises:
             InvalidInputError: The model, shapes or options are wrong, or the model changed while building.
@@ -94,6 +143,7 @@ class EngineCache(StoredEngines):
             RegistryError: The registry cannot be used.
             StoreError: The folder cannot be used.
         """
+        ask = _given(locals(), _DEFAULTS)  # first: of nothing but the arguments
         started = time.monotonic()
         self._look()
         name = self._hits.name(model, ask)
@@ -119,19 +169,19 @@ class EngineCache(StoredEngines):
         resolved = self.resolve(request)
         # A rebuild is content with what another process has come to since it was asked for, engine or failure.
         outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
-        found = Miss((_REBUILD,)) if rebuild else self._find(resolved.key)
+        found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key, self._uses)
         if isinstance(found, Match):
             entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
             self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
             return entry
-        compatible = self._compatible(resolved, found)
+        compatible = self._lookup.compatible(found, resolved.accept)
         if compatible is not None:
             return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
         if ask.get("offline"):
-            self._note_miss(resolved.key, found)
+            self._lookup.note_miss(resolved.key, found)
             raise self._explained(found).error(resolved.key, self._failure(resolved.key))
         new = self._make_for(resolved, ask.get("made"))
-        self._note_miss(resolved.key, found)
+        self._lookup.note_miss(resolved.key, found)
         self._raise_failure(resolved.key, outdated)  # before the lock too: it may be held by a long build
         require_writable(self.root)  # before the lock, which could not be taken either
         timeout_s = ask.get("timeout_s")
@@ -141,7 +191,7 @@ class EngineCache(StoredEngines):
         # Who waited for an engine that is there need not wait for the others that did, one after another.
         with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
             waited_s = time.monotonic() - began_waiting
-            again = self._find(resolved.key)
+            again = self._lookup.find_in_use(resolved.key, self._uses)
             is_new = isinstance(again, Match) and again.record.build_id not in outdated
             if isinstance(again, Match) and is_new and (again.is_exact or not rebuild):
                 why = (*(() if again.is_exact else again.reasons), *found.reasons)
@@ -156,31 +206,52 @@ class EngineCache(StoredEngines):
                 waiting=ask.get("waiting"),
                 uses_timing_cache=ask.get("timing_cache", True),
             )
-        warned = tuple(
-            Reason("warning", text) for text in (*resolved.warnings, *built.warnings, *self._enforce_limit())
-        )
+        above = self._removal.enforce_limit(self.config.max_size_bytes)
+        warned = (Reason("warning", text) for text in (*resolved.warnings, *built.warnings, *above))
         return self._entry("built", resolved, record, started, (*found.reasons, *new, *warned))
 
-    def load(
+    def load(  # noqa: D417  the others are those of get
         self,
         model: Model,
         *,
         trial: TrialPolicy = "auto",
         trusted: bool = False,
         if_unloadable: IfUnloadable = "rebuild",
-        **ask: Unpack[GetAsk],
+        base_dir: str | os.PathLike[str] | None = None,
+        profiles: Sequence[Mapping[str, Corners]] = (),
+        dims: Mapping[str, tuple[int, int, int] | int] | None = None,
+        workspace_bytes: int | None = None,
+        optimization_level: int | None = None,
+        precision: Precision | Sequence[Precision] = (),
+        convert_io: bool = False,
+        hardware_compatibility: HardwareCompatibility = "none",
+        version_compatible: bool = False,
+        strip_plan: bool = False,
+        builder_flags: Sequence[str] = (),
+        plugins: Sequence[str | os.PathLike[str]] = (),
+        backend: Backend | None = None,
+        target: str | Sequence[str] | None = None,
+        device: int | None = None,
+        accept: Accept = "exact",
+        verify_model: bool = False,
+        offline: bool = False,
+        rebuild: bool = False,
+        timeout_s: float | None = None,
+        timing_cache: bool = True,
+        progress: ProgressCallback | None = None,
+        waiting: WaitingCallback | None = None,
+        made: Callable[[Path], object] | None = None,
     ) -> Any:
         """Like :meth:`get`, then deserialize the engine in this process, on the CUDA device that is current.
 
         A plan that TensorRT refuses or crashes on, though it should run here, is quarantined and built anew.
 
         Args:
-            model: As for :meth:`get`.
+            model: As for :meth:`get`, and so are all keywords that are not described here.
             trial: Whether the plan is first loaded in a child process, which a crash cannot take further: ``auto``
                 where it is not known to load here, ``always`` or ``never``. A trial costs its time and GPU memory.
             trusted: Whether a version-compatible plan that was not built here may run its own host code.
             if_unloadable: ``raise`` leaves it at the quarantine, and builds nothing.
-            **ask: As for :meth:`get`.
 
         Returns:
             The ``ICudaEngine`` of the flavour that built it.
@@ -191,6 +262,7 @@ class EngineCache(StoredEngines):
                 little memory. The plan stays.
             LoadError: The plan is bad, and was set aside; so was the one built in its place, or none was to be built.
         """
+        ask = _given(locals(), _DEFAULTS)
         if if_unloadable not in IF_UNLOADABLE:
             raise OptionError(f"if_unloadable: {if_unloadable!r}", f"Give one of {', '.join(IF_UNLOADABLE)}.")
         # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
@@ -229,19 +301,34 @@ class EngineCache(StoredEngines):
         found = current_device() if device is None else find_device(device)
         return RuntimeCaches(self.root).of(engine, entry.record, found)
 
-    def _compatible(self, resolved: Resolved, miss: Miss) -> Candidate | None:
-        """The best stored engine that runs here and is not quite what was asked, if the caller takes such."""
-        if resolved.accept != "compatible":
-            return None
-        good = (candidate for candidate in miss.candidates if candidate.verdict.level == "compatible")
-        return next((candidate for candidate in good if self._lookup.whole(candidate)), None)
-
-    def explain(self, model: Model, **ask: Unpack[Ask]) -> Explanation:
-        """What :meth:`get` would do now, and why. Builds nothing.
+    def explain(
+        self,
+        model: Model,
+        *,
+        base_dir: str | os.PathLike[str] | None = None,
+        profiles: Sequence[Mapping[str, Corners]] = (),
+        dims: Mapping[str, tuple[int, int, int] | int] | None = None,
+        workspace_bytes: int | None = None,
+        optimization_level: int | None = None,
+        precision: Precision | Sequence[Precision] = (),
+        convert_io: bool = False,
+        hardware_compatibility: HardwareCompatibility = "none",
+        version_compatible: bool = False,
+        strip_plan: bool = False,
+        builder_flags: Sequence[str] = (),
+        plugins: Sequence[str | os.PathLike[str]] = (),
+        backend: Backend | None = None,
+        target: str | Sequence[str] | None = None,
+        device: int | None = None,
+        accept: Accept = "exact",
+        verify_model: bool = False,
+    ) -> Explanation:
+        """Return what :meth:`get` would do now for the same model and keywords, and why. Builds nothing.
 
         Raises:
             EngineCacheError: As :meth:`get`, without building.
         """
+        ask = _given(locals(), _EXPLAIN_DEFAULTS)
         self._look()
         resolved = self.resolve(Request.of(model, ask))
         found = self._lookup.find(resolved.key)
@@ -250,7 +337,7 @@ class EngineCache(StoredEngines):
             if isinstance(found, Miss)
             else Miss(found.reasons, self._lookup.candidates(resolved.key))
         )
-        chosen = None if isinstance(found, Match) else self._compatible(resolved, miss)
+        chosen = None if isinstance(found, Match) else self._lookup.compatible(miss, resolved.accept)
         verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
         reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
         known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
@@ -270,54 +357,13 @@ class EngineCache(StoredEngines):
         )
 
     def resolve(self, request: Request) -> Resolved:
-        """Look up everything the key is made of. The one place where a key is made.
+        """Look up everything that the key is made of, with the settings as they are now.
 
         Raises:
             InvalidInputError: The model, shapes or options are wrong.
             BackendError: No TensorRT or GPU for what was asked.
         """
-        config = self._current_config()
-        source = dataclasses.replace(request.source, follows_links=config.follow_links)
-        identity = self._memo.identify(source, force=request.verify_model)
-        try:
-            profiles = resolve_profiles(identity.inputs, request.shapes)
-        except ProfileError as error:
-            raise self._with_placement(error, request, config) from None
-        placement = self._placement(request, config)
-        options = dataclasses.replace(request.options, plugins=tuple(map(self._memo.plugin, request.plugins)))
-        conversion = plan_conversion(options, placement.toolchain, identity)
-        # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
-        variables, also = snapshot(), config.pass_environment
-        conditions = keyed(variables, also)
-        key = EngineKey.of(identity, profiles, options, placement.toolchain, placement.target, conversion, conditions)
-        return Resolved(
-            source,
-            identity,
-            profiles,
-            placement,
-            key,
-            (*options.warnings(), *environment.warnings(variables, also)),
-            request.accept,
-            passed(variables, also),
-        )
-
-    def _placement(self, request: Request, config: Config) -> Placement:
-        placement: Placement = self._place(
-            request.backend or config.backend,
-            request.target,
-            request.device,
-            options=request.options,
-            cuda_major=config.cuda_major,
-        )
-        return placement
-
-    def _with_placement(self, error: ProfileError, request: Request, config: Config) -> ProfileError:
-        """Return the error with what else stands in the way, so that it takes one round to learn of both."""
-        try:
-            self._placement(request, config)
-        except EngineCacheError as other:
-            return ProfileError(error.what, f"{error.fix}\nThen: {other.what}\n{other.fix}")
-        return error
+        return resolve(request, self._current_config(), self._memo, self._place)
 
     def _current_config(self) -> Config:
         """The settings as they are now, where they were not given for good."""
@@ -344,35 +390,6 @@ class EngineCache(StoredEngines):
         if made is not None:
             made(self.root.path)
         return (Reason("new_cache", f"made a new cache in {self.root.path}"),)
-
-    def _enforce_limit(self) -> tuple[str, ...]:
-        """Shrink the cache to its limit after a build; warnings. What was just built stays, and is not failed by it."""
-        limit = self.config.max_size_bytes
-        if limit is None:
-            return ()
-        try:
-            plan = self._removal.enforce(limit)
-        except EngineCacheError as error:
-            return (f"the cache was not shrunk to its limit of {format_size(limit)}: {error.what}",)
-        if plan is None or not plan.shortfall_bytes:
-            return ()
-        above = f"{format_size(plan.shortfall_bytes)} above its limit of {format_size(limit)}"
-        return (f"the cache is {above}: the rest is pinned, in use, or was used just now",)
-
-    def _find(self, key: EngineKey) -> Match | Miss:
-        # The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
-        noted = key.digest if self._uses.last_used(key.digest) is not None else ""
-        damaged: tuple[Reason, ...] = ()
-        while True:
-            if noted:
-                self._uses.touch(noted)
-            found = self._lookup.find(key)
-            if isinstance(found, Miss):
-                return dataclasses.replace(found, reasons=(*damaged, *found.reasons))
-            if found.record.key == noted:
-                return dataclasses.replace(found, reasons=(*found.reasons, *damaged))
-            noted = found.record.key
-            damaged += found.reasons[1:]
 
     def _entry(
         self,
@@ -411,14 +428,14 @@ class EngineCache(StoredEngines):
         stored = () if record is None else (record.build_id,)
         return frozenset((*stored, *(() if failure is None else (failure.build.id,))))
 
-    def _note_miss(self, key: EngineKey, miss: Miss) -> None:
-        nearest = miss.nearest
-        differing = [] if nearest is None else [difference.field for difference in nearest.verdict.differing]
-        nearest_key = None if nearest is None else nearest.record.key
-        try:
-            self._registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
-        except RegistryError:
-            return  # a count; the build says soon enough that nothing can be written
+
+_DEFAULTS = EngineCache.get.__kwdefaults__ or {}
+_EXPLAIN_DEFAULTS = EngineCache.explain.__kwdefaults__ or {}
+
+
+def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
+    """Return those of a call's keywords that are not the defaults; a cached hit is named in microseconds."""
+    return cast("GetAsk", {name: values[name] for name, default in defaults.items() if values[name] is not default})
 
 
 def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enginecache.entry import Candidate
 from enginecache.errors import NotCachedError, RegistryError
 from enginecache.failures import KnownFailure
 from enginecache.key import EngineKey
 from enginecache.locks.base import KeyLocks
-from enginecache.matching import EXACT, Reason, distance, is_same_model, judge
+from enginecache.matching import EXACT, Accept, Reason, distance, is_same_model, judge
 from enginecache.memo import BlobState, FileMemo
 from enginecache.placement import required_reach
 from enginecache.registry.base import Registry
 from enginecache.registry.records import REPAIR_FIX, EntryRecord
 from enginecache.store.base import BlobStore
+from enginecache.store.uses import UseLog
 
 STORE_LOCK = "store"
 """Held for the last step of a publication and for every removal of a blob.
@@ -112,6 +114,24 @@ class Lookup:
             return self.find(key, force_check=force_check)
         return found
 
+    def find_in_use(self, key: EngineKey, uses: UseLog) -> Match | Miss:
+        """Like :meth:`find`, for an engine that is about to be handed out: its use is noted.
+
+        The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
+        """
+        noted = key.digest if uses.last_used(key.digest) is not None else ""
+        damaged: tuple[Reason, ...] = ()
+        while True:
+            if noted:
+                uses.touch(noted)
+            found = self.find(key)
+            if isinstance(found, Miss):
+                return replace(found, reasons=(*damaged, *found.reasons))
+            if found.record.key == noted:
+                return replace(found, reasons=(*found.reasons, *damaged))
+            noted = found.record.key
+            damaged += found.reasons[1:]
+
     def _find_wider(self, key: EngineKey, damaged: list[Reason], *, force_check: bool) -> Match | Miss:
         while True:
             related = list(self._registry.relatives(key.model_structure, key.model_weights))
@@ -184,6 +204,21 @@ class Lookup:
             self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
             or self.set_aside(record) is None
         )
+
+    def compatible(self, miss: Miss, accept: Accept) -> Candidate | None:
+        """Return the best stored engine that runs here and is not quite what was asked, if the caller takes such."""
+        if accept != "compatible":
+            return None
+        good = (candidate for candidate in miss.candidates if candidate.verdict.level == "compatible")
+        return next((candidate for candidate in good if self.whole(candidate)), None)
+
+    def note_miss(self, key: EngineKey, miss: Miss) -> None:
+        """Count the miss, with the fields that differ from the nearest engine; a busy registry counts nothing."""
+        nearest = miss.nearest
+        differing = [] if nearest is None else [difference.field for difference in nearest.verdict.differing]
+        nearest_key = None if nearest is None else nearest.record.key
+        with contextlib.suppress(RegistryError):  # a build says soon enough that nothing can be written
+            self._registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
 
 
 def _judged(key: EngineKey, related: Iterable[EntryRecord]) -> tuple[Candidate, ...]:

@@ -123,7 +123,7 @@ class BuildOptions:
 
 
 def _precisions(names: Sequence[str]) -> tuple[str, ...]:
-    names = _texts("precision", names)
+    names = [name.lower() if isinstance(name, str) else name for name in _texts("precision", names)]
     for name in names:
         _require_choice("precision", name, PRECISIONS)
     return tuple(name for name in PRECISIONS if name in names)

@@ -6,11 +6,12 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from enginecache.errors import OptionError
+from enginecache.errors import EngineCacheError, OptionError
 from enginecache.eviction import Garbage, Going, PrunePlan, inflation_after, plan_prune
 from enginecache.garbage import delete_garbage
 from enginecache.locks.base import KeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
+from enginecache.options import format_size
 from enginecache.registry.base import Registry
 from enginecache.registry.records import EntryRecord, InflationStep, Standing, utc_now
 from enginecache.store.base import BlobStore
@@ -113,6 +114,23 @@ class Removal:
         plan = self.plan((), max_size_bytes=max_size_bytes)
         self.execute(plan)
         return plan
+
+    def enforce_limit(self, max_size_bytes: int | None) -> tuple[str, ...]:
+        """Like :meth:`enforce` after a build, which it must not fail; return warnings.
+
+        Args:
+            max_size_bytes: The limit; None is none.
+        """
+        if max_size_bytes is None:
+            return ()
+        try:
+            plan = self.enforce(max_size_bytes)
+        except EngineCacheError as error:
+            return (f"the cache was not shrunk to its limit of {format_size(max_size_bytes)}: {error.what}",)
+        if plan is None or not plan.shortfall_bytes:
+            return ()
+        above = f"{format_size(plan.shortfall_bytes)} above its limit of {format_size(max_size_bytes)}"
+        return (f"the cache is {above}: the rest is pinned, in use, or was used just now",)
 
     def execute(self, plan: PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt, used or opened since the plan was made stays.

@@ -26,28 +26,7 @@ IF_UNLOADABLE: tuple[IfUnloadable, ...] = get_args(IfUnloadable)
 
 
 class Ask(TypedDict, total=False):
-    """What may be asked beside the model, by keyword, of ``get``, ``load`` and ``explain`` alike.
-
-    Attributes:
-        base_dir: Folder of the external data, for model bytes.
-        profiles: One mapping an optimization profile, from input name to (minimum, optimum, maximum) shapes such as
-            ``((1, 3, 32, 32), (32, 3, 32, 32), (64, 3, 32, 32))``; for a shape tensor, values.
-        dims: From the name of an ONNX dimension to (minimum, optimum, maximum), or to one fixed size.
-        workspace_bytes: Limit of the workspace in bytes; None leaves TensorRT's default.
-        optimization_level: 0 to 5; 3 is the default.
-        precision: ``fp16``, ``bf16``, ``int8``, ``fp8``, or several.
-        convert_io: Where the graph is converted to a precision: its inputs and outputs too.
-        hardware_compatibility: ``none``, ``same_compute_capability`` or ``ampere_plus``.
-        version_compatible: A plan that later TensorRT releases of the same major version load.
-        strip_plan: A plan without weights.
-        builder_flags: Names of further builder flags; ``TF32=OFF`` clears one.
-        plugins: Paths of libraries with TensorRT plugins.
-        backend: ``auto``, ``tensorrt`` or ``tensorrt-rtx``; None takes the configuration's.
-        target: ``sm_89``, ``8.9``, ``89``, ``portable``, or several; None takes the device's.
-        device: CUDA ordinal; None takes the one that CUDA would use.
-        accept: ``exact``, or ``compatible`` for a stored engine that runs here and is not quite what was asked.
-        verify_model: Read the model's files, though nothing about them has changed since they were read.
-    """
+    """What may be asked of an engine besides the model. :meth:`enginecache.EngineCache.get` describes the values."""
 
     base_dir: str | os.PathLike[str] | None
     profiles: Sequence[Mapping[str, Corners]]
@@ -69,18 +48,7 @@ class Ask(TypedDict, total=False):
 
 
 class GetAsk(Ask, total=False):
-    """What ``get`` and ``load`` take beside the model, by keyword.
-
-    Attributes:
-        offline: Never build: a miss is an error.
-        rebuild: Build even if an engine is stored, and replace it.
-        timeout_s: Longest wait for another builder, in seconds; None takes the configuration's. The build itself has
-            no limit.
-        timing_cache: Whether a build begins with the timing cache that is kept for its kind, and adds to it.
-        progress: Called with each step of a build, from the calling thread.
-        waiting: Called about once a second while another process builds.
-        made: Called with the folder when a new cache is made there.
-    """
+    """What ``get`` and ``load`` may be given by keyword besides the model."""
 
     offline: bool
     rebuild: bool
@@ -126,7 +94,7 @@ class Request:
         """
         unknown = set(ask) - _KEYWORDS
         if unknown:
-            raise TypeError(f"there is no such keyword: {', '.join(sorted(unknown))}; see enginecache.request.GetAsk")
+            raise TypeError(f"there is no such keyword: {', '.join(sorted(unknown))}; see help(EngineCache.get)")
         target = ask.get("target")
         targets = _target_names(target)
         return cls(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
+import inspect
 import multiprocessing
 import os
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,7 @@ from enginecache.errors import (
 from enginecache.fingerprint import Fingerprint
 from enginecache.placement import Placement
 from enginecache.registry.records import utc_now
+from enginecache.request import Ask, GetAsk
 from enginecache.targets import Target
 
 DIMS = {"batch": (1, 32, 64)}
@@ -949,3 +952,53 @@ def test_link_out_of_the_folder_is_refused_although_it_was_followed_before(open_
     assert open_cache(follow_links=True).get(linked, dims=DIMS).outcome == "hit"
     with pytest.raises(ModelError, match="leaves the model's folder"):
         open_cache().get(linked, dims=DIMS)
+
+
+# The keywords
+
+
+ASKING = {name: inspect.signature(getattr(EngineCache, name)) for name in ("get", "load", "explain")}
+
+
+def keywords_of(name: str) -> dict[str, inspect.Parameter]:
+    return {key: each for key, each in ASKING[name].parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_signature_shows_every_keyword_with_its_type_and_default(name):
+    assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in ASKING[name].parameters.values())
+    for each in keywords_of(name).values():
+        assert each.annotation is not inspect.Parameter.empty
+        assert each.default is not inspect.Parameter.empty
+
+
+def test_get_load_and_explain_agree_on_their_keywords():
+    get, load, explain = (keywords_of(name) for name in ASKING)
+    assert {*get} == GetAsk.__optional_keys__
+    assert {*explain} == Ask.__optional_keys__
+    assert {*load} - {*get} == {"trial", "trusted", "if_unloadable"}
+    assert {key: load[key] for key in get} == get
+    assert {key: get[key] for key in explain} == explain
+
+
+def test_help_describes_every_keyword_of_get():
+    described = re.findall(r"^    +(\w+): ", inspect.getdoc(EngineCache.get).split("Raises:")[0], re.MULTILINE)
+    assert described == ["model", *keywords_of("get")]
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_unknown_keyword_is_a_type_error_that_names_it(cache, model, name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dim'"):
+        getattr(cache, name)(model, dim={"batch": (1, 2, 4)})
+
+
+def test_defaults_written_out_ask_for_the_same_as_defaults_left_out(cache, model):
+    dims = {"batch": (1, 2, 4)}
+    written = {key: each.default for key, each in keywords_of("explain").items()} | {"dims": dims}
+    assert cache.explain(model, **written).key == cache.explain(model, dims=dims).key
+
+
+@pytest.mark.parametrize("precision", ["FP16", ["fp16"], ("Fp16",)])
+def test_precision_is_read_in_any_case(cache, model, precision):
+    dims = {"batch": (1, 2, 4)}
+    assert cache.explain(model, dims=dims, precision=precision).fields["options"]["precision"] == ["fp16"]
