@@ -162,6 +162,9 @@ class EngineCache(StoredEngines):
             started: When the call began.
         """
         require_seconds("timeout_s", ask.get("timeout_s"))
+        for callback in ("progress", "waiting", "made"):
+            if ask.get(callback) is not None and not callable(ask.get(callback)):
+                raise OptionError(f"{callback} cannot be called", "Give a function, or None.")
         rebuild = ask.get("rebuild", False)
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")

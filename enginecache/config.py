@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import platformdirs
 
 from enginecache.environment import REPLACED, kind_of
-from enginecache.errors import ConfigError, EngineCacheError, OptionError
+from enginecache.errors import ConfigError, EngineCacheError, OptionError, shown
 from enginecache.mounts import status_of
 from enginecache.options import parse_size, shortened
 from enginecache.os_errors import describe_os_error
@@ -35,6 +35,9 @@ SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "fals
 DAY_S = 86400.0
 LONGEST_S = 36525 * DAY_S
 """A hundred years: longer ones overflow dates and time-outs."""
+
+MAX_COUNT = (1 << 63) - 1
+"""The largest number that SQLite has."""
 
 MAX_FILE_BYTES = 1 << 20
 """No configuration file is larger; a device may have no end."""
@@ -94,7 +97,7 @@ class Config:
         settings = {**_read_file(environ), **_read_environ(environ)}
         settings |= {name: value for name, value in arguments.items() if value is not None}
         if "dir" in arguments and arguments["dir"] is not None:
-            settings["dir"] = _parse("dir", os.fspath(arguments["dir"]), "the cache folder")[1]
+            settings["dir"] = _parse("dir", _path_text("dir", arguments["dir"]), "the cache folder")[1]
             settings["dir_from"] = "an argument"
         if "dir" not in settings:
             settings["dir"] = _default_dir()
@@ -102,17 +105,20 @@ class Config:
 
     def __post_init__(self) -> None:
         # Absolute: the builder runs in another folder.
-        object.__setattr__(self, "dir", Path(self.dir).absolute())
+        object.__setattr__(self, "dir", Path(_path_text("dir", self.dir)).absolute())
         for name, value, choices in (("shared", self.shared, SHARED), ("backend", self.backend, BACKENDS)):
             if value not in choices:
                 raise ConfigError(f"{name}: {_choice_error(value, choices)}", "Take one of these.")
         for name in ("timeout_s", "grace_s", "failure_ttl_s"):
             require_seconds(name, getattr(self, name))
-        given = self.pass_environment
-        names = _parse("pass_environment", given if isinstance(given, str) else " ".join(given), "pass_environment")[1]
+        require_count("max_size_bytes", self.max_size_bytes)
+        require_count("cuda_major", self.cuda_major)
+        if not isinstance(self.follow_links, bool):
+            raise ConfigError(f"follow_links is {shown(self.follow_links)}", "Give True or False.")
+        names = _parse("pass_environment", _names_text(self.pass_environment), "pass_environment")[1]
         object.__setattr__(self, "pass_environment", names)
         if self.python is not None:
-            object.__setattr__(self, "python", _parse("python", os.fspath(self.python), "python")[1])
+            object.__setattr__(self, "python", _parse("python", _path_text("python", self.python), "python")[1])
 
 
 class Settings:
@@ -200,11 +206,34 @@ def runtime_folder() -> Path | None:
             return None
 
 
+def _path_text(name: str, value: Any) -> str:
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} is {shown(value)}, which is not a path", "Give a path, as a str or a Path.")
+    return text
+
+
+def _names_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        value = (value,)
+    names = tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        message = f"pass_environment is {shown(value)}, which are not names"
+        raise ConfigError(message, "Give a sequence of names of environment variables.")
+    return " ".join(names)
+
+
 def _parse_dir(text: str) -> Path:
     if not text:
         raise ValueError("an empty path")
     if "\0" in text:
         raise ValueError("a path with a NUL character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("a path with characters that no file's name can have") from None
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -221,7 +250,7 @@ def _parse_choice(*choices: str) -> Callable[[str], str]:
 
 
 def _choice_error(value: object, choices: Iterable[str]) -> str:
-    return f"{shortened(str(value))} is not one of {', '.join(repr(choice) for choice in choices)}"
+    return f"{shown(value)} is not one of {', '.join(repr(choice) for choice in choices)}"
 
 
 def _parse_switch(text: str) -> bool:
@@ -275,8 +304,19 @@ def require_seconds(name: str, value: Any) -> None:
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 <= value <= LONGEST_S):
-        message = f"{name} is {shortened(str(value))[1:-1]}, which is not a number of seconds up to a hundred years"
+        message = f"{name} is {shown(value)}, which is not a number of seconds up to a hundred years"
         raise OptionError(message, "Give a number of seconds, such as 1800.")
+
+
+def require_count(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a whole number from 0 to 2**63 - 1.
+
+    Raises:
+        OptionError: So it is.
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT):
+        return
+    raise OptionError(f"{name} is {shown(value)}, which is not a whole number of 0 or more", "Give one.")
 
 
 _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {

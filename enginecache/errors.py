@@ -47,6 +47,8 @@ _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped: controls, lone surrogates (undecodable bytes), line and paragraph separators."""
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Controls of the direction of writing, which let a text read as another. Source: Unicode, UAX #9, section 2."""
+MAX_SHOWN = 200
+"""Characters of a value in a message."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -61,6 +63,18 @@ def printable(text: object) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_printable_character, text))
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)`` for a message, cut where it is long; for a value whose ``repr`` fails, its type.
+
+    It does for an integer of more than 4300 digits, and whatever holds one.
+    """
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  anybody's object, whose error would hide that of the request
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _printable_character(character: str) -> str:

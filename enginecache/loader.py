@@ -12,10 +12,18 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from enginecache.devices import Device, current_device
-from enginecache.errors import EngineCacheError, LoadError, LoadRefusedError, NoDeviceError, RegistryError
+from enginecache.errors import (
+    EngineCacheError,
+    LoadError,
+    LoadRefusedError,
+    NoDeviceError,
+    OptionError,
+    RegistryError,
+    shown,
+)
 from enginecache.options import PluginLibrary
 from enginecache.registry.base import Registry
 from enginecache.registry.records import EntryRecord, LoadOutcome, LoadRecord, utc_now
@@ -30,6 +38,8 @@ TrialPolicy = Literal["auto", "never", "always"]
 """``auto``: in a child first, unless the blob was built or loaded here. ``never``: in this process alone, which a bad
 plan may crash. ``always``: in a child first, also where it was refused or loaded before.
 """
+
+TRIAL_POLICIES: tuple[TrialPolicy, ...] = get_args(TrialPolicy)
 
 MAX_KEPT_LETTERS = 8000
 """Of TensorRT's lines, in one row."""
@@ -103,6 +113,8 @@ class EngineLoader:
             NotCachedError: The plan was deleted since it was handed out.
             StoreError: It cannot be opened.
         """
+        if trial not in TRIAL_POLICIES:
+            raise OptionError(f"trial: {shown(trial)} is not one of them", f"Give {', '.join(TRIAL_POLICIES)}.")
         with Lease(path):
             return self._load(record, path, tuple(plugins), trusted=trusted, trial=trial)
 

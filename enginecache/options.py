@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from enginecache.errors import OptionError
+from enginecache.errors import OptionError, shown
 
 MIB = 1 << 20
 SMALL_WORKSPACE_BYTES = 16 * MIB
@@ -91,14 +91,14 @@ class BuildOptions:
             object.__setattr__(self, "workspace_bytes", _whole("workspace_bytes", self.workspace_bytes))
         object.__setattr__(self, "optimization_level", _whole("optimization_level", self.optimization_level))
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= _MAX_BYTES:
-            message = f"a workspace of {self.workspace_bytes} bytes is out of range"
+            message = f"a workspace of {shown(self.workspace_bytes)} bytes is out of range"
             raise OptionError(message, "Give a size from 1 byte to 4 EiB, such as --workspace 1GiB.")
         if not 0 <= self.optimization_level <= 5:
-            message = f"optimization level {self.optimization_level} is out of range"
+            message = f"optimization level {shown(self.optimization_level)} is out of range"
             raise OptionError(message, "Give --opt-level 0 (fastest build) to 5 (fastest engine); 3 is the default.")
         for name in ("convert_io", "version_compatible", "strip_plan"):
             if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name} is {getattr(self, name)!r}", "Give True or False.")
+                raise OptionError(f"{name} is {shown(getattr(self, name))}", "Give True or False.")
         _require_choice("hardware_compatibility", self.hardware_compatibility, HARDWARE_COMPATIBILITIES)
         object.__setattr__(self, "precision", _precisions(self.precision))
         object.__setattr__(self, "builder_flags", _flags(self.builder_flags))
@@ -132,11 +132,11 @@ def _precisions(names: Sequence[str]) -> tuple[str, ...]:
 def _texts(name: str, values: Any) -> tuple[Any, ...]:
     """The values, once: what can be read only once must not be gone when it is read again."""
     if isinstance(values, str):
-        raise OptionError(f"{name} is {values!r}, a text", "Give a sequence of names.")
+        raise OptionError(f"{name} is {shown(values)}, a text", "Give a sequence of names.")
     try:
         return tuple(values)
     except TypeError as error:
-        raise OptionError(f"{name} is {values!r}", "Give a sequence of names.") from error
+        raise OptionError(f"{name} is {shown(values)}", "Give a sequence of names.") from error
 
 
 def _flags(names: Sequence[str]) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def _flags(names: Sequence[str]) -> tuple[str, ...]:
     for text in _texts("builder_flags", names):
         match = _FLAG.fullmatch(text.upper().replace("-", "_").strip()) if isinstance(text, str) else None
         if match is None:
-            message = f"{text!r} is not the name of a builder flag"
+            message = f"{shown(text)} is not the name of a builder flag"
             raise OptionError(message, "Write TensorRT's own name, such as SPARSE_WEIGHTS, or TF32=OFF to clear one.")
         if match["name"] in FLAGS_WITH_OPTION:
             instead = FLAGS_WITH_OPTION[match["name"]]
@@ -158,12 +158,12 @@ def _flags(names: Sequence[str]) -> tuple[str, ...]:
 
 def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise OptionError(f"{name}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
+        raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(choices)}", "Take one of these.")
 
 
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise OptionError(f"{name} is {value!r}, which is not a whole number", "Give an integer.")
+        raise OptionError(f"{name} is {shown(value)}, which is not a whole number", "Give an integer.")
     return operator.index(value)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from enginecache.builders.base import ProgressCallback
 from enginecache.config import BACKENDS, Backend
-from enginecache.errors import OptionError, ProfileError
+from enginecache.errors import OptionError, ProfileError, shown
 from enginecache.locks.base import WaitingCallback
 from enginecache.matching import ACCEPTS, Accept
 from enginecache.model import ModelSource
@@ -107,7 +107,7 @@ class Request:
             plugins=_plugins(ask.get("plugins") or ()),
             backend=_choice("backend", ask.get("backend"), BACKENDS),
             target=Target.parse(targets) if targets else None,
-            device=ask.get("device"),
+            device=_ordinal(ask.get("device")),
             accept=_choice("accept", ask.get("accept"), ACCEPTS) or "exact",
             verify_model=bool(ask.get("verify_model")),
         )
@@ -132,19 +132,29 @@ def _options(ask: Ask) -> BuildOptions:
 def _plugins(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     if isinstance(paths, str | os.PathLike):
         raise OptionError(f"plugins is one path: {os.fspath(paths)!r}", "Give a list of paths.")
+    if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise OptionError(f"plugins is no list of paths: {shown(paths)}", "Give a list of paths.")
     return tuple(Path(path).absolute() for path in paths)
 
 
 def _target_names(target: str | Sequence[str] | None) -> tuple[str, ...]:
     names = (target,) if isinstance(target, str) else () if target is None else target
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"{target!r} is not a target", "Write it as text: 'sm_89', '8.9', '89' or 'portable'.")
+        raise OptionError(f"{shown(target)} is not a target", "Write it as text: 'sm_89', '8.9', '89' or 'portable'.")
     return tuple(names)
+
+
+def _ordinal(device: Any) -> int | None:
+    if device is not None and (isinstance(device, bool) or not hasattr(device, "__index__") or device < 0):
+        raise OptionError(
+            f"device: {shown(device)} is not a device", "CUDA counts from 0; `enginecache doctor` lists them."
+        )
+    return None if device is None else operator.index(device)
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> Any:
     if value is not None and value not in choices:
-        raise OptionError(f"{name}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
+        raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(choices)}", "Take one of these.")
     return value
 
 
@@ -157,7 +167,7 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
     Raises:
         ProfileError: An input has not three shapes of one rank.
     """
-    if isinstance(profiles, Mapping) or not all(isinstance(profile, Mapping) for profile in profiles):
+    if not isinstance(profiles, Sequence) or not all(isinstance(profile, Mapping) for profile in profiles):
         raise ProfileError(
             "profiles is not a list of mappings", "Give one mapping a profile: [{'x': (min, opt, max)}]."
         )
@@ -166,7 +176,7 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
 
 def _dims_of(dims: Mapping[str, tuple[int, int, int] | int]) -> dict[str, tuple[int, int, int]]:
     if not isinstance(dims, Mapping):
-        raise ProfileError(f"dims is not a mapping: {dims!r}", "Give {'batch': (1, 32, 64)}.")
+        raise ProfileError(f"dims is not a mapping: {shown(dims)}", "Give {'batch': (1, 32, 64)}.")
     return {name: _bounds(name, sizes) for name, sizes in dims.items()}
 
 
@@ -176,7 +186,7 @@ def _corners(name: str, corners: Corners) -> Corners:
     except TypeError as error:
         raise ProfileError(f"the shapes of input {name!r} cannot be read: {error}", _CORNERS) from error
     if len(shapes) != 3 or len({len(shape) for shape in shapes}) != 1:
-        raise ProfileError(f"input {name!r} needs three shapes of one rank, not {corners!r}", _CORNERS)
+        raise ProfileError(f"input {name!r} needs three shapes of one rank, not {shown(corners)}", _CORNERS)
     return shapes
 
 
@@ -189,5 +199,7 @@ def _bounds(name: str, sizes: tuple[int, int, int] | int) -> tuple[int, int, int
     except TypeError:
         numbers = ()
     if len(numbers) != 3:
-        raise ProfileError(f"dimension {name!r} needs three sizes, not {sizes!r}", "Give (1, 32, 64), or one size.")
+        raise ProfileError(
+            f"dimension {name!r} needs three sizes, not {shown(sizes)}", "Give (1, 32, 64), or one size."
+        )
     return (numbers[0], numbers[1], numbers[2])

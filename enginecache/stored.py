@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from enginecache import checks, eviction, garbage
-from enginecache.config import Config, Settings, require_seconds
+from enginecache.config import Config, Settings, require_count, require_seconds
 from enginecache.devices import list_devices
-from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError
+from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError, shown
 from enginecache.locks.local import LocalKeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
 from enginecache.memo import BlobState, FileMemo
@@ -121,6 +121,7 @@ class StoredEngines:
         Args:
             limit: Only the newest so many; None is all.
         """
+        require_count("limit", limit)
         return [self.used(record) for record in self._registry.entries(limit)]
 
     def used(self, record: EntryRecord) -> Used:
@@ -129,7 +130,8 @@ class StoredEngines:
 
     def starting_with(self, prefix: str, limit: int) -> list[EntryRecord]:
         """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
-        return self._registry.find_prefix(prefix.lower(), limit)
+        require_count("limit", limit)
+        return self._registry.find_prefix(_key_prefix(prefix), limit)
 
     def require(self, prefix: str) -> EntryRecord:
         """The entry whose key begins with ``prefix``.
@@ -139,11 +141,9 @@ class StoredEngines:
             NotCachedError: There is none.
             AmbiguousKeyError: There are several.
         """
-        prefix = prefix.lower()
+        prefix = _key_prefix(prefix)
         if not prefix or set(prefix) - set("0123456789abcdef"):
-            raise OptionError(
-                f"{prefix!r} is not a key", "Give a key, or the first letters of one, from `enginecache ls`."
-            )
+            raise _no_key(prefix)
         found = self._registry.find_prefix(prefix)
         if not found:
             raise NotCachedError(f"no stored engine has a key that begins with {prefix}", "See `enginecache ls`.")
@@ -172,6 +172,8 @@ class StoredEngines:
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts to build, newest first."""
+        require_count("limit", limit)
+        key = None if key is None else _key_prefix(key)
         return self._registry.builds(key, limit)
 
     def log_path(self, build: BuildRecord) -> Path:
@@ -180,6 +182,7 @@ class StoredEngines:
 
     def misses(self, limit: int = 100) -> list[MissRecord]:
         """What was asked and not found, latest first."""
+        require_count("limit", limit)
         return self._registry.misses(limit)
 
     def totals(self) -> RegistryTotals:
@@ -222,6 +225,7 @@ class StoredEngines:
             max_size_bytes: Bytes that may stay; None takes the configuration's limit.
             older_than_s: Entries not used for so many seconds go.
         """
+        require_count("max_size_bytes", max_size_bytes)
         require_seconds("older_than_s", older_than_s)
         limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
         past, _ = self._garbage()
@@ -307,6 +311,17 @@ class StoredEngines:
         except NoDeviceError:
             devices = ()
         return eviction.usable_here(installed_toolchains(self.config.cuda_major), devices)
+
+
+def _key_prefix(prefix: object) -> str:
+    if not isinstance(prefix, str):
+        raise _no_key(prefix)
+    return prefix.lower()
+
+
+def _no_key(prefix: object) -> OptionError:
+    fix = "Give a key, or the first letters of one, from `enginecache ls`."
+    return OptionError(f"{shown(prefix)} is not a key", fix)
 
 
 def _verified(
