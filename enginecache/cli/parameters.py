@@ -179,7 +179,7 @@ def _asked(  # the parameters of every command that asks for an engine
     opt_level: Annotated[
         int | None, typer.Option("--opt-level", metavar="N", help="Optimization level, 0 to 5. Default: 3.")
     ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 where it is faster; see the README on precision.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 where it is faster; see docs/precision.md.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="BF16 likewise.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="INT8, for a model with Q/DQ nodes.")] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="FP8, for a model with Q/DQ nodes.")] = False,
