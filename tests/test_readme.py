@@ -169,6 +169,11 @@ def test_each_page_of_the_manual_that_is_named_exists_and_is_in_the_index():
 # What is generated
 
 
+def test_the_python_reference_is_that_of_the_docstrings():
+    written = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    assert script("make_python_reference").reference() == written, "run `python docs/make_python_reference.py`"
+
+
 def words(picture: str) -> str:
     """The text of a terminal picture, a line of it on a line."""
     lines: dict[str, list[str]] = {}
@@ -235,6 +240,13 @@ def test_the_reason_codes_of_the_table_are_those_that_are_given():
     listed = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page("keys.md").split("Each reason has", 1)[1], re.MULTILINE)
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "enginecache").rglob("*.py"))
     assert sorted(listed) == sorted({*re.findall(r'\bReason\(\s*"(\w+)"', sources), WIDER_REACH})
+
+
+def test_the_architecture_names_each_module():
+    found = {path.stem for path in (ROOT / "enginecache").glob("*.py") if not path.stem.startswith("__")}
+    found |= {f"{path.parent.name}/" for path in (ROOT / "enginecache").glob("*/__init__.py")}
+    named = set(re.findall(r"`([\w/]+)`", page("architecture.md")))
+    assert sorted(found - {"migrations/"} - named) == []
 
 
 # Words
