@@ -81,6 +81,12 @@ def script(name: str):
     return module
 
 
+def test_the_readme_is_a_landing_page():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert lines[2].startswith("enginecache is a cache of TensorRT engines")
+
+
 # Code blocks
 
 
