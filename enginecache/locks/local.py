@@ -98,7 +98,7 @@ class LocalKeyLocks:
         is_done: Callable[[], bool] | None,
     ) -> bool:
         """Whether the lock was had; the other way out is that ``is_done``."""
-        started = time.monotonic()
+        started: float | None = None
         said = 0
         while True:
             try:
@@ -110,7 +110,10 @@ class LocalKeyLocks:
                 raise _not_taken(Path(lock.lock_file), error) from error
             else:
                 return True
-            waited = time.monotonic() - started
+            now = time.monotonic()
+            # Waiting begins when the first try has failed: however busy the machine is, who waits is told for whom.
+            started = now if started is None else started
+            waited = now - started
             if timeout_s is not None and waited >= timeout_s:
                 raise self._timed_out(name, timeout_s)
             if waiting is not None and waited >= said * SAY_EVERY_S:  # at once, too: for whom

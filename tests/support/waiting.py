@@ -1,4 +1,4 @@
-"""What becomes of other processes: wait for it, with a limit."""
+"""Wait for other threads and processes, with a limit that only a hang reaches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
+"""Longer than anything takes, on a busy machine and under coverage too. A guard, and never what a test is about."""
 
 Found = TypeVar("Found")
 
