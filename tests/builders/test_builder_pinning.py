@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builder_models import graph_model, request_for, tensor
+from held_worker import builders_that_stop, go_on, held_workers
 from models import linear, save
 from onnx import helper, numpy_helper
 
@@ -232,16 +233,18 @@ def two_layers(folder: Path, number: float = 1.25) -> Path:
 
 
 class Act:
-    """A progress callback that does something once, when TensorRT builds."""
+    """A progress callback that does something once, in the middle of TensorRT's build."""
 
     def __init__(self, action) -> None:
         self.action = action
         self.is_done = False
 
     def __call__(self, step) -> None:
-        if step.phase not in {"Starting", "Parsing"} and not self.is_done:
+        if step.phase != "Starting" and not self.is_done:
             self.is_done = True
+            (worker,) = held_workers()
             self.action()
+            go_on(worker)
 
 
 def write_other_weights(path: Path) -> None:
@@ -259,7 +262,7 @@ def test_weights_that_change_during_a_real_build_are_published_under_no_key(tmp_
     cache = EngineCache(Config(dir=tmp_path / "cache"), builder=builder)
     model, asked = (path.read_bytes(), {"base_dir": tmp_path}) if is_bytes else (path, {})
     act = Act(lambda: change(weights))
-    with pytest.raises(ModelChangedError):
+    with pytest.raises(ModelChangedError), builders_that_stop():
         cache.get(model, target="sm_89", progress=act, **asked)
     assert act.is_done
     assert cache.entries() == []
@@ -275,6 +278,9 @@ def test_model_that_is_replaced_by_another_during_a_real_build_is_built_as_it_wa
     path = two_layers(tmp_path)
     time.sleep(SETTLED_S)
     cache = EngineCache(Config(dir=tmp_path / "cache"), builder=builder)
-    entry = cache.get(path, target="sm_89", progress=Act(lambda: replace_by_rename(tmp_path / "w.bin")))
+    act = Act(lambda: replace_by_rename(tmp_path / "w.bin"))
+    with builders_that_stop():
+        entry = cache.get(path, target="sm_89", progress=act)
+    assert act.is_done
     assert entry.outcome == "built"
     assert np.full(64, 1.25, np.float32).tobytes() in entry.path.read_bytes()

@@ -60,8 +60,9 @@ def test_real_model_gives_a_plan_a_log_and_progress_that_never_falls(tmp_path, b
     assert plan.loaded_version == "1.7.1.116"
     assert plan.reach.compute_capabilities == (ComputeCapability(8, 9),)
     assert plan.warnings == ()
-    assert {event.phase for event in events} == {"Building engine"}
-    fractions = [event.fraction for event in events]
+    # Before TensorRT's first step there may be silence, which is said after half a second.
+    assert {event.phase for event in events} - {"Starting"} == {"Building engine"}
+    fractions = [event.fraction for event in events if event.phase != "Starting"]
     assert len(fractions) >= 3
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
@@ -315,6 +316,8 @@ def test_threads_build_at_once(tmp_path, builder):
     def look(_event):
         for pid in children():
             with contextlib.suppress(OSError):
+                if b"enginecache.builders.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    continue  # forked, and not yet the new program: it has all descriptors for a moment
                 links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
                 pipes.setdefault(pid, set()).update(link for link in links if link.startswith("pipe:"))
 

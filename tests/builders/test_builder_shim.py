@@ -12,6 +12,7 @@ from pathlib import Path
 
 import builder_models as models
 import pytest
+from waiting import LIMIT_S
 
 from enginecache.builders import child
 from enginecache.digests import digest_of
@@ -265,7 +266,7 @@ def run_merger(request: dict[str, str], folder: Path, search_path: list[str] | N
             log=log,
         )
         with merger as worker:
-            status = worker.wait(60)
+            status = worker.wait(LIMIT_S)
     return status, (folder / "log").read_text(encoding="utf-8")
 
 

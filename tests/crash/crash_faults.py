@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from waiting import LIMIT_S
+
 SERVER = Path(__file__).with_name("crash_server.py")
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -136,7 +138,7 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         self._server.stdin.close()
-        self._server.wait(60)
+        self._server.wait(LIMIT_S)
         self._server.stdout.close()
         shutil.rmtree(self.folder)
 

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import held_worker
+from held_worker import go_on, held_workers, is_held
 from waiting import LIMIT_S, wait_for
+
+SEARCH_PATH = {"PYTHONPATH": os.pathsep.join([str(Path(held_worker.__file__).parent), *sys.path])}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -17,13 +21,24 @@ def environment(folder: Path) -> dict[str, str]:
     return found | {"ENGINECACHE_DIR": str(folder), "XDG_CONFIG_HOME": str(folder / "no-settings")}
 
 
-def start(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
-    """The command line in a process of its own, which SIGINT interrupts even where this one ignores it."""
-    command = [sys.executable, "-m", "enginecache", *map(str, arguments)]
+def start(*arguments: str | Path, folder: Path, is_held: bool = False) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which SIGINT interrupts even where this one ignores it.
+
+    Args:
+        arguments: The command line's.
+        folder: The cache.
+        is_held: Whether a builder stops in the middle of its build, see :mod:`held_worker`.
+    """
+    program = ["-c", held_worker.COMMAND] if is_held else ["-m", "enginecache"]
+    command = [sys.executable, *program, *map(str, arguments)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
-            command, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment(folder) | (SEARCH_PATH if is_held else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -36,14 +51,8 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def children(pid: int) -> list[int]:
-    """Child processes of ``pid``, of all its threads."""
-    lines = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for line in lines for child in line.split()]
-
-
 class Building:
-    """``enginecache get`` in a process of its own, when its builder has begun. Use as a context manager.
+    """``enginecache get`` in a process of its own, whose builder has stopped in the middle. Use as a context manager.
 
     Attributes:
         process: The command line.
@@ -52,17 +61,18 @@ class Building:
     """
 
     def __init__(self, *arguments: str | Path, folder: Path) -> None:
-        self.process = start("get", *arguments, folder=folder)
+        self.process = start("get", *arguments, folder=folder, is_held=True)
         known = set((folder / "logs").glob("*.log"))
 
         def begun() -> Path | None:
             assert self.process.poll() is None, self.process.communicate()
             logs = set((folder / "logs").glob("*.log")) - known
-            return next((log for log in logs if "library" in log.read_text()), None)
+            workers = held_workers(self.process.pid)
+            return next(iter(logs), None) if any(map(is_held, workers)) else None
 
         try:
             self.log = wait_for(begun)
-            (self.worker,) = children(self.process.pid)
+            (self.worker,) = held_workers(self.process.pid)
         except BaseException:
             self.process.kill()
             self.process.communicate()
@@ -79,6 +89,10 @@ class Building:
     def signal(self, number: int) -> None:
         """Send a signal to the command line."""
         self.process.send_signal(number)
+
+    def go_on(self) -> None:
+        """Let the builder finish."""
+        go_on(self.worker)
 
     def end(self) -> tuple[int, str, str]:
         """Exit status, standard output and standard error, when it has ended by itself."""

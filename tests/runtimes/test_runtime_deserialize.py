@@ -168,7 +168,7 @@ from enginecache.runtimes import deserialize
 deserialize._GUARD.acquire()  # another thread loads
 pid = os.fork()
 if pid == 0:
-    os._exit(0 if deserialize._GUARD.acquire(timeout=10) else 1)
+    os._exit(0 if deserialize._GUARD.acquire(timeout=60) else 1)
 os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 

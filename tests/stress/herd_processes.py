@@ -17,8 +17,6 @@ from waiting import LIMIT_S, is_running, wait_for
 
 SCRIPT = Path(__file__)
 SUPPORT = SCRIPT.parents[1] / "support"
-ORPHAN_LIMIT_S = 3.0
-"""A builder looks for its parent every second."""
 
 
 class Herd:
@@ -109,7 +107,7 @@ class Herd:
 
     def assert_no_orphan(self) -> None:
         """No builder is left, a moment after all members have ended."""
-        wait_for(lambda: not any(is_running(worker) for worker, _ in self.builds()), ORPHAN_LIMIT_S)
+        wait_for(lambda: not any(is_running(worker) for worker, _ in self.builds()))
 
 
 # The herd itself

@@ -14,11 +14,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import held_worker
 import pytest
 from fakes import FakeBuilder
+from held_worker import held_workers, is_held
 from herd_processes import Herd
 from models import LIGHT_DIR
-from waiting import is_running, wait_for
+from waiting import LIMIT_S, is_running, wait_for
 
 from enginecache.cache import EngineCache
 from enginecache.config import Config
@@ -56,7 +58,7 @@ def assert_one_engine(folder: Path, results) -> None:
 
 
 def test_sixty_four_processes_on_a_cold_key_make_one_build(tmp_path, folder, model):
-    with Herd(tmp_path / "script", folder, model, [{"timeout_s": 50}] * HERD) as herd:
+    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * HERD) as herd:
         herd.start()
         herd.new_build(0)
         herd.let_build()
@@ -70,7 +72,7 @@ def test_sixty_four_processes_on_a_cold_key_make_one_build(tmp_path, folder, mod
 
 
 def test_sixty_four_processes_on_a_model_that_is_refused_make_one_build(tmp_path, folder, model):
-    with Herd(tmp_path / "script", folder, model, [{"timeout_s": 50}] * HERD) as herd:
+    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * HERD) as herd:
         herd.start()
         herd.new_build(0)
         herd.refuse()
@@ -86,7 +88,7 @@ def test_sixty_four_processes_on_a_model_that_is_refused_make_one_build(tmp_path
 def kill_builders(tmp_path: Path, folder: Path, model: Path, seed: int, processes: int, kills: int) -> None:
     """Kill so many builds one after the other, at random the builder or who waits for it: one build more than kills."""
     chance = random.Random(seed)
-    with Herd(tmp_path / f"script{seed}", folder, model, [{"timeout_s": 50}] * processes) as herd:
+    with Herd(tmp_path / f"script{seed}", folder, model, [{"timeout_s": LIMIT_S}] * processes) as herd:
         herd.start()
         victims = []
         for number in range(kills):
@@ -112,7 +114,7 @@ def kill_builders(tmp_path: Path, folder: Path, model: Path, seed: int, processe
 def kill_at_any_time(tmp_path: Path, folder: Path, model: Path, seed: int, processes: int, kills: int) -> int:
     """Kill any member or builder at any time, also while it publishes; how many died in time."""
     chance = random.Random(seed)
-    with Herd(tmp_path / f"script{seed}", folder, model, [{"timeout_s": 50}] * processes) as herd:
+    with Herd(tmp_path / f"script{seed}", folder, model, [{"timeout_s": LIMIT_S}] * processes) as herd:
         herd.let_build()
         herd.start()
         herd.new_build(0)
@@ -161,34 +163,34 @@ def test_kills_at_any_time_in_a_large_herd_end_in_one_publication(tmp_path, fold
 
 
 def test_a_stopped_builder_costs_its_waiters_their_timeout_and_finishes_when_it_goes_on(tmp_path, folder, model):
-    asks = [{"timeout_s": 50}, {"timeout_s": 50}, {"timeout_s": 0.5}, {"timeout_s": 0.5}]
+    asks = [{"timeout_s": LIMIT_S}, {"timeout_s": LIMIT_S}, {"timeout_s": 0.5}, {"timeout_s": 0.5}]
     with Herd(tmp_path / "script", folder, model, asks) as herd:
         herd.start()
         worker, member = herd.new_build(0)
         os.kill(worker, signal.SIGSTOP)
         herd.let_build()
         impatient = [pid for pid in herd.members[2:] if pid != member]
-        wait_for(lambda: not any(is_running(pid) for pid in impatient), limit_s=10)
+        wait_for(lambda: not any(is_running(pid) for pid in impatient))
         assert is_running(member)
         os.kill(worker, signal.SIGCONT)
         results = herd.end()
         assert len(herd.builds()) == 1
     late = [result for pid, result in zip(herd.members, results, strict=True) if pid in impatient]
     assert {result["outcome"] for result in late} == {"LockTimeoutError"}
-    assert all(0.5 <= result["seconds"] < 5 for result in late), late
+    assert all(result["seconds"] >= 0.5 for result in late), late
     assert all(f"process {member} on " in result["text"] for result in late)
     assert outcomes(results) == {"built": 1, "hit": 3 - len(late), "LockTimeoutError": len(late)}
     assert_one_engine(folder, results)
 
 
 def test_killed_and_stopped_waiters_are_nobodys_concern(tmp_path, folder, model):
-    with Herd(tmp_path / "script", folder, model, [{"timeout_s": 50}] * 8) as herd:
+    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * 8) as herd:
         herd.start()
         killed, stopped, *others = herd.waiters(7)
         os.kill(killed, signal.SIGKILL)
         os.kill(stopped, signal.SIGSTOP)
         herd.let_build()
-        wait_for(lambda: not any(is_running(pid) for pid in others), limit_s=20)
+        wait_for(lambda: not any(is_running(pid) for pid in others))
         os.kill(stopped, signal.SIGCONT)
         results = herd.end()
         assert len(herd.builds()) == 1
@@ -199,7 +201,7 @@ def test_killed_and_stopped_waiters_are_nobodys_concern(tmp_path, folder, model)
 def test_lost_lock_costs_a_build_and_nothing_else(open_cache, model):
     """A lock file that is deleted while it is held excludes nobody any more."""
     both = threading.Barrier(2)
-    builder = FakeBuilder(before=lambda _request: both.wait(30))
+    builder = FakeBuilder(before=lambda _request: both.wait(LIMIT_S))
     cache = open_cache(builder)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.get, model, dims=DIMS)
@@ -218,13 +220,13 @@ def test_lost_lock_costs_a_build_and_nothing_else(open_cache, model):
 def test_command_line_that_is_ended_by_a_signal_leaves_no_builder_and_nothing_under_way(tmp_path, folder, number):
     model = LIGHT_DIR / "light_resnet50.onnx"
     environment = os.environ | {"ENGINECACHE_DIR": str(folder)}
-    command = [sys.executable, "-m", "enginecache", "get", str(model), "--target", "sm_89"]
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(held_worker.__file__).parent), *sys.path])
+    command = [sys.executable, "-c", held_worker.COMMAND, "get", str(model), "--target", "sm_89"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: any("library" in log.read_text() for log in (folder / "logs").glob("*.log")))
-        (worker,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        (worker,) = wait_for(lambda: [pid for pid in held_workers(process.pid) if is_held(pid)])
         process.send_signal(number)
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
     assert (process.returncode, output) == (-number, "")
