@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from fakes import H100, TOOLCHAIN, FakeBuilder
 from models import linear, save
+from waiting import LIMIT_S
 
 from enginecache import memo
 from enginecache.builders.base import BuildProgress
@@ -324,19 +325,19 @@ def test_timeout_while_another_builds(open_cache, model):
 
     def hang(_request):
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LIMIT_S)
 
     cache = open_cache(FakeBuilder(before=hang))
     waits = []
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.get, model, dims=DIMS)
-        assert started.wait(10)
+        assert started.wait(LIMIT_S)
         with pytest.raises(LockTimeoutError, match=f"process {os.getpid()} on"):
             cache.get(model, dims=DIMS, timeout_s=0.1, waiting=waits.append)
         with pytest.raises(LockTimeoutError):
             cache.get(model, dims=DIMS, timeout_s=0.0)
         go_on.set()
-        assert first.result(10).outcome == "built"
+        assert first.result(LIMIT_S).outcome == "built"
     assert waits[0].holder.pid == os.getpid()
 
 
@@ -347,7 +348,7 @@ def test_configured_timeout_holds_where_none_is_asked(open_cache, model):
 
 
 def test_threads_on_different_keys_build_at_once(open_cache, models):
-    together = threading.Barrier(len(models), timeout=10)
+    together = threading.Barrier(len(models), timeout=LIMIT_S)
     cache = open_cache(FakeBuilder(before=lambda _request: together.wait()))
     with ThreadPoolExecutor(len(models)) as pool:
         entries = list(pool.map(lambda path: cache.get(path, dims=DIMS), models))
@@ -359,12 +360,12 @@ def test_who_waited_for_a_build_is_told_so(open_cache, model):
 
     def hang(_request):
         started.set()
-        assert waited.wait(10)
+        assert waited.wait(LIMIT_S)
 
     cache = open_cache(FakeBuilder(before=hang))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(cache.get, model, dims=DIMS)
-        assert started.wait(10)
+        assert started.wait(LIMIT_S)
         second = cache.get(model, dims=DIMS, waiting=lambda _wait: waited.set())
     assert (first.result().outcome, second.outcome) == ("built", "hit")
     assert codes(second) == ["waited", "absent"]
@@ -386,7 +387,7 @@ def test_forked_child_uses_the_cache_it_inherited(cache, model):
     results = context.SimpleQueue()
     child = context.Process(target=use, args=(results,))
     child.start()
-    child.join(30)
+    child.join(LIMIT_S)
     assert child.exitcode == 0
     assert results.get() == ("hit", "built")
     assert cache.get(other, dims=DIMS).outcome == "hit"
@@ -400,7 +401,7 @@ def test_process_forked_during_a_build_does_not_keep_its_lock(open_cache, model)
     def fork(_request) -> None:
         pid = os.fork()
         if not pid:
-            time.sleep(30)
+            time.sleep(10 * LIMIT_S)
             os._exit(0)  # never back into pytest
         pids.append(pid)
 

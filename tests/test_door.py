@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import gather, linear, save
 from mounts import Image
+from waiting import LIMIT_S
 
 from enginecache import door, fingerprint, mounts, streams, watching
 from enginecache.cache import EngineCache
@@ -91,7 +92,7 @@ def opened(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
 def known(capfdbinary, arguments: list[str]) -> None:
     """Have a command line answered until it is remembered."""
     fully(capfdbinary, arguments)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_S
     while by_the_door(capfdbinary, arguments) is None:
         assert time.monotonic() < deadline, "it is not remembered"
         time.sleep(SETTLED_S)
@@ -178,9 +179,10 @@ def test_a_hit_on_a_large_model_reads_none_of_it(opened, capfdbinary, tmp_path, 
 def test_a_record_is_json_with_the_seconds_of_this_answer(opened, capfdbinary):
     arguments = ["get", str(opened.inline), "--json", "--dim", "batch=1:2:4"]
     known(capfdbinary, arguments)
+    started = time.monotonic()
     record = json.loads(by_the_door(capfdbinary, arguments)[1])
     assert record["outcome"] == "hit"
-    assert 0 <= record["elapsed_seconds"] < 5
+    assert 0 <= record["elapsed_seconds"] <= time.monotonic() - started
 
 
 def rewrite(path: Path) -> None:
@@ -393,7 +395,7 @@ def test_a_use_is_noted_so_that_eviction_knows_of_it(opened, capfdbinary):
     note = opened.folder / "uses" / used.record.key
     os.utime(note, (1, 1))
     assert by_the_door(capfdbinary, arguments) is not None
-    assert time.time() - note.stat().st_mtime < 10
+    assert note.stat().st_mtime > 1
 
 
 def test_a_model_that_is_young_is_not_remembered(opened, capfdbinary, tmp_path, monkeypatch):
@@ -472,7 +474,7 @@ else:
 def way(name: str, arguments: list[str], output: int) -> tuple[int, bytes]:
     """One of the two ways as a program, with this standard output: exit code and standard error."""
     command = [sys.executable, "-c", PROGRAM, name, *arguments]
-    ran = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, timeout=60)
+    ran = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, check=False, timeout=LIMIT_S)
     return ran.returncode, ELAPSED.sub(b"T", ran.stderr)
 
 
@@ -493,7 +495,7 @@ def file_opened_for_reading() -> int:
 def test_an_answer_that_cannot_be_written_is_the_same_error_on_both_ways(opened):
     """And only one: the full path does not say again what the door has said."""
     arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
         while way("door", arguments, nowhere.fileno())[0]:
             assert time.monotonic() < deadline, "it is not remembered"

@@ -14,6 +14,7 @@ from fakes import TOOLCHAIN, FakeBuilder, place_with
 from hypothesis import given
 from hypothesis import strategies as st
 from models import linear, save
+from waiting import LIMIT_S
 
 from enginecache import cache as cache_module
 from enginecache import publication
@@ -247,11 +248,17 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = dt.timedelta()
+        self._read = utc_now
         for module in (cache_module, publication):
             monkeypatch.setattr(module, "utc_now", self.now)
 
     def now(self) -> dt.datetime:
-        return utc_now() + self._ahead
+        return self._read() + self._ahead
+
+    def stop(self) -> None:
+        """Let no time pass from here on, but by :meth:`move`."""
+        moment = utc_now()
+        self._read = lambda: moment
 
     def move(self, seconds: float) -> None:
         self._ahead += dt.timedelta(seconds=seconds)
@@ -278,7 +285,8 @@ def refused(cache: EngineCache, model: Path, **ask) -> BuildError:
     return caught.value
 
 
-def test_a_refusal_is_told_again_without_a_build(cache, builder, model, open_cache):
+def test_a_refusal_is_told_again_without_a_build(cache, builder, model, open_cache, clock):
+    clock.stop()
     assert refused(cache, model).what == REASON
     for asked in (cache, open_cache(builder)):
         error = refused(asked, model)
@@ -391,7 +399,8 @@ def test_a_compatible_engine_is_served_where_an_exact_one_was_refused(cache, bui
     assert cache.get(model, dims=DIMS, accept="compatible").key == wider.key
 
 
-def test_offline_stays_not_cached_and_names_the_failure(cache, model):
+def test_offline_stays_not_cached_and_names_the_failure(cache, model, clock):
+    clock.stop()
     refused(cache, model)
     with pytest.raises(NotCachedError) as caught:
         cache.get(model, dims=DIMS, offline=True)
@@ -422,24 +431,25 @@ def test_a_log_that_is_gone_is_not_named(cache, model):
     assert error.fix.endswith("Its log has been deleted since.")
 
 
-def test_waiters_of_a_build_that_fails_are_told_its_reason_and_build_nothing(open_cache, model):
+def test_waiters_of_a_build_that_fails_are_told_its_reason_and_build_nothing(open_cache, model, clock):
+    clock.stop()
     begun, go_on = threading.Event(), threading.Event()
 
     def hang(request) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(LIMIT_S)
         refuse(request)
 
     builder = FakeBuilder(before=hang)
     cache, waits = open_cache(builder), threading.Semaphore(0)
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(refused, cache, model)
-        assert begun.wait(10)
+        assert begun.wait(LIMIT_S)
         waiters = [pool.submit(refused, cache, model, waiting=lambda _: waits.release()) for _ in range(2)]
         waiters += [
             pool.submit(refused, cache, model, waiting=lambda _: waits.release(), rebuild=True) for _ in range(2)
         ]
-        assert all(waits.acquire(timeout=10) for _ in waiters)
+        assert all(waits.acquire(timeout=LIMIT_S) for _ in waiters)
         go_on.set()
         errors = [waiter.result() for waiter in [first, *waiters]]
     assert builder.count == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes import H100, TOOLCHAIN, FakeBuilder, fake_cache, place_with
+from waiting import LIMIT_S
 
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
@@ -398,7 +399,7 @@ def most_at_once(cache: EngineCache, model: Path, places: list, patience_s: floa
     ids=["one GPU", "two GPUs", "TensorRT-RTX", "a GPU and TensorRT-RTX without one"],
 )
 def test_builds_that_measure_on_one_gpu_run_one_at_a_time(open_cache, model, places, most):
-    patience_s = 0.15 if most == 1 else 30.0
+    patience_s = 0.15 if most == 1 else LIMIT_S
     assert most_at_once(open_cache(TimingBuilder()), model, places, patience_s) == most
 
 

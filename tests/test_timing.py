@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,9 +166,7 @@ def test_a_lock_that_stays_taken_is_a_warning_after_a_bounded_time(monkeypatch, 
     monkeypatch.setattr(timing, "LOCK_TIMEOUT_S", 0.1)
     start = caches().begin(slot)
     with LocalKeyLocks(root).hold(f"timing-{slot.name}", None):
-        began = time.monotonic()
         (warning,) = caches().keep(start, b"a")
-        assert time.monotonic() - began < 5
     assert "timed out after 0.1 s" in warning
     assert caches().begin(slot).data == b""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fakes import FakeBuilder, fake_place
 from models import EXAMPLE
+from waiting import LIMIT_S
 
 from enginecache.cache import EngineCache
 from enginecache.config import Config
@@ -23,7 +24,7 @@ def run(*arguments, shell="", **environ):
     """Run a command line; ``shell`` is what a shell adds to it."""
     command = ["sh", "-c", f'"$@" {shell}', "sh", *COMMAND, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, env={**os.environ, **environ}, timeout=60, check=False, cwd="/", text=True
+        command, capture_output=True, env={**os.environ, **environ}, timeout=LIMIT_S, check=False, cwd="/", text=True
     )
 
 
@@ -41,7 +42,7 @@ def unread(tmp_path, *arguments):
     """Exit code and standard error of a command line whose reader has closed its end before the first byte."""
     code, err = tmp_path / "code", tmp_path / "err"
     script = f'{{ sleep 0.3; "$@" 2> {err}; echo $? > {code}; }} | true'
-    subprocess.run(["bash", "-c", script, "bash", *COMMAND, *map(str, arguments)], timeout=60, check=True, cwd="/")
+    subprocess.run(["bash", "-c", script, "bash", *COMMAND, *map(str, arguments)], timeout=LIMIT_S, check=True, cwd="/")
     return int(code.read_text()), err.read_text()
 
 
@@ -137,7 +138,7 @@ def on_terminal(*arguments, columns=80, **environ):
         while chunk := os.read(main, 4096):
             text += chunk
     os.close(main)
-    return ran.wait(timeout=60), text.decode()
+    return ran.wait(timeout=LIMIT_S), text.decode()
 
 
 def test_real_terminal_gets_a_table_and_no_colour_where_none_is_wanted(stored):
@@ -157,7 +158,7 @@ def test_interrupted_build_is_exit_130_and_leaves_a_clean_cache(tmp_path, monkey
         assert ran.stderr.readline() == f"made a new cache in {tmp_path / 'cache'}\n"
         assert ran.stderr.readline().startswith("building cifar.onnx")
         ran.send_signal(signal.SIGINT)
-        out, err = ran.communicate(timeout=60)
+        out, err = ran.communicate(timeout=LIMIT_S)
     assert (ran.returncode, out, err) == (130, "", "interrupted\n")
     cache = EngineCache(Config(dir=tmp_path / "cache"))
     found = cache.verify(deep=True)

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from small_onnx_models import LIGHT, PLACES, external, identity_of, in_constant, linear, raw, typed
+from waiting import LIMIT_S
 
 from enginecache.errors import ModelError
 from enginecache.model import ModelIdentity, ModelSource, identify
@@ -51,7 +52,7 @@ def in_own_process(path: Path, *, limit_bytes: int = 4 * GIB) -> tuple[str, int]
         [sys.executable, "-c", IDENTIFY, path, str(limit_bytes)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
     assert ran.returncode == 0, (ran.returncode, ran.stderr[-2000:])

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_onnx_models import LIGHT, PLACES, WEIGHT, external, identity_of, linear, raw
+from waiting import LIMIT_S
 
 from enginecache.errors import ModelError
 from enginecache.model import ModelIdentity, ModelInput, ModelSource, identify, reader
@@ -336,7 +337,7 @@ def test_a_forked_process_identifies_models_too():
         "    return small_onnx_models.linear(small_onnx_models.raw(big)).SerializeToString()\n"
     )
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", maker + script, str(Path(__file__).parent)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert result.stdout == "0\n"
 
 

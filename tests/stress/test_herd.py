@@ -12,14 +12,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from fakes import FakeBuilder, fake_cache
 from models import EXAMPLE, linear, save
+from waiting import LIMIT_S, wait_for
 
+from enginecache.builders.base import BuildRequest
 from enginecache.cache import EngineCache
 from enginecache.errors import NotCachedError
 
@@ -30,24 +33,22 @@ THREADS = 64
 SPAWN = multiprocessing.get_context("spawn")
 
 
-class SlowBuilder(FakeBuilder):
-    """A fake build that takes a while and notes its begin and end in a file, which processes share."""
+class NotingBuilder(FakeBuilder):
+    """A fake builder that notes each build in a file, which processes share."""
 
-    def __init__(self, notes: Path, seconds: float) -> None:
-        super().__init__(seconds)
+    def __init__(self, notes: Path, seconds: float = 0.0, before: Callable[[BuildRequest], None] | None = None) -> None:
+        super().__init__(seconds, before)
         self.notes = notes
 
     def build(self, request, progress=None):
-        began = time.monotonic()
-        plan = super().build(request, progress)
         with self.notes.open("a", encoding="ascii") as notes:
-            notes.write(json.dumps([request.identity.digest, began, time.monotonic()]) + "\n")
-        return plan
+            notes.write(f"{request.identity.digest}\n")
+        return super().build(request, progress)
 
 
-def spans(notes: Path) -> list[list]:
-    """Model, begin and end of every build, in seconds of the clock that all processes share."""
-    return [json.loads(line) for line in notes.read_text(encoding="ascii").splitlines()]
+def built_models(notes: Path) -> list[str]:
+    """The model's digest of every build."""
+    return notes.read_text(encoding="ascii").splitlines()
 
 
 def in_processes(work, *arguments) -> list:
@@ -59,32 +60,47 @@ def in_processes(work, *arguments) -> list:
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=LIMIT_S) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join(LIMIT_S)
         assert process.exitcode == 0
     return found
 
 
 def _report(results, together, work, number, *arguments) -> None:
-    together.wait(60)
+    together.wait(LIMIT_S)
     try:
         results.put(work(number, *arguments))
     except BaseException as error:  # noqa: BLE001  # the parent shows it
         results.put(repr(error))
 
 
-def _get(_number: int, folder: Path, notes: Path, model: Path, seconds: float, **ask) -> tuple[str, str]:
-    entry = fake_cache(folder, SlowBuilder(notes, seconds)).get(model, dims=DIMS, **ask)
+def _get(_number: int, folder: Path, notes: Path, model: Path) -> tuple[str, str]:
+    entry = fake_cache(folder, NotingBuilder(notes, 0.5)).get(model, dims=DIMS)
     return entry.outcome, str(entry.path)
 
 
-def _rebuild(number: int, folder: Path, notes: Path, model: Path, seconds: float) -> tuple[str, str]:
-    return _get(number, folder, notes, model, seconds, rebuild=True)
+def _rebuild(_number: int, folder: Path, notes: Path, model: Path, all_have_asked: Barrier) -> tuple[str, str]:
+    cache = fake_cache(folder, NotingBuilder(notes))
+    attempts = cache._attempts
+
+    def asked(key):
+        """What a rebuild is not content with: it is known before any of the others begins to build."""
+        found = attempts(key)
+        all_have_asked.wait(LIMIT_S)
+        return found
+
+    cache._attempts = asked
+    entry = cache.get(model, dims=DIMS, rebuild=True)
+    return entry.outcome, str(entry.path)
 
 
-def _get_one_of_three(number: int, folder: Path, notes: Path, models: list[Path]) -> tuple[str, str]:
-    return _get(number, folder, notes, models[number % 3], 0.3)
+def _get_one_of_three(
+    number: int, folder: Path, notes: Path, models: list[Path], all_build: Barrier
+) -> tuple[str, str]:
+    builder = NotingBuilder(notes, before=lambda _request: all_build.wait(LIMIT_S))
+    entry = fake_cache(folder, builder).get(models[number % 3], dims=DIMS)
+    return entry.outcome, str(entry.path)
 
 
 @pytest.fixture
@@ -130,33 +146,31 @@ def test_sixteen_command_lines_on_a_cold_key_make_one_build(tmp_path):
 
 def test_processes_on_a_cold_key_of_a_new_folder_make_one_build(tmp_path, open_cache, model):
     notes = tmp_path / "notes"
-    results = in_processes(_get, tmp_path / "cache", notes, model, 0.5)
+    results = in_processes(_get, tmp_path / "cache", notes, model)
     assert Counter(outcome for outcome, _ in results) == {"built": 1, "hit": PROCESSES - 1}, results
     assert len({path for _, path in results}) == 1
-    assert len(spans(notes)) == 1
+    assert len(built_models(notes)) == 1
     assert [build.state for build in open_cache().builds()] == ["succeeded"]
 
 
 def test_processes_on_different_keys_build_at_once(tmp_path, verified, model):
     models = [save(linear(seed=seed), tmp_path / f"model{seed}.onnx") for seed in range(3)]
     notes = tmp_path / "notes"
-    results = in_processes(_get_one_of_three, tmp_path / "cache", notes, models)
+    # No build ends before all three have begun.
+    results = in_processes(_get_one_of_three, tmp_path / "cache", notes, models, SPAWN.Barrier(3))
     assert Counter(outcome for outcome, _ in results) == {"built": 3, "hit": PROCESSES - 3}, results
-    built = spans(notes)
-    assert len({digest for digest, _, _ in built}) == len(built) == 3
-    assert max(began for _, began, _ in built) < min(ended for _, _, ended in built)
+    built = built_models(notes)
+    assert len(set(built)) == len(built) == 3
     assert len(verified.entries()) == 3
 
 
 def test_rebuilds_asked_for_together_share_a_build(tmp_path, verified, model):
     before = verified.get(model, dims=DIMS)
     notes = tmp_path / "notes"
-    results = in_processes(_rebuild, tmp_path / "cache", notes, model, 0.5)
+    results = in_processes(_rebuild, tmp_path / "cache", notes, model, SPAWN.Barrier(PROCESSES))
     assert {path for _, path in results} == {str(before.path)}
-    built = sorted(spans(notes), key=lambda span: span[1])
-    assert 1 <= len(built) < PROCESSES
-    assert all(ended <= began for (_, _, ended), (_, began, _) in pairwise(built))
-    assert Counter(outcome for outcome, _ in results)["built"] == len(built)
+    assert len(built_models(notes)) == 1
+    assert Counter(outcome for outcome, _ in results) == {"built": 1, "hit": PROCESSES - 1}, results
     assert verified.get(model, dims=DIMS).record.created_at > before.record.created_at
 
 
@@ -180,18 +194,16 @@ def test_threads_on_a_cold_key_make_one_build(open_cache, model):
 def test_gets_prunes_removals_and_verifications_at_once_break_no_promise(open_cache, tmp_path):
     models = [save(linear(seed=seed), tmp_path / f"model{seed}.onnx") for seed in range(3)]
     cache = open_cache(FakeBuilder())
-    deadline = time.monotonic() + 2.0
+    is_over = threading.Event()
 
-    def get(number: int) -> int:
+    def get(number: int) -> None:
         count = 0
-        while time.monotonic() < deadline:
+        while not is_over.is_set() or count < 10:
             cache.get(models[(number + count) % 3], dims=DIMS, rebuild=count % 5 == 4)
             count += 1
-        return count
 
-    def shake(_number: int) -> int:
-        count = 0
-        while time.monotonic() < deadline:
+    def shake(_number: int) -> None:
+        for _ in range(10):
             for used in cache.entries():
                 cache.remove(used.record)
             for path in cache.root.uses.iterdir():
@@ -200,13 +212,17 @@ def test_gets_prunes_removals_and_verifications_at_once_break_no_promise(open_ca
             cache.execute_prune(cache.plan_prune(max_size_bytes=0))
             found = cache.verify(deep=True)
             assert found.findings == (), found
-            count += 1
-        return count
 
     with ThreadPoolExecutor(6) as pool:
         gets = [pool.submit(get, number) for number in range(4)]
         shakes = [pool.submit(shake, number) for number in range(2)]
-        assert all(done.result() > 0 for done in [*gets, *shakes])
+        try:
+            for done in shakes:
+                done.result()
+        finally:
+            is_over.set()
+        for done in gets:
+            done.result()
     assert cache.totals().builds_failed == 0
 
 
@@ -214,29 +230,30 @@ def test_damage_under_a_herd_is_healed_and_never_served(open_cache, model):
     cache = open_cache(FakeBuilder())
     entry = cache.get(model, dims=DIMS)
     plan = entry.path.read_bytes()
-    deadline = time.monotonic() + 1.5
+    is_over = threading.Event()
 
-    def get(_number: int) -> None:
-        while time.monotonic() < deadline:
-            assert cache.get(model, dims=DIMS).digest == entry.digest
-
-    def harm() -> int:
+    def get(_number: int) -> int:
         count = 0
-        while time.monotonic() < deadline:
+        while not is_over.is_set():
+            assert cache.get(model, dims=DIMS).digest == entry.digest
+            count += 1
+        return count
+
+    def harm() -> None:
+        for _ in range(20):
             bad = entry.path.with_name("bad")
             bad.write_bytes(plan[:-1] + b"?")
             bad.chmod(0o400)
             bad.replace(entry.path)  # a new inode, as a restored backup would be
-            count += 1
             time.sleep(0.05)
-        return count
 
     with ThreadPoolExecutor(5) as pool:
         gets = [pool.submit(get, number) for number in range(4)]
-        harms = pool.submit(harm)
-        for done in gets:
-            done.result()
-    assert harms.result() > 1
+        try:
+            pool.submit(harm).result()
+        finally:
+            is_over.set()
+        assert all(done.result() > 0 for done in gets)
     assert cache.verify(deep=True, repair=True).is_clean
     assert cache.get(model, dims=DIMS).path.read_bytes() == plan
 
@@ -244,13 +261,13 @@ def test_damage_under_a_herd_is_healed_and_never_served(open_cache, model):
 def test_hits_do_not_wait_while_another_key_is_built(open_cache, model, tmp_path):
     other = save(linear(seed=1), tmp_path / "other.onnx")
     go_on = threading.Event()
-    cache = open_cache(FakeBuilder(before=lambda request: request.source.name == "other.onnx" and go_on.wait(30)))
+    cache = open_cache(FakeBuilder(before=lambda request: request.source.name == "other.onnx" and go_on.wait(LIMIT_S)))
     cache.get(model, dims=DIMS)
     with ThreadPoolExecutor(1) as pool:
         build = pool.submit(cache.get, other, dims=DIMS)
         try:
-            while not cache.builds(cache.explain(other, dims=DIMS).key):
-                time.sleep(0.01)
+            key = cache.explain(other, dims=DIMS).key
+            wait_for(lambda: cache.builds(key))
             assert cache.get(model, dims=DIMS, timeout_s=0.0).outcome == "hit"
             with pytest.raises(NotCachedError):
                 cache.get(other, dims=DIMS, offline=True)

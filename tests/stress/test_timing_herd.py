@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from timing_processes import SLOT, open_caches
+from waiting import LIMIT_S, wait_for
 
 SCRIPT = Path(__file__).with_name("timing_processes.py")
 PROCESSES = 8
@@ -49,7 +50,7 @@ def kept_updates(folder: Path) -> set[str]:
 def test_no_update_of_concurrent_processes_is_lost(tmp_path):
     folder = tmp_path / "cache"
     herd = start_herd(folder, ROUNDS)
-    said = [process.communicate(timeout=60)[0].split() for process in herd]
+    said = [process.communicate(timeout=LIMIT_S)[0].split() for process in herd]
     assert [process.returncode for process in herd] == [0] * PROCESSES
     everything = {f"p{name}-{number}" for name in range(PROCESSES) for number in range(ROUNDS)}
     assert {update for updates in said for update in updates} == everything
@@ -61,14 +62,15 @@ def test_no_update_that_was_kept_is_lost_when_processes_are_killed(tmp_path):
     folder = tmp_path / "cache"
     herd = start_herd(folder, 1000)
     dice = random.Random(7)
+    acknowledged = {process.stdout.readline().strip() for process in herd}
     for process in dice.sample(herd, PROCESSES):
         time.sleep(dice.uniform(0.02, 0.15))
         process.kill()
-    said = [process.communicate(timeout=60)[0].split() for process in herd]
+    said = [process.communicate(timeout=LIMIT_S)[0].split() for process in herd]
     assert {process.returncode for process in herd} == {-signal.SIGKILL}
-    acknowledged = {update for updates in said for update in updates}
+    assert len(acknowledged) == PROCESSES
+    acknowledged.update(update for updates in said for update in updates)
     kept = kept_updates(folder)
-    assert len(acknowledged) > PROCESSES
     assert acknowledged <= kept
     assert len(kept - acknowledged) <= PROCESSES  # killed between keeping and saying so
 
@@ -86,7 +88,7 @@ def test_who_is_killed_within_a_replacement_leaves_the_old_or_the_new_one(tmp_pa
     caches = open_caches(folder)
     caches.keep(caches.begin(SLOT), b'{"old": 1}')
     process = spawn("work_and_die", folder, call, count)
-    said, _ = process.communicate("go\n", timeout=30)
+    said, _ = process.communicate("go\n", timeout=LIMIT_S)
     assert (process.returncode, said.split()) == (-signal.SIGKILL, ["ready"])
     assert kept_updates(folder) == expected
     start = caches.begin(SLOT)
@@ -97,21 +99,17 @@ def test_who_is_killed_within_a_replacement_leaves_the_old_or_the_new_one(tmp_pa
 def test_who_dies_while_tensorrt_merges_keeps_nobody_waiting(tmp_path):
     """The child of the dead process may go on for a while; it has no part of the lock."""
     folder, note = tmp_path / "cache", tmp_path / "note"
-    merger = f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
+    merger = f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n"
     (tmp_path / "slow_merger.py").write_text(merger, encoding="utf-8")
     process = spawn("merge_in_a_child", folder, "slow_merger", path=tmp_path)
-    deadline = time.monotonic() + 30
-    while not (note.exists() and note.read_text()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: process.poll() is not None or (note.exists() and note.read_text()))
+    assert process.poll() is None
     try:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=LIMIT_S)
         caches = open_caches(folder)
-        began = time.monotonic()
+        # A lock that it had would be a warning, after a while.
         assert caches.keep(caches.begin(SLOT), b'{"mine": 1}') == ()
-        assert time.monotonic() - began < 2
     finally:
         os.kill(int(note.read_text()), signal.SIGKILL)
     assert kept_updates(folder) == {"mine"}
