@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fakes import SM_89, TOOLCHAIN, FakeBuilder
+from fakes import SM_89, TOOLCHAIN, FakeBuilder, fake_cache
+from models import linear, save
 
 from enginecache import environment
 from enginecache.builders.base import BuildRequest
@@ -171,7 +172,6 @@ def run_with(python: Path, folder: Path, given: environment.Pairs) -> None:
 
 
 def request_for(folder: Path, given: environment.Pairs, source: ModelSource) -> BuildRequest:
-    from models import linear
 
     source = ModelSource.of(linear().SerializeToString(), None)
     return BuildRequest(
@@ -188,12 +188,22 @@ def request_for(folder: Path, given: environment.Pairs, source: ModelSource) -> 
     )
 
 
+@pytest.fixture(scope="module")
+def resolving(tmp_path_factory):
+    """A cache and a model, for keys alone."""
+    folder = tmp_path_factory.mktemp("resolving")
+    cache = fake_cache(folder / "cache")
+    cache.make()
+    yield cache, save(linear(), folder / "model.onnx")
+    assert cache.verify(deep=True).is_clean
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_each_rule_makes_another_key_or_keeps_the_variable_out_or_says_why_it_changes_no_plan(
-    pattern, started, open_cache, model, monkeypatch
+    pattern, started, resolving, monkeypatch
 ):
+    cache, model = resolving
     name = a_name_of(pattern)
-    cache = open_cache()
     monkeypatch.delenv(name, raising=False)
     plain = cache.resolve(Request.of(model, {"dims": {"batch": 4}}))
     monkeypatch.setenv(name, "x")

@@ -149,14 +149,10 @@ def test_error_that_is_not_in_the_table_keeps_the_text_of_the_system():
     assert describe_os_error(OSError("odd"), "x", otherwise="Do y.") == ("x: odd", "Do y.")
 
 
-def every_number():
-    return sorted(errno.errorcode)
-
-
-@pytest.mark.parametrize("number", every_number(), ids=lambda number: errno.errorcode[number])
 @pytest.mark.parametrize("path", [None, "/nowhere/x", b"\xff", "a\0b", "x" * 5000, "{braces}", ""])
-def test_every_error_has_one_line_of_cause_and_some_advice(number, path):
-    what, fix = describe_os_error(failed(number), "x", path, in_cache=True)
-    assert what.startswith("x: ")
-    assert what != "x: "
-    assert fix
+def test_every_error_has_one_line_of_cause_and_some_advice(path):
+    for number, name in errno.errorcode.items():
+        what, fix = describe_os_error(failed(number), "x", path, in_cache=True)
+        assert what.startswith("x: "), name
+        assert what != "x: ", name
+        assert fix, name
