@@ -10,6 +10,7 @@ Loads nothing but what every Python has loaded, ctypes and SQLite: that is what 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 
@@ -67,7 +68,7 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
         return False
     folder = folder_of(arguments, environ)
     registry = f"{folder}/registry.sqlite"
-    if not (_is_trusted(folder) and _is_trusted(registry)):
+    if not (_is_trusted(folder) and _is_trusted(registry) and _is_own_file(registry)):
         return False
     import _sqlite3
 
@@ -102,6 +103,15 @@ def _is_trusted(path: str) -> bool:
     """Whether nobody but this user and root could have written it, as far as its owner and mode tell."""
     found = os.stat(path)
     return found.st_uid in {os.geteuid(), 0} and not found.st_mode & 0o022
+
+
+def _is_own_file(registry: str) -> bool:
+    """Whether SQLite meets no link, which it follows, and no pipe, whose writer it waits for."""
+    try:
+        is_regular = stat.S_ISREG(os.lstat(f"{registry}-journal").st_mode)
+    except FileNotFoundError:
+        is_regular = True  # nothing was written yet
+    return is_regular and stat.S_ISREG(os.lstat(registry).st_mode)
 
 
 def _quoted(path: str) -> str:

@@ -369,6 +369,17 @@ def test_an_engine_that_is_gone_or_damaged_is_not_handed_out(opened, capfdbinary
     assert fully(capfdbinary, arguments)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["registry.sqlite", "registry.sqlite-journal"])
+def test_a_pipe_in_the_registrys_place_is_not_waited_for(opened, name):
+    registry, kept = opened.folder / name, opened.folder.parent / "kept"
+    registry.rename(kept)
+    os.mkfifo(registry, 0o600)
+    try:
+        assert not door.answer(["get", str(opened.inline), "--dir", str(opened.folder)], {})
+    finally:
+        kept.rename(registry)
+
+
 def test_a_rebuild_is_another_answer(opened, capfdbinary):
     arguments = ["get", str(opened.other), "--dim", "batch=1:2:4"]
     known(capfdbinary, arguments)

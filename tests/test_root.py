@@ -403,6 +403,36 @@ def test_a_private_root_that_its_owner_shares_is_shared_with_all_that_is_in_it(t
     assert os.stat("/etc/passwd").st_mode == before
 
 
+@pytest.mark.parametrize("suffix", ["", "-journal", "-wal"])
+@pytest.mark.parametrize("kind", ["a link", "a pipe", "a folder"])
+def test_a_registry_that_is_no_file_of_the_cache_is_refused_and_not_opened(tmp_path, kind, suffix):
+    root = Root.open(tmp_path / "cache")
+    mine = tmp_path / "mine.sqlite"
+    mine.touch()
+    path = Path(f"{root.registry_path}{suffix}")
+    if kind == "a link":
+        path.symlink_to(mine)
+    elif kind == "a pipe":
+        os.mkfifo(path)  # which nobody writes to
+    else:
+        path.mkdir()
+    with pytest.raises(StoreError, match="would use it as its registry") as caught:
+        StoredEngines(Config(dir=root.path))
+    assert f"ls -ld {path}" in caught.value.fix
+    assert mine.read_bytes() == b""
+    assert os.path.lexists(path)
+
+
+def test_a_file_that_has_a_second_name_outside_keeps_its_mode_when_the_cache_is_shared(tmp_path):
+    root = Root.open(tmp_path / "cache")
+    mine = tmp_path / "mine"
+    mine.touch(mode=0o604)
+    mine.chmod(0o604)
+    os.link(mine, root.tmp / "blob-abcdefgh")
+    assert Root.open(root.path, "group").is_shared
+    assert stat.S_IMODE(mine.stat().st_mode) == 0o604
+
+
 def test_sharing_that_was_interrupted_is_finished_by_the_next_who_asks(tmp_path):
     root = Root.open(tmp_path / "cache")
     root.path.chmod(0o2770)

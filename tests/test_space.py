@@ -139,6 +139,18 @@ def test_the_reserve_comes_back_after_an_error_too(tmp_path):
     assert Reserve(root).is_whole
 
 
+def test_a_reserve_that_has_a_second_name_outside_is_neither_emptied_nor_filled(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"precious")
+    mine.chmod(0o644)
+    root = Root.open(tmp_path / "cache")
+    reserve = Reserve(root)
+    os.link(mine, reserve.path)
+    with reserve.lent():
+        assert mine.read_bytes() == b"precious"
+    assert (mine.read_bytes(), mine.stat().st_mode & 0o777) == (b"precious", 0o644)
+
+
 def test_a_link_in_the_place_of_the_reserve_is_not_followed(tmp_path):
     root = Root.open(tmp_path / "cache")
     victim = tmp_path / "victim"

@@ -169,6 +169,7 @@ class Root:
                 for name in FOLDERS:
                     if os.path.lexists(self.path / name):
                         _check(self.path / name)
+                _check_registry(self.registry_path)
                 self.is_shared = _is_shared(self.path)
             elif status is not None:
                 self.is_shared = self.is_shared or _is_for_group(status)
@@ -313,7 +314,9 @@ def _hand_to_group(path: str, group: int, mode: int) -> None:
     except FileNotFoundError:
         return  # a temporary file that was deleted meanwhile
     try:
-        if not stat.S_ISLNK(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        # A file with a second name is that of whoever gave it one, too: it keeps its mode.
+        if stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
             os.chown(f"/proc/self/fd/{descriptor}", -1, group)
             os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101  no path of ours
     finally:
@@ -335,6 +338,19 @@ def _check_kind(path: Path, status: os.stat_result) -> None:
     if status.st_mode & stat.S_IWOTH:
         message = f"everyone may write to {path}: an engine there could be anybody's code"
         raise StoreError(message, "Name a folder below it, which enginecache makes private.")
+
+
+def _check_registry(path: Path) -> None:
+    """Refuse a registry that is no file of the folder: SQLite follows a link, and waits for the writer of a pipe."""
+    for file in (path, *(path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm"))):
+        status = _lstat(file)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+            message = f"{file} is {kind}, and enginecache would use it as its registry"
+            fix = f"Move it away: look at it with `ls -ld {shlex.quote(str(file))}`."
+            if file == path:
+                fix += "\nThen `enginecache verify --repair --yes` makes the registry anew from the stored engines."
+            raise StoreError(message, fix)
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

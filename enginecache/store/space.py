@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ class Reserve:
                 return
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
+                _require_own(descriptor)
                 if stat.S_IMODE(os.fstat(descriptor).st_mode) != self._mode:
                     os.fchmod(descriptor, self._mode)
                 os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
@@ -141,6 +143,7 @@ class Reserve:
             # Truncated, not deleted: a full file system may have no room for the change of a folder.
             descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                _require_own(descriptor)
                 os.ftruncate(descriptor, 0)
             finally:
                 os.close(descriptor)
@@ -148,3 +151,14 @@ class Reserve:
             yield
         finally:
             self.keep()
+
+
+def _require_own(descriptor: int) -> None:
+    """Refuse a file with a second name: its bytes are also those of whoever gave it one.
+
+    Raises:
+        OSError: So it is, or it is no regular file.
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
