@@ -325,7 +325,9 @@ def check_artefacts(root: Root) -> Found:
     """Read every timing cache and runtime cache; each that is not whole with the function that deletes it."""
     for kind in get_args(ArtefactKind):
         for path, problem in Artefacts(root, kind).check():
-            finding = Finding("artefact", str(path), f"{path}: {problem}", "delete the file; later work is slower once")
+            is_ours = _is_regular(path)
+            repair = "delete the file; later work is slower once" if is_ours else "none: move it away yourself"
+            finding = Finding("artefact", str(path), f"{path}: {problem}", repair)
             yield finding, lambda path=path: _delete(path)  # type: ignore[misc]
 
 
@@ -341,8 +343,19 @@ def count_kept(root: Root, registry: Registry) -> Kept:
     )
 
 
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def _delete(path: Path) -> bool:
+    """Delete a file; False for a link, a folder or a pipe of its name, which enginecache does not make."""
+    is_ours = _is_regular(path)
+    if is_ours:
+        path.unlink(missing_ok=True)
+    return is_ours
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _set_mode(path: Path, mode: int) -> bool:

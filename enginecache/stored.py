@@ -300,6 +300,8 @@ class StoredEngines:
         return finding, lambda: self._removal.delete_garbage(item)
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
+        if not self.root.is_made:
+            return [], []  # no cache, whose folder a prune would have to make first
         named = self._registry.named()
         unfinished = self._registry.unfinished_builds()
         running = [build.id for build in unfinished if checks.is_under_way(build, self._locks)]

@@ -562,3 +562,26 @@ def test_a_check_changes_nothing(open_cache, model):
     assert (state(), cache._registry.examine()) == (before, rows)
     (cache.root.tmp / "left").unlink()
     cache.verify(repair=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/etc/passwd")])
+def test_what_is_no_file_in_a_timing_caches_place_is_found_and_not_deleted(open_cache, model, make):
+    cache = open_cache()
+    cache.get(model, **ASK)
+    path = cache.root.path / "timing-caches" / ("ab" * 32)
+    make(path)
+    before = path.lstat()
+    (finding,) = cache.verify(repair=True).findings
+    assert (finding.kind, finding.is_repaired) == ("artefact", False)
+    assert "move it away" in finding.repair
+    assert path.lstat().st_ino == before.st_ino
+    path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_prune_of_a_folder_that_is_no_cache_yet_makes_none(open_cache):
+    cache = open_cache(is_made=False, grace_s=0.0)
+    cache.root.path.mkdir(mode=0o755)
+    staged = cache.root.path / ".enginecache-abcdefgh"
+    staged.touch()
+    assert cache.execute_prune(cache.plan_prune(older_than_s=0.0)) == 0
+    assert list(cache.root.path.iterdir()) == [staged]
