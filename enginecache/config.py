@@ -39,8 +39,10 @@ LONGEST_S = 36525 * DAY_S
 MAX_COUNT = (1 << 63) - 1
 """The largest number that SQLite has."""
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 16
 """No configuration file is larger; a device may have no end."""
+_MAX_DOTS = 200
+"""In a line of it. No setting has a name of parts, and the time that ``tomllib`` takes grows as their square."""
 
 _LOGGER = logging.getLogger("enginecache")
 
@@ -237,7 +239,7 @@ def _parse_dir(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
-        raise ValueError("there is no such user, or none with a home") from error
+        raise ValueError("the home of a user that is not known, or who has none") from error
 
 
 def _parse_choice(*choices: str) -> Callable[[str], str]:
@@ -387,7 +389,13 @@ def _text_of(path: Path) -> str:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16, and must be UTF-8")
-    return content.decode("utf-8-sig")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8: see byte {error.start + 1}") from error
+    if any(line.count(".") > _MAX_DOTS for line in text.split("\n") if not line.lstrip().startswith("#")):
+        raise ValueError(f"a line of it has more than {_MAX_DOTS} dots")
+    return text
 
 
 def _is_null(status: os.stat_result) -> bool:
