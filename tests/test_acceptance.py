@@ -225,8 +225,19 @@ def test_output_file_is_a_copy_that_leaves_the_stored_engine_alone(shared, cifar
 def test_output_that_cannot_be_written_is_refused_before_anything_is_built(folder, model, tmp_path):
     done = run_here("get", model, *BATCH, *SM_89, "-o", tmp_path / "no-folder" / "plan", folder=folder)
     assert_refused(done, 2, "no-folder", "mkdir -p")
+    done = run_here("get", model, *BATCH, *SM_89, "-o", f"{tmp_path}/plans/", folder=folder)
+    assert_refused(done, 2, "plans/ names a folder, and there is none", "plans.plan")
     with EngineCache.open(dir=folder) as cache:
         assert cache.builds() == []
+
+
+@pytest.mark.parametrize("name", ["~", "a b", "-x", "$HOME"])
+def test_the_command_that_makes_the_folder_of_an_output_file_makes_it(folder, model, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    command = ["get", model, *BATCH, *SM_89, "--offline", f"--output={name}/x.plan"]
+    assert_refused(refused := run_here(*command, folder=folder), 2, f"there is no folder {name}", "Make it")
+    subprocess.run(["sh", "-c", refused.stderr.split("Make it: ")[1]], check=True)
+    assert_refused(run_here(*command, folder=folder), 3, "no stored engine serves", "Leave --offline out")
 
 
 # Bad input. Each makes its arguments in a folder of its own.

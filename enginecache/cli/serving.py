@@ -99,6 +99,8 @@ def _copy_path(text: str, asked: Asked) -> Path:
         raise OptionError(
             "-o: a plan is not written to standard output", "Name a file; the path that is printed has it."
         )
+    if text.endswith(("/", "/.")) and not path.is_dir():
+        raise OptionError(f"-o: {text} names a folder, and there is none", f"Name the file, such as -o {path}.plan.")
     check_target(path, Config.load(dir=asked.folder).dir, asked.model)
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import stat
 import uuid
@@ -45,7 +46,8 @@ def check_target(target: Path, keep_out: Path, model: Path) -> None:
     if status is not None and stat.S_ISDIR(status.st_mode):
         raise OptionError(f"-o: {target} is a folder", f"Name the file, such as -o {target / 'model.plan'}.")
     if not place.parent.is_dir():
-        raise OptionError(f"-o: there is no folder {target.parent}", f"Make it: mkdir -p {target.parent}")
+        make = f"mkdir -p -- {shlex.quote(str(target.parent))}"
+        raise OptionError(f"-o: there is no folder {target.parent}", f"Make it: {make}")
     if status is not None:
         _require_plan(target, status, keep_out, model)
     try:
@@ -68,13 +70,17 @@ def _require_plan(target: Path, status: os.stat_result, keep_out: Path, model: P
     if status.st_nlink > 1 and any(_is_same(status, blob) for blob in keep_out.glob("engines/*/*")):
         raise OptionError(f"-o: {target} is a hard link to a stored engine", "Delete that link, or name another file.")
     try:
-        with target.open("rb") as file:
-            head = file.read(len(PLAN_MAGICS[0]))
+        is_plan = _is_plan_or_empty(target)
     except OSError as error:
         raise OptionError(*_unusable(target, error)) from error
-    if head and head not in PLAN_MAGICS:
+    if not is_plan:
         message = f"-o: {target} exists and is not a TensorRT plan, so it is not replaced"
         raise OptionError(message, "Name another file, or delete that one first.")
+
+
+def _is_plan_or_empty(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(PLAN_MAGICS[0])) in (b"", *PLAN_MAGICS)
 
 
 def _is_same(status: os.stat_result, path: Path) -> bool:
@@ -166,3 +172,7 @@ def _require_replaceable(target: Path) -> None:
     if target.exists() and not target.is_file():
         message = f"the engine cannot be copied to {target}: it is there and is no regular file"
         raise StoreError(message, "Name another file with -o.")
+    # Again: a build takes minutes, in which another program may have written a file there.
+    if target.is_file() and not target.is_symlink() and not _is_plan_or_empty(target):
+        message = f"the engine is not copied to {target}: a file that is not a TensorRT plan is there"
+        raise StoreError(message, "The engine is in the cache; name another file with -o.")
