@@ -116,7 +116,8 @@ def _is_interpreter(path: str) -> bool:
 
 
 def _is_program(path: str) -> bool:
-    return Path(path).is_file() and os.access(path, os.X_OK)
+    # Not Path.is_file, which raises an error for a file in another user's closed folder.
+    return os.path.isfile(path) and os.access(path, os.X_OK)  # noqa: PTH113
 
 
 def _is_frozen() -> bool:

@@ -62,6 +62,23 @@ def test_where_the_executable_is_no_python_the_prefix_has_one(monkeypatch, execu
     assert os.path.realpath(first.path) == str(HERE)
 
 
+def test_executable_in_a_closed_folder_is_passed_over(monkeypatch):
+    """As after a server has given up root: its own Python lies where it may not look any more."""
+    real = os.stat
+
+    def closed(path, *arguments, **keywords):
+        if str(path).startswith("/closed/"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(sys, "executable", "/closed/bin/python3")
+    (first, *_) = interpreters()
+    assert os.path.realpath(first.path) == str(HERE)
+    with pytest.raises(InterpreterError, match="not a program that this user may run"):
+        interpreters("/closed/bin/python3")
+
+
 def test_where_none_is_known_the_error_says_how_to_name_one(monkeypatch, nowhere):
     monkeypatch.setattr(sys, "executable", None)
     with pytest.raises(InterpreterError, match=r"sys\.executable is empty") as caught:
