@@ -37,6 +37,9 @@ _NO_MEMORY = (
 )
 """How C++, Python, the loader of shared libraries and OpenBLAS say it. Source: glibc, dl-load.c; OpenBLAS 0.3."""
 
+_NO_THREADS = ("can't start new thread", "pthread_create", "Resource temporarily unavailable")
+"""How Python, OpenBLAS and C++ (``std::system_error``) say that no thread may be started."""
+
 _ABOUT_FOLDER = {
     errno.EACCES,
     errno.EEXIST,
@@ -86,6 +89,11 @@ def describe_os_error(
 def is_about_memory(text: str) -> bool:
     """Whether a message of a library, or a line of a log, says that memory ran out."""
     return any(words in text for words in _NO_MEMORY)
+
+
+def is_about_threads(text: str) -> bool:
+    """Whether a line of a log says that no more threads may be started."""
+    return any(words in text for words in _NO_THREADS)
 
 
 def is_out_of_descriptors() -> bool:
@@ -258,7 +266,8 @@ def _not_a_path(_path: AnyPath | None) -> tuple[str, str]:
     return "no file can have that name", "Check where the path comes from."
 
 
-def _processes(_path: AnyPath | None) -> tuple[str, str]:
+def explain_threads(_path: AnyPath | None = None) -> tuple[str, str]:
+    """Return that no more threads may be started, and how the limit is raised."""
     return "no more processes or threads may be started", (
         "End some, or raise the limit (`ulimit -u`; the pids limit of the container; TasksMax= of systemd)."
     )
@@ -315,6 +324,6 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     ),
     errno.ENOTSUP: _fixed("", "Name a place on a local disk."),
     errno.E2BIG: _fixed("the environment and arguments are too long", "Unset large variables of the environment."),
-    errno.EAGAIN: _processes,
+    errno.EAGAIN: explain_threads,
     errno.ENOMEM: _memory,
 }

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from enginecache.devices import Device
 from enginecache.environment import Pairs, passed, snapshot
 from enginecache.errors import InterpreterError
 from enginecache.interpreter import NAME_ONE
-from enginecache.os_errors import is_about_memory
+from enginecache.os_errors import is_about_memory, is_about_threads
 
 READY = "ready"
 """The first report of every child."""
@@ -253,18 +254,29 @@ class Worker:
 
 
 def is_from_outside(status: int, tail: Sequence[str]) -> bool:
-    """Whether a child that ended without a result was killed or had no memory: that says nothing of its work.
+    """Whether a child that ended without a result was killed, or had no memory or threads: not by its own work.
 
     Args:
         status: As :meth:`Worker.wait` gives it.
         tail: The last lines of its log.
     """
-    return is_out_of_memory(tail) or -status in _KILLS
+    return is_out_of_memory(tail) or is_out_of_threads(tail) or -status in _KILLS
 
 
 def is_out_of_memory(tail: Sequence[str]) -> bool:
     """Whether the last lines of a log say that memory ran out."""
     return any(map(is_about_memory, tail))
+
+
+def is_out_of_threads(tail: Sequence[str]) -> bool:
+    """Whether the last lines of a log say that no thread could be started."""
+    return any(map(is_about_threads, tail))
+
+
+def memory_limit_bytes() -> int | None:
+    """How much address space a child may have, None for any: without it native code crashes where it should say so."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def describe_status(status: int) -> str:

@@ -23,13 +23,16 @@ from enginecache.errors import (
     ToolchainError,
 )
 from enginecache.interpreter import Interpreter, environment_for, interpreters, run_with
-from enginecache.os_errors import RESOURCES, describe_os_error, explain_full_disk, free_inodes
+from enginecache.options import format_size
+from enginecache.os_errors import RESOURCES, describe_os_error, explain_full_disk, explain_threads, free_inodes
 from enginecache.processes import (
     Worker,
     child_environment,
     describe_status,
     is_from_outside,
     is_out_of_memory,
+    is_out_of_threads,
+    memory_limit_bytes,
     running_worker,
     tail_of,
 )
@@ -203,7 +206,8 @@ def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCach
         what = f"the builder process ended {describe_status(status)} before it had opened the model"
         advice = "Python or TensorRT could not be loaded; `enginecache doctor` checks the installation."
         return ToolchainError(what, f"{advice}\n{last}\nThe builder's log: {log_path}")
-    kind = BuilderKilledError if is_from_outside(status, tail) else BuilderCrashError
+    is_limited = status < 0 and memory_limit_bytes() is not None
+    kind = BuilderKilledError if is_from_outside(status, tail) or is_limited else BuilderCrashError
     return kind(what, f"{advice}\n{last}", str(log_path))
 
 
@@ -211,6 +215,13 @@ def _cause(status: int, tail: Sequence[str]) -> tuple[str, str]:
     """What happened, and what to do."""
     if is_out_of_memory(tail):
         return "the builder ran out of memory and died", "Free memory, or raise the container's limit, and try again."
+    if is_out_of_threads(tail):
+        return "the builder could not start a thread and died", explain_threads()[1]
+    return _ending(status, tail)
+
+
+def _ending(status: int, tail: Sequence[str]) -> tuple[str, str]:
+    """The same for a process whose log names no resource that it lacked."""
     if status >= 0:
         what = f"the builder process ended with status {status} and no result"
         return what, "The log says more; `enginecache doctor` checks the installation."
@@ -219,8 +230,17 @@ def _cause(status: int, tail: Sequence[str]) -> tuple[str, str]:
         return what, "Look in the kernel's log and at the container's memory limit; give the build more memory."
     if is_from_outside(status, tail):
         return f"the builder was ended {describe_status(status)}", "Something outside ended it; run it again."
+    return _crash(status)
+
+
+def _crash(status: int) -> tuple[str, str]:
     what = f"the builder crashed: it was ended {describe_status(status)}"
-    return what, "TensorRT crashed on this model: try another release of it, or fold the model's constants first."
+    limit = memory_limit_bytes()
+    if limit is None:
+        return what, "TensorRT crashed on this model: try another release of it, or fold the model's constants first."
+    # Protobuf and TensorRT do not look at every pointer that the allocator gives.
+    what += f", perhaps for want of memory: it may have {format_size(limit)}"
+    return what, "Raise the limit of its address space (`ulimit -v`), and try again."
 
 
 def log_tail(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from builder_processes import ENVIRONMENT, children
 from waiting import is_running, wait_for
 
 from enginecache import processes
+from enginecache.builders import child
 from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import BuilderCrashError, BuilderKilledError, ToolchainError
 from enginecache.failures import is_lasting
@@ -204,3 +205,33 @@ def test_worker_without_memory_says_so(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert "BuilderKilledError" in done.stdout, done.stdout + done.stderr
     assert "out of memory" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: can't start new thread",
+        "  what():  Resource temporarily unavailable",
+        'pyo3_runtime.PanicException: ThreadPoolBuildError { message: "Resource temporarily unavailable" }',
+    ],
+)
+@pytest.mark.parametrize("status", [1, -signal.SIGABRT])
+def test_builder_that_may_start_no_thread_is_not_to_be_remembered(tmp_path, line, status):
+    log = tmp_path / "build.log"
+    log.write_text(f"{line}\n")
+    error = child._death(status, log)
+    assert type(error) is BuilderKilledError
+    assert error.what == "the builder could not start a thread and died"
+    assert "ulimit -u" in error.fix
+    assert not is_lasting(error)
+
+
+def test_crash_within_a_limit_of_memory_is_not_to_be_remembered(tmp_path, monkeypatch):
+    """Protobuf was seen to end by SIGSEGV where it got no memory to convert a graph in."""
+    assert is_lasting(child._death(-signal.SIGSEGV, tmp_path / "build.log"))
+    monkeypatch.setattr(processes.resource, "getrlimit", lambda _limit: (680 << 20, -1))
+    error = child._death(-signal.SIGSEGV, tmp_path / "build.log")
+    assert type(error) is BuilderKilledError
+    assert "it may have 680 MiB" in error.what
+    assert "ulimit -v" in error.fix
+    assert not is_lasting(error)
