@@ -36,6 +36,7 @@ from typing import Any
 
 import blake3
 
+from enginecache.model.narrowing import LARGEST, SMALLEST
 from enginecache.model.tensors import CONTENT_FIELDS
 
 STRUCTURE_DOMAIN = b"enginecache/structure/v2\n"
@@ -91,13 +92,15 @@ class StructureWriter:
     Args:
         on_tensor: Takes each tensor's content, after which it is cleared from the message.
         on_node: Sees each node. It decides nothing about the digest.
+        on_wide: Sees each node with an integer attribute beyond 32 bits, when its structure has been written.
     """
 
-    def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore) -> None:
+    def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore, on_wide: OnNode = _ignore) -> None:
         self._hasher = blake3.blake3(STRUCTURE_DOMAIN)
         self._value_info = blake3.blake3(VALUE_INFO_DOMAIN)
         self._on_tensor = on_tensor
         self._on_node = on_node
+        self._on_wide = on_wide
         # Appending to this at a million places is what the walk's speed hangs on.
         self._out = bytearray()
         # One step for each field of each message, made when it is first met.
@@ -105,6 +108,7 @@ class StructureWriter:
         self._depth = 0
         self._graphs = 0
         self._has_nan = False
+        self._is_wide = False
         self._has_value_info = False
         self.has_unknown_fields = False
 
@@ -136,9 +140,13 @@ class StructureWriter:
 
     def _node(self, node: Any) -> None:
         self._on_node(node)
+        outer, self._is_wide = self._is_wide, False
         self._message(node)
         if self._has_nan:
             self._exactly(node.attribute)
+        if self._is_wide:
+            self._on_wide(node)
+        self._is_wide = outer
 
     def _function(self, function: Any) -> None:
         self._message(function)
@@ -260,6 +268,8 @@ class StructureWriter:
             self._out += head + pack(value)
             if isnan(value):
                 self._has_nan = True
+            elif not SMALLEST <= value <= LARGEST:  # of a float too, which its node then explains
+                self._is_wide = True
 
         return step
 
@@ -270,6 +280,7 @@ class StructureWriter:
                 part = values[start : start + SLICE_VALUES]
                 self._out += struct.pack(f"<{len(part)}{form}", *part)
                 self._has_nan |= isnan(sum(part))  # as it is for opposite infinities: no harm
+                self._is_wide |= not SMALLEST <= min(part) <= max(part) <= LARGEST
 
         return step
 

@@ -15,6 +15,7 @@ from enginecache.model.external import ExternalData
 from enginecache.model.files import ModelFiles, advice_for, unreadable
 from enginecache.model.graph import StructureWriter
 from enginecache.model.identity import Dimension, ModelIdentity, ModelInput, ModelSource
+from enginecache.model.narrowing import WideParameterFinder, refuse_wide_attributes, refuse_wide_dims
 from enginecache.model.quantization import QuantizationFinder
 from enginecache.model.tensors import ELEMENT_TYPES, WEIGHTS_DOMAIN, WeightsWriter
 
@@ -170,6 +171,7 @@ def _check(model: Any, name: str) -> None:
 def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
     """The fields of :class:`ModelIdentity` that the graph tells; the model has no tensor content afterwards."""
     quantization = QuantizationFinder()
+    parameters = WideParameterFinder()
     with (
         closing(StreamDigest(WEIGHTS_DOMAIN)) as weights,
         closing(ExternalData(source.external_dir, files)) as external,
@@ -179,12 +181,18 @@ def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
         def on_tensor(tensor: Any, content: Mapping[str, Any]) -> None:
             quantization.see_tensor(tensor)
             writer.write(tensor, content)
+            parameters.see_tensor(tensor, content)
+
+        def on_node(node: Any) -> None:
+            quantization.see_node(node)
+            parameters.see_node(node)
 
         model.graph.ClearField("name")  # those of the graphs inside it count
-        structure = StructureWriter(on_tensor, quantization.see_node)
+        structure = StructureWriter(on_tensor, on_node, refuse_wide_attributes)
         structure.write(model)
     if structure.has_unknown_fields:
         raise _unknown_fields(source.name)
+    parameters.refuse()
     return {
         "structure": structure.hexdigest(),
         "weights": weights.hexdigest(),
@@ -226,6 +234,7 @@ def _input(value: Any, name: str) -> ModelInput:
     if not all(isinstance(text, str | int | None) for text in (value.name, *dims)):
         # Protobuf hands out bytes where a string is not UTF-8.
         raise ModelError(f"{label} has a name, or a dimension's name, that is not UTF-8", EXPORT_AGAIN)
+    refuse_wide_dims(label, dims)
     return ModelInput(value.name, ELEMENT_TYPES[tensor.elem_type].name, dims)
 
 
