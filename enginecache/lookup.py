@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,10 @@ class Match:
     def is_exact(self) -> bool:
         """Whether it has exactly the asked key."""
         return self.siblings is None
+
+
+MAX_LOOKS = 16
+"""Rounds of one search. Other processes that publish and remove cause a few; more mean that the registry is damaged."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,20 @@ class Lookup:
             RegistryError: The entry's row is damaged.
         """
         damaged: list[Reason] = []
-        while (record := self._registry.find(key.digest)) is not None:
-            if record.key_json != key.canonical_json():
-                raise RegistryError(
-                    f"the row of {key.digest[:12]} is damaged: it has the text of another key", REPAIR_FIX
-                )
-            if self._is_whole(record, damaged, force_check=force_check):
-                return Match(record)
-        found = self._find_wider(key, damaged, force_check=force_check)
-        # Read after the search: an engine of exactly this key that was published meanwhile comes before any other.
-        if isinstance(found, Match) and self._registry.has_entry(key.digest):
-            return self.find(key, force_check=force_check)
-        return found
+        for _ in range(MAX_LOOKS):
+            record = self._registry.find(key.digest)
+            if record is not None:
+                if record.key_json != key.canonical_json():
+                    message = f"the row of {key.digest[:12]} is damaged: it has the text of another key"
+                    raise RegistryError(message, REPAIR_FIX)
+                if self._is_whole(record, damaged, force_check=force_check):
+                    return Match(record)
+                continue
+            found = self._find_wider(key, damaged, force_check=force_check)
+            # Read after the search: an engine of exactly this key that was published meanwhile comes before any other.
+            if isinstance(found, Miss) or not self._registry.has_entry(key.digest):
+                return found
+        raise _contradiction()
 
     def find_in_use(self, key: EngineKey, uses: UseLog) -> Match | Miss:
         """Like :meth:`find`, for an engine that is about to be handed out: its use is noted.
@@ -121,7 +128,7 @@ class Lookup:
         """
         noted = key.digest if uses.last_used(key.digest) is not None else ""
         damaged: tuple[Reason, ...] = ()
-        while True:
+        for _ in range(MAX_LOOKS):
             if noted:
                 uses.touch(noted)
             found = self.find(key)
@@ -131,10 +138,13 @@ class Lookup:
                 return replace(found, reasons=(*found.reasons, *damaged))
             noted = found.record.key
             damaged += found.reasons[1:]
+        raise _contradiction()
 
     def _find_wider(self, key: EngineKey, damaged: list[Reason], *, force_check: bool) -> Match | Miss:
-        while True:
+        for looks in itertools.count():
             related = list(self._registry.relatives(key.model_structure, key.model_weights))
+            if looks > len(related) + MAX_LOOKS:
+                break
             candidates = _judged(key, related)
             chosen = next((c.record for c in candidates if c.verdict.level == "exact"), None)
             if chosen is None:
@@ -142,6 +152,7 @@ class Lookup:
             if self._is_whole(chosen, damaged, force_check=force_check):
                 reasons = next(c.verdict.reasons for c in candidates if c.record is chosen)
                 return Match(chosen, (*reasons, *damaged), siblings_of(chosen, related))
+        raise _contradiction()
 
     def _is_whole(self, record: EntryRecord, damaged: list[Reason], *, force_check: bool) -> bool:
         """Return whether the blob is whole; if not, set it aside, and add to ``damaged`` why.
@@ -242,3 +253,8 @@ def siblings_of(record: EntryRecord, related: Iterable[EntryRecord]) -> str:
     """Return the attempts that made the entries of the record's model, as the registry's ``siblings`` does."""
     same = sorted((other.key, other.build_id) for other in related if other.model_digest == record.model_digest)
     return ",".join(build_id for _, build_id in same)
+
+
+def _contradiction() -> RegistryError:
+    """Return the error for a registry that names an entry in one query and not in the next, or cannot forget it."""
+    return RegistryError("the registry is damaged: its indexes do not agree with its rows", REPAIR_FIX)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fakes import ConstantBuilder, fake_cache
 
 from enginecache.cache import EngineCache
 from enginecache.digests import digest_of
-from enginecache.lookup import STORE_LOCK, Match, Miss
+from enginecache.errors import RegistryError
+from enginecache.lookup import STORE_LOCK, Lookup, Match, Miss
 from enginecache.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
@@ -184,3 +186,14 @@ def test_a_root_whose_folder_of_locks_is_gone_cannot_set_aside_silently(tmp_path
     with pytest.raises(OSError, match="cannot be taken"):
         cache._lookup.find(key_of(cache, model))
     assert len(cache.entries()) == 1
+
+
+def test_a_registry_whose_queries_contradict_each_other_is_an_error_and_no_endless_search(open_cache, model):
+    cache = open_cache()
+    key = key_of(cache, model)
+    cache.get(model, **ASK)
+    registry = mock.Mock(wraps=cache._registry)
+    registry.find.side_effect = lambda _key: None  # as with a damaged index; the other queries see the row
+    lookup = Lookup(registry, cache._store, cache._memo, cache._locks)
+    with pytest.raises(RegistryError, match="indexes do not agree"):
+        lookup.find(key)

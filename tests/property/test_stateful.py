@@ -199,9 +199,9 @@ class CacheModel(RuleBasedStateMachine):
     def failure_in_force(self, asked: Asked) -> int:
         """How many refusals in a row forbid an attempt now; 0 where it may be tried."""
         now, attempts = self.clock.time(), self.attempts.get(asked, [])
-        successes = [attempt.at for attempt in attempts if attempt.is_success]
-        failed = [a for a in attempts if not a.is_success and a.at <= now + MINUTE_S]
-        failed = sorted((a for a in failed if all(at < a.at for at in successes)), reverse=True)
+        # In the order in which they were made, whatever the clock said.
+        last = max((place for place, attempt in enumerate(attempts) if attempt.is_success), default=-1)
+        failed = [attempt for attempt in reversed(attempts[last + 1 :]) if attempt.at <= now + MINUTE_S]
         count = next((n for n, attempt in enumerate(failed) if not attempt.is_lasting), len(failed))
         if not count:
             return 0
