@@ -451,7 +451,7 @@ def cold_paths(table: Table, rounds: int, folder: Path, entries: int) -> None:
     )
     for row in list(table.rows.values())[-3:]:
         row.goal = "under 600 ms"
-    size_bytes = cache.totals().size_bytes
+    size_bytes = cache.stats().size_bytes
     for what, limit in (("nothing", size_bytes), ("a tenth", size_bytes * 9 // 10), ("half", size_bytes // 2)):
         seconds = planned(many, limit, rounds)
         table.add(f"plan a prune of {entries:,} with their files, {what} goes", seconds, goal="under 2 s")

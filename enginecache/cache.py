@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from enginecache.builders.base import Builder, ProgressCallback
 from enginecache.builders.child import ProcessBuilder
-from enginecache.config import Backend, Config, require_seconds
+from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_seconds
 from enginecache.devices import current_device, find_device
 from enginecache.entry import Entry, Explanation, Outcome
 from enginecache.errors import (
@@ -46,16 +46,50 @@ class EngineCache(StoredEngines):
     """A cache of TensorRT engines.
 
     Safe from threads and processes: ``get`` builds an engine at most once for a key, whoever asks. It holds no open
-    file or connection between calls, so it may be carried across a fork.
+    file or connection between calls, so it may be carried across a fork. A server opens it once and keeps it.
+    ``EngineCache(...)`` takes what :meth:`open` takes.
 
     Example:
-        >>> with EngineCache.open() as cache:                                    # doctest: +SKIP
-        ...     entry = cache.get("model.onnx", dims={"batch": (1, 32, 64)})
-        ...     engine = cache.load("model.onnx", dims={"batch": (1, 32, 64)})
+        >>> cache = EngineCache("/var/cache/engines")                            # doctest: +SKIP
+        ... entry = cache.get("model.onnx", dims={"batch": (1, 32, 64)})
+        ... engine = cache.load("model.onnx", dims={"batch": (1, 32, 64)})
+
+    Args:
+        builder: Builds the engines in place of the default, a child process.
+        place: Chooses who builds, for what.
     """
 
-    def __init__(self, config: Config, *, builder: Builder | None = None, place: Callable[..., Any] = place) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        dir: str | os.PathLike[str] | Config | Settings | None = None,  # noqa: A002  the setting's name
+        *,
+        shared: Shared | None = None,
+        backend: Backend | None = None,
+        timeout_s: float | None = None,
+        max_size_bytes: int | None = None,
+        grace_s: float | None = None,
+        failure_ttl_s: float | None = None,
+        cuda_major: int | None = None,
+        pass_environment: Sequence[str] | None = None,
+        follow_links: bool | None = None,
+        python: str | os.PathLike[str] | None = None,
+        builder: Builder | None = None,
+        place: Callable[..., Any] = place,
+    ) -> None:
+        given = {
+            "shared": shared,
+            "backend": backend,
+            "timeout_s": timeout_s,
+            "max_size_bytes": max_size_bytes,
+            "grace_s": grace_s,
+            "failure_ttl_s": failure_ttl_s,
+            "cuda_major": cuda_major,
+            "pass_environment": pass_environment,
+            "follow_links": follow_links,
+            "python": python,
+        }
+        super().__init__(dir if isinstance(dir, Settings) else chosen_settings(dir, given))
+        config = self.config
         self._publication = Publication(
             self.root,
             self._registry,

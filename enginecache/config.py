@@ -170,6 +170,28 @@ class Settings:
         return path, found, sorted(pair for pair in environ.items() if pair[0].startswith("ENGINECACHE_"))
 
 
+def chosen_settings(
+    dir: str | os.PathLike[str] | Config | None,  # noqa: A002  the setting's name
+    given: Mapping[str, Any],
+) -> Config | Settings:
+    """Return the settings that a cache is opened with: a ``Config`` for good, or settings that are read again.
+
+    Args:
+        dir: The cache folder or all settings; None takes the file's or the environment's folder.
+        given: Settings that win over the file and the environment; None counts as left out.
+
+    Raises:
+        TypeError: There is a ``Config`` and another setting.
+        ConfigError: The settings cannot be read.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(dir, Config):
+        return Settings({**given, "dir": dir})
+    if given:
+        raise TypeError(f"a Config has all settings; give it alone, or {', '.join(given)} in it")
+    return dir
+
+
 def _default_dir() -> Path:
     path = _user_folder(platformdirs.user_cache_dir)
     if path is None:

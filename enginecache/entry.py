@@ -23,9 +23,9 @@ Outcome = Literal["hit", "built", "compatible"]
 _PLAIN = ([EXACT.code], [WIDER_REACH])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
-    """A stored engine that serves the request.
+    """A stored engine that serves the request. It is a path: ``open(entry, "rb")`` reads the plan.
 
     Attributes:
         outcome: ``hit``; ``built`` just now by this call; or ``compatible``: not what was asked, but it runs.
@@ -78,6 +78,12 @@ class Entry:
         entry.__dict__.update(self.__dict__)
         entry.__dict__["elapsed_seconds"] = elapsed_seconds
         return entry
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Entry({self.outcome!r}, key={self.key[:12]!r}, path={str(self.path)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         """An entry that is sent to another process leaves its loader behind, which holds this process's registry."""

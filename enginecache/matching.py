@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from enginecache.devices import Device
 from enginecache.key import KEY_VERSION, Fields, canonical_json
@@ -35,15 +35,43 @@ _NAMES = {
 }
 
 
+ReasonCode = Literal[
+    "absent",
+    "containing_profile",
+    "corrupt",
+    "differs",
+    "exact",
+    "failed",
+    "new_cache",
+    "older_driver",
+    "other_device_model",
+    "reach",
+    "rebuild",
+    "set_aside",
+    "waited",
+    "warning",
+    "wider_reach",
+]
+REASON_CODES: tuple[ReasonCode, ...] = get_args(ReasonCode)
+"""The codes of reasons; :class:`Reason` says what each means."""
+
+
 class Reason(NamedTuple):
     """Why something came out as it did.
 
+    The codes are ``exact`` (a stored engine has exactly this key), ``wider_reach`` (one serves that was built for more
+    GPUs), ``containing_profile`` and ``other_device_model`` (a compatible one serves that was tuned for other shapes,
+    or for another GPU model), ``waited`` (another process built it meanwhile), ``rebuild`` (a rebuild was asked for),
+    ``absent`` (no engine of this model is stored), ``differs`` (in a field of the key), ``reach`` (it runs on other
+    GPUs), ``corrupt`` (a damaged one was set aside now) and ``set_aside`` (earlier), ``failed`` (a failed build is
+    remembered), ``new_cache`` (the folder was made), ``older_driver`` and ``warning`` (what to know about the engine).
+
     Attributes:
-        code: Stable, for programs.
-        text: For people.
+        code: Stable, for programs; one of :data:`REASON_CODES`.
+        text: Human-readable; may change.
     """
 
-    code: str
+    code: ReasonCode
     text: str
 
 
@@ -109,7 +137,7 @@ class Verdict:
 
 
 EXACT = Reason("exact", "a stored engine has exactly this key")
-WIDER_REACH = "wider_reach"
+WIDER_REACH: Literal["wider_reach"] = "wider_reach"
 
 
 def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach, *, stored_version: int = KEY_VERSION) -> Verdict:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from enginecache import checks, eviction, garbage
-from enginecache.config import Config, Settings, require_count, require_seconds
+from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_count, require_seconds
 from enginecache.devices import list_devices
+from enginecache.entry import Entry
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError, shown
 from enginecache.locks.local import LocalKeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
@@ -33,17 +35,20 @@ from enginecache.verification import Finding, Found, Verification, settle
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Stored = str | EntryRecord | Entry | Used
+"""A stored engine: its key or the first characters of it, its row, or what :meth:`EngineCache.get` returned."""
+
 
 class StoredEngines:
     """The engines in one cache folder.
 
     Safe from threads and processes. It holds no open file or connection between calls, so it may be carried across a
-    fork.
+    fork. What takes an engine takes an entry, a row or a key: all 64 characters, or as many as name one engine.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._settings: Settings | None = None
+    def __init__(self, config: Config | Settings) -> None:
+        self._settings = config if isinstance(config, Settings) else None
+        self.config = config = config.config if isinstance(config, Settings) else config
         self.root = Root.find(config.dir, config.shared)
         self._database = Database(self.root.registry_path)
         self._prepare()
@@ -56,25 +61,61 @@ class StoredEngines:
         self._removal = Removal(self.root, self._registry, self._store, self._locks, self._uses, self._usability)
 
     @classmethod
-    def open(cls, config: Config | None = None, **arguments: Any) -> Self:
+    def open(
+        cls,
+        dir: str | os.PathLike[str] | Config | None = None,  # noqa: A002  the setting's name
+        *,
+        shared: Shared | None = None,
+        backend: Backend | None = None,
+        timeout_s: float | None = None,
+        max_size_bytes: int | None = None,
+        grace_s: float | None = None,
+        failure_ttl_s: float | None = None,
+        cuda_major: int | None = None,
+        pass_environment: Sequence[str] | None = None,
+        follow_links: bool | None = None,
+        python: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Open the cache. Makes nothing: the folder and the registry are made when the first engine is stored.
 
+        Each setting that is None is taken from the settings file or the environment, again within a second of a
+        change, but for the folder and the interpreter. :class:`enginecache.Config` describes them.
+
         Args:
-            config: All settings, for good; default: :meth:`Config.load`, again within a second of a change, but for the
-                folder and the interpreter.
-            **arguments: Fields of :class:`Config` that win over the file and the environment, such as ``dir``.
+            dir: Folder of the cache, or a :class:`enginecache.Config` that has all settings, for good.
+            shared: ``group`` lets the folder's group read and write.
+            backend: Which TensorRT flavour builds: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
+            timeout_s: Longest wait for another builder, in seconds.
+            max_size_bytes: Size that the cache is kept under, in bytes.
+            grace_s: Age in seconds under which leftover files are kept.
+            failure_ttl_s: How long a failed build is not repeated, in seconds.
+            cuda_major: CUDA major version, for a TensorRT whose packages do not tell it.
+            pass_environment: Names of further environment variables that the builder is given.
+            follow_links: Follow links that leave the model's folder to external data.
+            python: Interpreter that runs builders and trials.
 
         Raises:
             ConfigError: The configuration cannot be read.
             StoreError: The folder cannot be used.
             RegistryError: The registry cannot be opened.
         """
-        if config is not None:
-            return cls(config)
-        settings = Settings(arguments)
-        opened = cls(settings.config)
-        opened._settings = settings
-        return opened
+        return cls(
+            chosen_settings(
+                dir,
+                {
+                    "shared": shared,
+                    "backend": backend,
+                    "timeout_s": timeout_s,
+                    "max_size_bytes": max_size_bytes,
+                    "grace_s": grace_s,
+                    "failure_ttl_s": failure_ttl_s,
+                    "cuda_major": cuda_major,
+                    "pass_environment": pass_environment,
+                    "follow_links": follow_links,
+                    "python": python,
+                },
+            )
+        )
 
     def make(self) -> bool:
         """Make the folder and the registry where they are missing. Idempotent; safe across processes.
@@ -113,7 +154,7 @@ class StoredEngines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is held open; the form is there so that a later implementation may."""
+        """Do nothing: no file or connection is held between calls, and a cache may be used after its ``with`` block."""
 
     def entries(self, limit: int | None = None) -> list[Used]:
         """Entries with their last use, newest first.
@@ -122,19 +163,19 @@ class StoredEngines:
             limit: Only the newest so many; None is all.
         """
         require_count("limit", limit)
-        return [self.used(record) for record in self._registry.entries(limit)]
+        return [self._removal.used(record) for record in self._registry.entries(limit)]
 
-    def used(self, record: EntryRecord) -> Used:
-        """An entry with its last use."""
-        return self._removal.used(record)
+    def with_last_use(self, engine: Stored) -> Used:
+        """Return the stored engine with its last use."""
+        return self._removal.used(self._record(engine))
 
     def starting_with(self, prefix: str, limit: int) -> list[EntryRecord]:
         """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
         require_count("limit", limit)
         return self._registry.find_prefix(_key_prefix(prefix), limit)
 
-    def require(self, prefix: str) -> EntryRecord:
-        """The entry whose key begins with ``prefix``.
+    def find(self, prefix: str) -> EntryRecord:
+        """Return the entry whose key begins with ``prefix``.
 
         Raises:
             OptionError: The prefix is no hex text.
@@ -152,13 +193,13 @@ class StoredEngines:
             raise AmbiguousKeyError(f"several keys begin with {prefix}", f"Give more letters:\n{listed}")
         return found[0]
 
-    def require_whole(self, prefix: str) -> EntryRecord:
-        """Like :meth:`require`, with the blob checked: what is damaged is set aside and not served. Counts as a use.
+    def find_intact(self, prefix: str) -> EntryRecord:
+        """Like :meth:`find`, with the plan checked: a damaged one is set aside and not served. Counts as a use.
 
         Raises:
             NotCachedError: There is no such entry, or its blob was damaged or gone.
         """
-        record = self.require(prefix)
+        record = self.find(prefix)
         if self._memo.check_blob(record.digest, record.size_bytes) is not BlobState.INTACT:
             reason = self._lookup.set_aside(record)
             if reason is not None:
@@ -166,9 +207,23 @@ class StoredEngines:
         self._uses.touch(record.key)
         return record
 
-    def path(self, record: EntryRecord) -> Path:
-        """Where the entry's plan is."""
-        return self._store.path(record.digest)
+    def path(self, engine: Stored) -> Path:
+        """Return where the plan is."""
+        return self._store.path(self._record(engine).digest)
+
+    def _record(self, engine: Stored) -> EntryRecord:
+        """Return the row of what a caller names.
+
+        Raises:
+            OptionError: It is not a key.
+            NotCachedError: No key begins so.
+            AmbiguousKeyError: Several keys begin so.
+        """
+        if isinstance(engine, EntryRecord):
+            return engine
+        if isinstance(engine, Entry | Used):
+            return engine.record
+        return self.find(engine)
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts to build, newest first."""
@@ -185,12 +240,13 @@ class StoredEngines:
         require_count("limit", limit)
         return self._registry.misses(limit)
 
-    def totals(self) -> RegistryTotals:
-        """Counts and sums."""
+    def stats(self) -> RegistryTotals:
+        """Return counts and sums over all engines, builds and misses."""
         return self._registry.totals()
 
-    def is_intact(self, record: EntryRecord) -> bool:
-        """Whether the entry's blob is there and has its digest."""
+    def is_intact(self, engine: Stored) -> bool:
+        """Return whether the plan is there and has its digest."""
+        record = self._record(engine)
         return self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
 
     def remember_answer(self, answer: AnswerRecord) -> None:
@@ -199,22 +255,23 @@ class StoredEngines:
 
     # Keeping
 
-    def pin(self, record: EntryRecord) -> None:
-        """Keep the entry whatever a prune wants. Idempotent."""
-        self._registry.pin(record.key)
+    def pin(self, engine: Stored) -> None:
+        """Keep the engine whatever a prune wants. Idempotent."""
+        self._registry.pin(self._record(engine).key)
 
-    def unpin(self, record: EntryRecord) -> None:
-        """Let the entry go when a prune wants. Idempotent."""
-        self._registry.unpin(record.key)
+    def unpin(self, engine: Stored) -> None:
+        """Allow a prune to delete the engine again. Idempotent."""
+        self._registry.unpin(self._record(engine).key)
 
-    def remove(self, record: EntryRecord) -> int:
-        """Delete the entry, and its blob if no other entry shares it; the bytes freed.
+    def remove(self, engine: Stored) -> int:
+        """Delete the entry, and its plan if no other entry shares it; return the bytes freed.
 
         Programs that have the plan mapped keep their bytes.
 
         Raises:
             OptionError: The entry is pinned.
         """
+        record = self._record(engine)
         self.make()
         return self._removal.remove(record)
 
@@ -260,7 +317,7 @@ class StoredEngines:
         past, young = self._garbage()
         findings += settle(map(self._orphan, past), repair=repair)
         kept = checks.count_kept(self.root, self._registry)
-        return Verification(self.totals().entries, tuple(findings), tuple(young), kept)
+        return Verification(self.stats().entries, tuple(findings), tuple(young), kept)
 
     @classmethod
     def verify_folder(cls, config: Config, *, deep: bool = False, repair: bool = False) -> Verification:

@@ -41,7 +41,7 @@ def test_exact_builds_where_compatible_takes_and_marks_another_device_models_eng
     assert (taken.outcome, taken.key, taken.digest) == ("compatible", stored.key, stored.digest)
     assert taken.requested_key != taken.key
     assert [reason.code for reason in taken.reasons] == ["other_device_model"]
-    assert (builder.count, there.totals().misses) == (1, 1)
+    assert (builder.count, there.stats().misses) == (1, 1)
     assert there.get(model, dims=DIMS, accept="compatible", offline=True).outcome == "compatible"
     own = there.get(model, dims=DIMS)
     assert (own.outcome, own.key) == ("built", taken.requested_key)

@@ -321,7 +321,7 @@ def test_loading_without_a_gpu_is_an_error_with_tensorrts_reason_and_keeps_the_e
     with EngineCache.open(dir=shared) as cache:
         with pytest.raises(LoadRefusedError, match=r"no usable GPU .*INVALID; cudaError 35: CUDA driver"):
             cache.load(EXAMPLE, dims={"batch": (1, 32, 64)}, target="sm_89", offline=True)
-        assert cache.require(cifar["key"]).digest == cifar["digest"]
+        assert cache.find(cifar["key"]).digest == cifar["digest"]
 
 
 @no_gpu
@@ -356,7 +356,7 @@ def test_model_that_tensorrt_refuses_leaves_a_reason_and_a_log(folder, tmp_path)
         (build,) = cache.builds()
         assert (build.state, cache.log_path(build)) == ("failed", log)
         assert "Frobnicate" in build.reason
-        assert cache.totals().builds_failed == 1
+        assert cache.stats().builds_failed == 1
     shown = record("explain", path, *SM_89, folder=folder)
     assert (shown["last_failure"], shown["last_failure_log"]) == (build.reason, str(log))
     assert run_here("verify", folder=folder).returncode == 0

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from fakes import H100, TOOLCHAIN, FakeBuilder
 from models import linear, save
 from waiting import LIMIT_S
 
+import enginecache
+from enginecache import errors as errors_module
 from enginecache import memo
 from enginecache.builders.base import BuildProgress
 from enginecache.cache import EngineCache
@@ -39,9 +41,11 @@ from enginecache.errors import (
     StoreError,
 )
 from enginecache.fingerprint import Fingerprint
+from enginecache.matching import WIDER_REACH
 from enginecache.placement import Placement
 from enginecache.registry.records import utc_now
 from enginecache.request import Ask, GetAsk
+from enginecache.stored import StoredEngines
 from enginecache.targets import Target
 
 DIMS = {"batch": (1, 32, 64)}
@@ -182,7 +186,7 @@ def test_offline_miss_is_an_error_and_counts_as_a_miss(cache, builder, model):
     with pytest.raises(NotCachedError, match="no engine of this model is stored"):
         cache.get(model, dims=DIMS, offline=True)
     assert builder.count == 0
-    assert cache.totals().misses == 1
+    assert cache.stats().misses == 1
     cache.get(model, dims=DIMS)
     assert cache.get(model, dims=DIMS, offline=True).outcome == "hit"
 
@@ -533,7 +537,7 @@ def test_a_build_shrinks_the_cache_to_its_limit_and_spares_what_was_just_built(o
     for path in models[:3]:
         built.append(cache.get(path, dims=DIMS))
         idle(cache, *built[:-1])
-    assert cache.totals().entries == 2
+    assert cache.stats().entries == 2
     assert built[2].path.exists()
     assert [reason.code for reason in built[2].reasons] == ["differs"]  # no warning
 
@@ -542,7 +546,7 @@ def test_a_limit_that_cannot_be_kept_is_a_warning_and_fails_no_build(open_cache,
     cache = open_cache(max_size_bytes=4096)
     for path in models[:2]:
         entry = cache.get(path, dims=DIMS)
-    assert cache.totals().entries == 2  # both used just now
+    assert cache.stats().entries == 2  # both used just now
     (warning,) = [reason.text for reason in entry.reasons if reason.code == "warning"]
     assert "4 KiB above its limit of 4 KiB" in warning
 
@@ -555,7 +559,7 @@ def test_explain_builds_nothing_and_counts_nothing(cache, builder, model):
     assert (explained.verdict, explained.entry, explained.candidates) == ("miss", None, ())
     assert [reason.code for reason in explained.reasons] == ["absent"]
     assert builder.count == 0
-    totals = cache.totals()
+    totals = cache.stats()
     assert (totals.misses, totals.entries, totals.builds_failed) == (0, 0, 0)
     assert cache.builds() == []
     assert list(cache.root.uses.iterdir()) == []
@@ -634,7 +638,7 @@ def test_reason_of_a_refusal_is_of_this_load_alone(cache, models):
 def test_require_takes_a_unique_prefix_in_either_case(cache, model):
     entry = cache.get(model, dims=DIMS)
     for prefix in (entry.key, entry.key[:1], entry.key[:12].upper()):
-        assert cache.require(prefix) == entry.record
+        assert cache.find(prefix) == entry.record
 
 
 def test_require_refuses_what_is_missing_ambiguous_or_no_key(cache, models):
@@ -643,24 +647,24 @@ def test_require_refuses_what_is_missing_ambiguous_or_no_key(cache, models):
         keys.append(cache.get(models[0], dims={"batch": len(keys) + 1}).key)
     shared = keys[-1][0]
     with pytest.raises(AmbiguousKeyError, match=f"several keys begin with {shared}") as caught:
-        cache.require(shared)
+        cache.find(shared)
     assert keys[-1][:16] in caught.value.fix
     unused = next(letter for letter in "0123456789abcdef" if letter not in {key[0] for key in keys})
     with pytest.raises(NotCachedError):
-        cache.require(unused)
+        cache.find(unused)
     for text in ("", "xyz", "a%", "*"):
         with pytest.raises(OptionError, match="is not a key"):
-            cache.require(text)
+            cache.find(text)
 
 
 def test_require_whole_does_not_hand_out_a_damaged_engine(cache, model):
     entry = cache.get(model, dims=DIMS)
     unuse(cache, entry)
-    assert cache.require_whole(entry.key) == entry.record
+    assert cache.find_intact(entry.key) == entry.record
     assert cache.entries()[0].last_used_at.timestamp() > time.time() - 60
     damage(entry.path)
     with pytest.raises(NotCachedError, match="was set aside"):
-        cache.require_whole(entry.key)
+        cache.find_intact(entry.key)
     assert cache.entries() == []
 
 
@@ -706,7 +710,7 @@ def test_pinned_entry_cannot_be_removed_until_it_is_unpinned(cache, model):
 def test_blob_that_two_entries_share_goes_with_the_last(open_cache, model):
     cache = open_cache(SameBytes())
     first, second = (cache.get(model, dims=DIMS, optimization_level=level) for level in (3, 4))
-    assert (first.digest, cache.totals().blobs, cache.totals().size_bytes) == (second.digest, 1, 4096)
+    assert (first.digest, cache.stats().blobs, cache.stats().size_bytes) == (second.digest, 1, 4096)
     unuse(cache, first, second)
     plan = cache.plan_prune(max_size_bytes=0)
     assert (len(plan.entries), plan.freed_bytes) == (2, 4096)
@@ -722,7 +726,7 @@ def test_damaged_blob_that_two_entries_share_is_a_miss_for_both(open_cache, mode
     assert cache.get(model, dims=DIMS, optimization_level=4).outcome == "built"
     assert [used.record.key for used in cache.entries()] == [second.key]
     assert cache.get(model, dims=DIMS).outcome == "built"
-    assert cache.totals().entries == 2
+    assert cache.stats().entries == 2
 
 
 def test_prune_takes_the_least_recently_used_and_frees_what_it_said(cache, models):
@@ -856,7 +860,7 @@ def test_totals_count_builds_misses_and_bytes(cache, models):
         cache.get(path, dims=DIMS)
         cache.get(path, dims=DIMS)
     cache.pin(cache.entries()[0].record)
-    totals = cache.totals()
+    totals = cache.stats()
     assert (totals.entries, totals.blobs, totals.size_bytes, totals.pinned) == (2, 2, 8192, 1)
     assert (totals.builds_succeeded, totals.builds_failed, totals.misses) == (2, 0, 2)
     assert totals.build_seconds == pytest.approx(0.002)
@@ -885,7 +889,7 @@ def test_rebuild_builds_although_the_stored_entry_is_from_the_future(cache, mode
     cache.get(model, dims=DIMS, rebuild=True)
     monkeypatch.undo()
     assert cache.get(model, dims=DIMS, rebuild=True).outcome == "built"
-    assert cache.totals().builds_succeeded == 3
+    assert cache.stats().builds_succeeded == 3
 
 
 @pytest.mark.rtx
@@ -1003,3 +1007,92 @@ def test_defaults_written_out_ask_for_the_same_as_defaults_left_out(cache, model
 def test_precision_is_read_in_any_case(cache, model, precision):
     dims = {"batch": (1, 2, 4)}
     assert cache.explain(model, dims=dims, precision=precision).fields["options"]["precision"] == ["fp16"]
+
+
+# Opening
+
+
+OPENERS = {"call": EngineCache, "open": EngineCache.open, "stored": StoredEngines.open}
+
+
+@pytest.mark.parametrize(
+    "open_one", [EngineCache, EngineCache.open, StoredEngines.open], ids=["call", "open", "stored"]
+)
+def test_cache_opens_from_a_path_a_config_or_the_environment(open_one, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ENGINECACHE_DIR", str(tmp_path / "other"))
+    assert open_one(folder).root.path == open_one(str(folder)).root.path == open_one(dir=folder).root.path == folder
+    assert open_one(Config(dir=folder, grace_s=5.0)).config.grace_s == 5.0
+    assert open_one().root.path == tmp_path / "other"
+
+
+@pytest.mark.parametrize("open_one", [EngineCache, EngineCache.open], ids=["call", "open"])
+def test_settings_are_keywords_and_an_unknown_one_is_a_type_error(open_one, tmp_path):
+    opened = open_one(tmp_path, max_size_bytes=1 << 20, timeout_s=0, follow_links=True, pass_environment=["A"])
+    assert (opened.config.max_size_bytes, opened.config.timeout_s) == (1 << 20, 0)
+    assert (opened.config.follow_links, opened.config.pass_environment) == (True, ("A",))
+    with pytest.raises(TypeError, match="directory"):
+        open_one(directory=tmp_path)
+    with pytest.raises(TypeError, match="grace_s"):
+        open_one(Config(dir=tmp_path), grace_s=5.0)
+
+
+@pytest.mark.parametrize(
+    "open_one", [EngineCache, EngineCache.open, StoredEngines.open], ids=["call", "open", "stored"]
+)
+def test_every_setting_is_a_typed_keyword(open_one):
+    parameters = inspect.signature(open_one).parameters
+    settings = [field.name for field in fields(Config) if field.name != "dir_from"]
+    assert [name for name in parameters if name not in {"builder", "place"}] == settings
+    assert all(each.annotation is not inspect.Parameter.empty for each in parameters.values())
+
+
+# What names an engine
+
+
+def test_verbs_take_an_entry_its_row_its_key_or_the_first_characters_of_that(cache, model):
+    entry = cache.get(model, dims={"batch": (1, 2, 4)})
+    (used,) = cache.entries()
+    for engine in (entry, entry.record, entry.key, entry.key[:8], used):
+        assert cache.path(engine) == entry.path
+        assert cache.is_intact(engine)
+        assert cache.with_last_use(engine).record.key == entry.key
+        cache.pin(engine)
+        assert cache.find(entry.key).is_pinned
+        cache.unpin(engine)
+        assert not cache.find(entry.key).is_pinned
+        assert cache.remove(engine) == entry.size_bytes
+        cache.get(model, dims={"batch": (1, 2, 4)})
+
+
+def test_key_that_names_nothing_is_not_cached(cache):
+    for verb in (cache.pin, cache.unpin, cache.path, cache.is_intact, cache.remove):
+        with pytest.raises(NotCachedError):
+            verb("ab" * 32)
+
+
+def test_entry_is_a_path_with_a_short_repr(cache, model):
+    entry = cache.get(model, dims={"batch": (1, 2, 4)})
+    assert os.fspath(entry) == str(entry.path)
+    assert Path(entry).read_bytes() == entry.path.read_bytes()
+    assert isinstance(entry, os.PathLike)
+    assert repr(entry) == f"Entry('built', key='{entry.key[:12]}', path='{entry.path}')"
+    assert entry.record.key_json not in repr(entry.record)
+
+
+# Public names
+
+
+def test_every_error_is_importable_from_the_package():
+    errors = {name for name, kind in vars(errors_module).items() if inspect.isclass(kind)} - {"ClassVar"}
+    assert errors <= {*enginecache.__all__}
+    assert all(getattr(enginecache, name) is getattr(errors_module, name) for name in errors)
+    assert {*enginecache.__all__} == {*enginecache._HOMES, "__version__"}
+
+
+def test_reason_codes_are_those_of_the_code_and_each_is_described():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(enginecache.__file__).parent.rglob("*.py"))
+    used = {*re.findall(r"\bReason\(\s*\"(\w+)\"", code)} | {WIDER_REACH}
+    assert used == {*enginecache.REASON_CODES}
+    assert re.findall(r"\bReason\(\s*(?!\"|WIDER_REACH|NamedTuple)\w+", code) == []
+    assert used <= {*re.findall(r"``(\w+)``", inspect.getdoc(enginecache.Reason))}

@@ -188,6 +188,11 @@ CLIENT = """
         entry = cache.get("model.onnx", dims={"batch": (1, 32, 64)})
         size: int = entry.size_bytes
         wrong: str = entry.size_bytes
+        cache.pin(entry)
+        open(entry, "rb").close()
+        cache.get("model.onnx", dim={"batch": 1})
+    EngineCache.open(directory="/cache")
+    EngineCache("/cache", backend="cuda")
 """
 
 
@@ -196,5 +201,10 @@ def test_type_checker_sees_the_types_of_an_editable_install(editable, tmp_path):
     script.write_text(textwrap.dedent(CLIENT))
     arguments = ("--strict", "--cache-dir", tmp_path / "mypy", "--python-executable", editable)
     ran = run(sys.executable, "-m", "mypy", *arguments, script, cwd=tmp_path)
-    (error,) = [line for line in ran.stdout.splitlines() if "error:" in line]
-    assert 'expression has type "int", variable has type "str"' in error
+    errors = [line.partition("error: ")[2] for line in ran.stdout.splitlines() if "error:" in line]
+    assert [error[:60] for error in errors] == [
+        'Incompatible types in assignment (expression has type "int", '[:60],
+        'Unexpected keyword argument "dim" for "get" of "EngineCache"; did you mean'[:60],
+        'Unexpected keyword argument "directory" for "open" of "StoredEngines"'[:60],
+        'Argument "backend" to "EngineCache" has incompatible type "Literal'[:60],
+    ]

@@ -176,7 +176,7 @@ def test_a_replaced_entrys_blob_is_young_garbage(open_cache, model):
     assert new.digest != old.digest
     assert files_in(cache, "engines") == sorted([f"{new.digest}.engine", f"{new.digest}.json", f"{old.digest}.engine"])
     assert [item.path for item in cache.verify().young_garbage] == [old.path]
-    assert cache.totals().blobs == 1
+    assert cache.stats().blobs == 1
 
 
 def test_a_replaced_entrys_blob_stays_while_another_entry_shares_it(open_cache, model):
@@ -312,7 +312,7 @@ def test_a_build_begins_with_the_timing_cache_of_the_last_one_and_its_entry_says
     records = [cache._publication.build(asked(cache, model, size))[0] for size in (4, 8, 16)]
     assert started(cache) == [b"", b"1;", b"1;2;"]
     assert [record.timing_cache_digest for record in records] == [None, digest_of(b"1;"), digest_of(b"1;2;")]
-    assert cache.require(records[2].key) == records[2]
+    assert cache.find(records[2].key) == records[2]
 
 
 def test_a_timing_cache_that_tensorrt_did_not_take_is_no_provenance(open_cache, model):
@@ -360,7 +360,7 @@ def test_a_timing_cache_that_is_not_kept_is_a_warning_and_the_build_a_success(op
     record, built = cache._publication.build(resolved)
     (warning,) = built.warnings
     assert "timing cache was not kept" in warning
-    assert cache.require(record.key) == record
+    assert cache.find(record.key) == record
     assert timing_caches.begin(slot).data == b"theirs;"
 
 

@@ -62,7 +62,7 @@ def test_a_hit_is_served_from_a_read_only_file_system_and_nothing_is_written(cac
         entry = reader.get(model, **ASK)
         assert (entry.outcome, entry.path.read_bytes()[:4]) == ("hit", b"vtrt")
         assert [reader.explain(model, **ask).verdict for ask in (ASK, WIDER)] == ["hit", "miss"]
-        assert reader.require_whole(entry.key[:8]).key == entry.key
+        assert reader.find_intact(entry.key[:8]).key == entry.key
         assert snapshot(cache.root.path) == before
 
 

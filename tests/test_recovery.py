@@ -198,7 +198,7 @@ def test_an_index_that_leads_to_another_row_is_not_served_and_is_found(open_cach
         cache.get(model, **ASK)
     assert "verify --repair" in caught.value.fix
     with pytest.raises(RegistryError, match="is that of"):
-        cache.require(keys[0][:8])
+        cache.find(keys[0][:8])
     assert cache.verify(repair=True).findings[0].kind == "registry"
     assert {cache.get(model, **ask).outcome for ask in (ASK, WIDER)} == {"hit"}
 
@@ -363,7 +363,7 @@ def test_processes_that_repair_while_others_get_lose_no_engine(open_cache, tmp_p
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert {used.record.key for used in cache.entries()} >= set(built)
-    assert cache.totals().entries == 4 + len(set(built))
+    assert cache.stats().entries == 4 + len(set(built))
 
 
 @pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])

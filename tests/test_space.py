@@ -345,7 +345,7 @@ def test_a_limit_on_the_size_of_files_is_told_as_one(open_cache, model):
         "import sys; from pathlib import Path; from fakes import fake_cache\n"
         "from enginecache.errors import RegistryError\n"
         "cache = fake_cache(Path(sys.argv[1]))\n"
-        f"try: cache.pin(cache.require({record.key!r}))\n"
+        f"try: cache.pin(cache.find({record.key!r}))\n"
         "except RegistryError as error: print(error)\n"
     )
     ran = run_limited(code, cache.root.path, 4096)

@@ -265,7 +265,7 @@ def test_rows_that_have_each_others_columns_serve_nothing_until_they_are_repaire
             with pytest.raises(RegistryError, match="does not belong to its engine"):
                 call(path, **ask)
         with pytest.raises(RegistryError):
-            fresh.require_whole(entry.key)
+            fresh.find_intact(entry.key)
     with pytest.raises(NotCachedError):
         open_cache().get(model, **ASK, target="sm_86", offline=True)  # nor for what it covers
     assert set(kinds(cache.verify())) >= {"row"}

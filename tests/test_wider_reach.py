@@ -54,7 +54,7 @@ def test_an_engine_for_more_targets_is_a_hit_that_names_its_reach_and_both_keys(
     record = found.to_json()
     assert (record["key"], record["requested_key"]) == (stored.key, found.requested_key)
     assert record["compute_capabilities"] == ["8.6", "8.9"]
-    assert (builder.count, cache.totals().misses) == (1, 1)
+    assert (builder.count, cache.stats().misses) == (1, 1)
 
 
 def test_explain_says_hit_as_get_does(cache, model):
@@ -79,7 +79,7 @@ def test_the_engine_for_exactly_the_asked_targets_comes_first(cache, model):
 def test_of_several_the_narrowest_comes_first_and_of_these_the_newest(cache, model):
     for target in ("portable", ["sm_80", "sm_86"], ["sm_86", "sm_89"], ["sm_86", "sm_89", "sm_120"]):
         cache.get(model, **SHAPES, target=target, rebuild=True)
-    assert cache.totals().entries == 4
+    assert cache.stats().entries == 4
     assert cache.get(model, **ONE).record.compute_capabilities == ("8.6", "8.9")
 
 

@@ -118,8 +118,8 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
       enginecache show 3f9a --json
     """
     cache = open_stored(dir)
-    record = cache.require(key)
-    shown = _json(cache, cache.used(record))
+    record = cache.find(key)
+    shown = _json(cache, cache.with_last_use(record))
     shown["fields"] = record.fields
     shown["driver_version"] = record.driver_version
     shown["builds"] = [
@@ -151,7 +151,7 @@ def path(key: Key, dir: Dir = None) -> None:
       trtexec --loadEngine=$(enginecache path 3f9a)
     """
     cache = open_stored(dir)
-    print_path(cache.path(cache.require_whole(key)))
+    print_path(cache.path(cache.find_intact(key)))
 
 
 def stats(json: Json = False, dir: Dir = None) -> None:
@@ -166,7 +166,7 @@ def stats(json: Json = False, dir: Dir = None) -> None:
       enginecache stats --json
     """
     cache = open_stored(dir)
-    totals = cache.totals()
+    totals = cache.stats()
     misses = cache.misses(limit=5)
     if json:
         latest = [

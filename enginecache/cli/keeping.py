@@ -74,7 +74,7 @@ def pin(key: Key, dir: Dir = None) -> None:
       enginecache pin 3f9a
     """
     cache = open_stored(dir)
-    record = cache.require(key)
+    record = cache.find(key)
     cache.pin(record)
     say(f"pinned {record.key}")
 
@@ -87,7 +87,7 @@ def unpin(key: Key, dir: Dir = None) -> None:
       enginecache unpin 3f9a
     """
     cache = open_stored(dir)
-    record = cache.require(key)
+    record = cache.find(key)
     cache.unpin(record)
     say(f"unpinned {record.key}")
 
@@ -101,7 +101,7 @@ def rm(key: Key, dry_run: DryRun = False, yes: Yes = False, json: Json = False, 
       enginecache rm 3f9a --yes
     """
     cache = open_stored(dir)
-    record = cache.require(key)
+    record = cache.find(key)
     if record.is_pinned:
         from enginecache.removal import pinned_error
 

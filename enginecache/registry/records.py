@@ -65,7 +65,7 @@ class EntryRecord:
     """
 
     key: str
-    key_json: str
+    key_json: str = dataclasses.field(repr=False)
     key_version: int
     model_digest: str
     model_name: str

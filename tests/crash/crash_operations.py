@@ -82,7 +82,7 @@ def evict(case: Path) -> None:
 
 def is_evicted(case: Path) -> None:
     with cache_in(case) as cache:
-        assert cache.totals().size_bytes == 2 * PLAN_BYTES
+        assert cache.stats().size_bytes == 2 * PLAN_BYTES
         assert len(list(cache.root.engines.glob("*/*.engine"))) == 2
         assert list(cache.root.tmp.iterdir()) == []
 

@@ -245,7 +245,7 @@ class CacheModel(RuleBasedStateMachine):
         return {"dims": DIMS, "optimization_level": level}
 
     def record(self, asked: Asked):
-        return self.cache.require(self.keys[asked])
+        return self.cache.find(self.keys[asked])
 
     def blob(self, plan: bytes) -> Path:
         name = blake3(plan).hexdigest()
@@ -454,7 +454,7 @@ class CacheModel(RuleBasedStateMachine):
         for one in gone:
             self.drop_blob(one)
         if limits.get("max_size_bytes") is not None and not plan.shortfall_bytes:
-            assert self.cache.totals().size_bytes <= limits["max_size_bytes"]
+            assert self.cache.stats().size_bytes <= limits["max_size_bytes"]
 
     def size_bytes(self) -> int:
         return sum(path.lstat().st_size for path in self.cache.root.engines.glob("*/*"))
@@ -540,7 +540,7 @@ class CacheModel(RuleBasedStateMachine):
         assert {key for key, record in entries.items() if record.is_pinned} == {
             self.keys[asked] for asked in self.pinned & self.stored
         }
-        totals, plans = self.cache.totals(), {asked.plan for asked in self.stored}
+        totals, plans = self.cache.stats(), {asked.plan for asked in self.stored}
         assert (totals.entries, totals.blobs, totals.size_bytes) == (len(entries), len(plans), sum(map(len, plans)))
 
     @invariant()

@@ -188,7 +188,7 @@ def test_threads_on_a_cold_key_make_one_build(open_cache, model):
     assert builder.count == 1
     assert Counter(entry.outcome for entry in entries) == {"built": 1, "hit": THREADS - 1}
     assert len({entry.path for entry in entries}) == 1
-    assert cache.totals().builds_succeeded == 1
+    assert cache.stats().builds_succeeded == 1
 
 
 def test_gets_prunes_removals_and_verifications_at_once_break_no_promise(open_cache, tmp_path):
@@ -223,7 +223,7 @@ def test_gets_prunes_removals_and_verifications_at_once_break_no_promise(open_ca
             is_over.set()
         for done in gets:
             done.result()
-    assert cache.totals().builds_failed == 0
+    assert cache.stats().builds_failed == 0
 
 
 def test_damage_under_a_herd_is_healed_and_never_served(open_cache, model):
