@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from enginecache.cli.output import print_json, print_line, say
-from enginecache.cli.parameters import Dir, Json, say_if_missing
+from enginecache.cli.parameters import Dir, Json, existing_config, say_if_missing
 from enginecache.config import Config
 from enginecache.entry import SCHEMA
 from enginecache.errors import SchemaError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def _root(folder: str | None) -> Root:
     from enginecache.store.root import Root
 
-    config = Config.load(dir=folder)
+    config = existing_config(folder)
     root = Root.find(config.dir, config.shared)
     say_if_missing(root)
     return root

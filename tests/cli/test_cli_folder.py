@@ -50,7 +50,7 @@ WRITING = {
 }
 MAKING = {"get MODEL --dim batch=4", "get MODEL --dim batch=4 --rebuild", "db upgrade"}
 
-ALWAYS = ("get", "explain", "db")
+ALWAYS = ("get", "explain", "db upgrade")
 """Commands that take a folder that does not exist, and is named."""
 
 Look = dict[str, tuple[object, ...]]
