@@ -174,7 +174,7 @@ class EntryChecks:
             row = ExaminedRow(record.key, record.digest, record)
             yield from self._row(row, f"it says {record.size_bytes} bytes, and the engine is whole with another size")
             return
-        what = "its file is gone" if state is BlobState.MISSING else state.value
+        what = "its file is missing" if state is BlobState.MISSING else state.value
         text = f"the engine {record.digest[:12]} of {record.model_name}: {what}"
         repair = "forget the entry" if state is BlobState.MISSING else "quarantine the file and forget the entry"
         finding = Finding(_KINDS[state], record.key, text, f"{repair}; the next get builds it anew")

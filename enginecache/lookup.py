@@ -176,7 +176,7 @@ class Lookup:
             state = self._memo.check_blob(record.digest, record.size_bytes, force=True)
             if state is BlobState.INTACT:
                 return None
-            what = "its file is gone" if state is BlobState.MISSING else state.value
+            what = "its file is missing" if state is BlobState.MISSING else state.value
             # Rows first: a blob without a row is garbage, a row without a blob would be a broken promise.
             self._registry.forget_blob(record.digest, what)
             kept = self._store.quarantine(record.digest)

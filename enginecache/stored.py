@@ -25,6 +25,7 @@ from enginecache.registry.records import AnswerRecord, BuildRecord, EntryRecord,
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 from enginecache.removal import Removal, Used
+from enginecache.store.names import files_in, is_quarantined
 from enginecache.store.records import RecordedBlobStore
 from enginecache.store.root import Root
 from enginecache.store.space import Reserve
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 Stored = str | EntryRecord | Entry | Used
 """A stored engine: its key or the first characters of it, its row, or what :meth:`EngineCache.get` returned."""
+
+BUILD_ANEW = "Run `enginecache get` again with its model and options, which builds it anew."
+MOST_LISTED = 8
+"""Engines that an error lists."""
 
 
 class StoredEngines:
@@ -179,7 +184,7 @@ class StoredEngines:
 
         Raises:
             OptionError: The prefix is no hex text.
-            NotCachedError: There is none.
+            NotCachedError: There is none; the text says so where it was found damaged and set aside.
             AmbiguousKeyError: There are several.
         """
         prefix = _key_prefix(prefix)
@@ -187,23 +192,38 @@ class StoredEngines:
             raise _no_key(prefix)
         found = self._registry.find_prefix(prefix)
         if not found:
-            raise NotCachedError(f"no stored engine has a key that begins with {prefix}", "See `enginecache ls`.")
+            raise self._not_stored(prefix)
         if len(found) > 1:
             listed = "\n".join(f"  {record.key[:16]}  {record.model_name}" for record in found)
-            raise AmbiguousKeyError(f"several keys begin with {prefix}", f"Give more letters:\n{listed}")
+            raise AmbiguousKeyError(f"several keys begin with {prefix}", f"Give more characters:\n{listed}")
         return found[0]
+
+    def _not_stored(self, prefix: str) -> NotCachedError:
+        """Return the error for a prefix that no entry has: one that was set aside is not merely missing."""
+        message = f"no stored engine has a key that begins with {prefix}"
+        lost = [one for one in self._registry.set_asides() if one.key.startswith(prefix)]
+        if not lost:
+            return NotCachedError(message, "See `enginecache ls`.")
+        if len(lost) > 1:
+            listed = "\n".join(f"  {one.key[:16]}  {one.model_name}: {one}" for one in lost[:MOST_LISTED])
+            return NotCachedError(f"{message}: {len(lost)} were set aside", f"{BUILD_ANEW}\n{listed}")
+        (one,) = lost
+        held = files_in(self.root.quarantine)
+        files = [path for path, name in held if is_quarantined(name) and name.startswith(one.digest)]
+        kept = f"\nThe damaged file is kept as {max(files)}." if files else ""
+        return NotCachedError(f"{message}: {one.key[:12]} ({one.model_name}): {one}", f"{BUILD_ANEW}{kept}")
 
     def find_intact(self, prefix: str) -> EntryRecord:
         """Like :meth:`find`, with the plan checked: a damaged one is set aside and not served. Counts as a use.
 
         Raises:
-            NotCachedError: There is no such entry, or its blob was damaged or gone.
+            NotCachedError: There is no such entry, or its blob was damaged or missing.
         """
         record = self.find(prefix)
         if self._memo.check_blob(record.digest, record.size_bytes) is not BlobState.INTACT:
             reason = self._lookup.set_aside(record)
             if reason is not None:
-                raise NotCachedError(reason.text, "Ask `enginecache get` for it, which builds it anew.")
+                raise NotCachedError(reason.text, BUILD_ANEW)
         self._uses.touch(record.key)
         return record
 

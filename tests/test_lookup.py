@@ -60,9 +60,9 @@ DAMAGE = {
     flip_a_bit: "do not have the digest",
     cut_short: "size is not the one",
     empty: "size is not the one",
-    remove: "file is gone",
-    make_a_folder: "file is gone",
-    link_to_equal_bytes: "file is gone",
+    remove: "file is missing",
+    make_a_folder: "file is missing",
+    link_to_equal_bytes: "file is missing",
 }
 
 

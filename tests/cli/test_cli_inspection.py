@@ -119,6 +119,32 @@ def test_damaged_engine_has_no_path_and_is_set_aside(cli, stored, folder):
     assert "`enginecache get`" in ran.err
 
 
+@pytest.mark.parametrize("command", ["path", "show", "pin", "unpin", "rm"])
+@pytest.mark.parametrize("letters", [8, 64])
+def test_engine_that_was_set_aside_is_no_unknown_key_to_any_command(cli, stored, folder, command, letters):
+    Path(stored[0]["path"]).chmod(0o600)
+    Path(stored[0]["path"]).write_bytes(b"short")
+    assert cli("path", stored[0]["key"]).code == 3
+    ran = cli(command, stored[0]["key"][:letters])
+    assert (ran.code, ran.out) == (3, "")
+    assert f"{stored[0]['key'][:12]} (model.onnx): it was stored, found damaged and set aside at 20" in ran.err
+    assert "(its size is not the one that was stored)" in ran.err
+    assert "Run `enginecache get` again with its model and options" in ran.err
+    (kept,) = (folder / "quarantine").iterdir()
+    assert f"The damaged file is kept as {kept}." in ran.err
+    assert cli("get", stored[0]["model"]["path"], "--dim", "batch=1").code == 0
+    assert cli(command, stored[0]["key"][:letters], *(["--yes"] if command == "rm" else [])).code == 0
+
+
+def test_several_engines_that_were_set_aside_are_listed_with_their_reasons(cli, stored, cache):
+    for record in stored:
+        Path(record["path"]).unlink()
+        assert "its file is missing" in cli("path", record["key"]).err
+    error = cache._not_stored("")  # what a prefix that both have gets
+    assert error.what.endswith(": 2 were set aside")
+    assert all(f"{record['key'][:16]}  model.onnx: it was stored" in error.fix for record in stored)
+
+
 def test_stats_count_and_say_why_it_missed(cli, stored, folder):
     rows = cli("stats").rows
     facts = {row[0]: row[1] for row in rows if row[0] != "miss"}
