@@ -37,9 +37,18 @@ BUSY_TIMEOUT_S = 0.05
 def main() -> None:
     """Answer, or let the full path do it. The entry point of the console script."""
     try:
-        is_answered = answer(sys.argv[1:], os.environ)
-    except KeyboardInterrupt:
+        _main()
+    except KeyboardInterrupt:  # outside the full path, which has a word for it
+        try:  # noqa: SIM105  contextlib would have to be loaded
+            os.write(2, b"interrupted\n")
+        except OSError:
+            pass
         sys.exit(130)
+
+
+def _main() -> None:
+    try:
+        is_answered = answer(sys.argv[1:], os.environ)
     except UnwrittenError as error:
         # Not the full path: it would say again what was said.
         from enginecache.cli import report_unwritten

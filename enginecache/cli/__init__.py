@@ -24,9 +24,10 @@ def main() -> None:
     _open_standard_streams()
     with _ended_in_order():
         try:
-            # NumPy moves bytes here and computes nothing: threads would cost memory and time, and where memory is short
-            # OpenBLAS ends the process by SIGINT for want of them.
-            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            # NumPy moves bytes here and computes nothing: threads would cost memory and time. Where memory is short,
+            # OpenBLAS raises SIGINT for want of them, which nobody could tell from Ctrl-C: so not even if they are set.
+            # Source: OpenBLAS 0.3, driver/others/blas_server.c, ``blas_thread_init``.
+            os.environ["OPENBLAS_NUM_THREADS"] = "1"
             gc.disable()  # a sixth of the time that loading takes, and nothing that it makes is garbage
             from enginecache.cli.app import app
 

@@ -40,7 +40,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         error: What was raised.
         arguments: The command line without the program.
     """
-    if isinstance(error, KeyboardInterrupt) and not _is_from_openblas(error):
+    if isinstance(error, KeyboardInterrupt):
         say("interrupted")
         print_error("interrupted", INTERRUPTED, "interrupted", "", arguments)
         return INTERRUPTED
@@ -73,7 +73,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _translated(error: BaseException, arguments: Sequence[str]) -> EngineCacheError:
-    if isinstance(error, MemoryError | KeyboardInterrupt) or _is_out_of_memory(error):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         what, fix = describe_os_error(OSError(errno.ENOMEM, ""), "the command stopped")
         return OutOfMemoryError(f"out of memory: {what}", fix)
     if is_out_of_descriptors():
@@ -103,25 +103,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
         if is_about_memory(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def _is_from_openblas(error: KeyboardInterrupt) -> bool:
-    """Whether the interrupt is OpenBLAS's, which raises SIGINT when its threads do not start for want of memory.
-
-    A key was pressed otherwise. NumPy loads OpenBLAS; a limit on memory, and an interrupt while NumPy is imported, is
-    taken for it. Source: OpenBLAS 0.3, driver/others/blas_server.c, ``blas_thread_init``.
-    """
-    import resource
-
-    limits = (resource.getrlimit(name)[0] for name in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NPROC))
-    if all(limit == resource.RLIM_INFINITY for limit in limits):
-        return False
-    step = error.__traceback__
-    while step is not None:
-        if f"{os.sep}numpy{os.sep}" in step.tb_frame.f_code.co_filename:
-            return True
-        step = step.tb_next
     return False
 
 

@@ -164,3 +164,22 @@ def test_interrupted_build_is_exit_130_and_leaves_a_clean_cache(tmp_path, monkey
     found = cache.verify(deep=True)
     assert found.is_clean
     assert not found.young_garbage
+
+
+@pytest.mark.parametrize("variables", [{}, {"OPENBLAS_NUM_THREADS": "4"}])
+def test_ctrl_c_under_a_memory_limit_is_an_interrupt_and_no_lack_of_memory(tmp_path, variables):
+    """While NumPy is loaded, where OpenBLAS would raise the same signal for want of memory."""
+    interrupting = tmp_path / "numpy"
+    interrupting.mkdir()
+    (interrupting / "__init__.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    limited = 'ulimit -v 8000000; exec "$@"'
+    environ = {**os.environ, **variables, "ENGINECACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)}
+    command = ["bash", "-c", limited, "bash", *COMMAND, "get", str(EXAMPLE), "--dim", "batch=4", "--target", "sm_89"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=LIMIT_S, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_before_the_command_line_is_parsed_is_an_interrupt_too(tmp_path):
+    program = "import enginecache.door as door\ndef stop(*_): raise KeyboardInterrupt\ndoor.answer = stop\ndoor.main()"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")
