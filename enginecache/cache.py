@@ -379,7 +379,7 @@ class EngineCache(StoredEngines):
         reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
         known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
         if known is not None:
-            reasons = (*reasons, Reason("failed", f"{known.text}, but with --rebuild: {known.build.reason}"))
+            reasons = (*reasons, Reason("failed", f"{known.text} (--rebuild overrides this): {known.build.reason}"))
         last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
         failed = last if last is not None and last.state == "failed" else None
         return Explanation(

@@ -44,22 +44,20 @@ class KnownFailure:
 
     @property
     def text(self) -> str:
-        """When it failed and when it is tried again, for people."""
-        often = "" if self.count == 1 else f", {self.count} times in a row"
-        return (
-            f"it failed {format_duration(self.age_s)} ago{often}, "
-            f"and is not tried again for {format_duration(self.remaining_s)}"
-        )
+        """When it failed, and for how long it is not tried again."""
+        what = "the last attempt failed" if self.count == 1 else f"the last {self.count} attempts failed, the latest"
+        age, remaining = format_duration(self.age_s), format_duration(self.remaining_s)
+        return f"{what} {age} ago, and the build is not repeated for another {remaining}"
 
     def error(self, log: Path) -> BuildError:
-        """What every process is told meanwhile.
+        """Return what every process reports meanwhile.
 
         Args:
             log: Where the attempt's log was written.
         """
         has_log = log.is_file()
-        gone = "" if has_log else " Its log has been deleted since."
-        fix = f"Mend the model or the options, or try at once with --rebuild (in Python: rebuild=True).{gone}"
+        deleted = "" if has_log else " The log of that attempt has been deleted."
+        fix = f"Fix the model or the options, or try again now with --rebuild (in Python: rebuild=True).{deleted}"
         return BuildError(f"{self.build.reason} (remembered: {self.text})", fix, str(log) if has_log else "")
 
 

@@ -74,7 +74,10 @@ class Miss:
         message = f"no stored engine serves this request (key {key.digest[:12]}): {why}"
         fix = "Leave --offline out to build it, or see `enginecache explain` with the same options."
         if failure is not None:
-            fix = f"A build of it is no way out: {failure.text}. {failure.build.reason}"
+            fix = (
+                f"Building would not help: {failure.text}: {failure.build.reason}\n"
+                "Fix the model or the options, or give --rebuild (in Python: rebuild=True) in place of --offline."
+            )
         return NotCachedError(message, fix)
 
     @property

@@ -290,8 +290,9 @@ def test_a_refusal_is_told_again_without_a_build(cache, builder, model, open_cac
     assert refused(cache, model).what == REASON
     for asked in (cache, open_cache(builder)):
         error = refused(asked, model)
-        assert error.what == f"{REASON} (remembered: it failed 0 s ago, and is not tried again for 60 min)"
-        assert error.fix == "Mend the model or the options, or try at once with --rebuild (in Python: rebuild=True)."
+        remembered = "the last attempt failed 0 s ago, and the build is not repeated for another 60 min"
+        assert error.what == f"{REASON} (remembered: {remembered})"
+        assert error.fix == "Fix the model or the options, or try again now with --rebuild (in Python: rebuild=True)."
         assert error.log_path == str(cache.log_path(cache.builds()[0]))
         assert error.exit_code == 7
     assert builder.count == len(cache.builds()) == 1
@@ -307,7 +308,7 @@ def test_a_refusal_is_forgotten_after_its_time_and_longer_after_the_second(cache
     assert refused(cache, model).what == REASON
     assert builder.count == 2
     clock.move(7100)
-    assert "2 times in a row" in refused(cache, model).what
+    assert "the last 2 attempts failed, the latest" in refused(cache, model).what
     clock.move(200)
     builder.before = None
     assert cache.get(model, dims=DIMS).outcome == "built"
@@ -321,7 +322,7 @@ def test_a_success_ends_the_row(cache, builder, model, clock):
     cache.remove(entry.record)
     builder.before = refuse
     assert refused(cache, model).what == REASON
-    assert "not tried again for 60 min" in refused(cache, model).what
+    assert "not repeated for another 60 min" in refused(cache, model).what
 
 
 def test_the_setting_decides_how_long_and_nothing_at_all(open_cache, builder, model, clock):
@@ -338,7 +339,7 @@ def test_rebuild_tries_at_once_and_its_own_failure_is_remembered(cache, builder,
     refused(cache, model)
     assert refused(cache, model, rebuild=True).what == REASON
     assert builder.count == 2
-    assert "2 times in a row" in refused(cache, model).what
+    assert "the last 2 attempts failed, the latest" in refused(cache, model).what
     builder.before = None
     assert cache.get(model, dims=DIMS, rebuild=True).outcome == "built"
     assert cache.get(model, dims=DIMS).outcome == "hit"
@@ -405,7 +406,8 @@ def test_offline_stays_not_cached_and_names_the_failure(cache, model, clock):
     with pytest.raises(NotCachedError) as caught:
         cache.get(model, dims=DIMS, offline=True)
     assert caught.value.fix == (
-        f"A build of it is no way out: it failed 0 s ago, and is not tried again for 60 min. {REASON}"
+        "Building would not help: the last attempt failed 0 s ago, and the build is not repeated for another 60 min: "
+        f"{REASON}\nFix the model or the options, or give --rebuild (in Python: rebuild=True) in place of --offline."
     )
 
 
@@ -413,7 +415,7 @@ def test_explain_names_the_failure_in_force_and_no_other(cache, builder, model, 
     refused(cache, model)
     explained = cache.explain(model, dims=DIMS)
     assert (explained.verdict, [reason.code for reason in explained.reasons]) == ("miss", ["absent", "failed"])
-    assert explained.reasons[-1].text.endswith(f"not tried again for 60 min, but with --rebuild: {REASON}")
+    assert explained.reasons[-1].text.endswith(f"not repeated for another 60 min (--rebuild overrides this): {REASON}")
     clock.move(3700)
     explained = cache.explain(model, dims=DIMS)
     assert [reason.code for reason in explained.reasons] == ["absent"]
@@ -428,7 +430,7 @@ def test_a_log_that_is_gone_is_not_named(cache, model):
     cache.log_path(cache.builds()[0]).unlink()
     error = refused(cache, model)
     assert error.log_path == ""
-    assert error.fix.endswith("Its log has been deleted since.")
+    assert error.fix.endswith("The log of that attempt has been deleted.")
 
 
 def test_waiters_of_a_build_that_fails_are_told_its_reason_and_build_nothing(open_cache, model, clock):
@@ -455,7 +457,7 @@ def test_waiters_of_a_build_that_fails_are_told_its_reason_and_build_nothing(ope
     assert builder.count == 1
     assert errors[0].what == REASON
     assert {error.what for error in errors[1:]} == {
-        f"{REASON} (remembered: it failed 0 s ago, and is not tried again for 60 min)"
+        f"{REASON} (remembered: the last attempt failed 0 s ago, and the build is not repeated for another 60 min)"
     }
 
 

@@ -82,7 +82,7 @@ def test_a_corrupt_blob_is_a_miss_and_is_quarantined_with_the_reason(open_cache,
     assert cache.entries() == []
     lost, absent = cache._lookup.find(key_of(cache, model)).reasons
     assert (lost.code, absent.code) == ("set_aside", "absent")
-    assert "it was stored, found damaged and set aside at 20" in lost.text
+    assert "its engine was found damaged and set aside at 20" in lost.text
     assert DAMAGE[damage] in lost.text
     again = cache.get(model, **ASK)
     assert (again.outcome, again.digest) == ("built", entry.digest)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enginecache.cli.output import count, encoded, flat_facts, json_line, path_line, print_json, put, say, warn
+from enginecache.cli.output import encoded, flat_facts, json_line, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import Config, parse_duration_s, unknown_variables
@@ -202,7 +202,7 @@ def _print_explanation(explanation: Explanation) -> None:
         lines += [f"  {reason.text}" for reason in candidate.verdict.reasons]
     more = len(explanation.candidates) - CANDIDATES_SHOWN
     if more > 0:
-        lines.append(f"and {count(more, 'stored engine')} of this model more: see --json")
+        lines.append(f"and {more} more of this model: see --json")
     if explanation.failure:
         # A failure that is still remembered has said why, among the reasons.
         is_said = any(reason.code == "failed" for reason in explanation.reasons)

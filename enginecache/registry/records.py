@@ -339,7 +339,7 @@ class SetAside:
     at: dt.datetime
 
     def __str__(self) -> str:
-        return f"it was stored, found damaged and set aside at {self.at:%Y-%m-%d %H:%M} UTC ({self.reason})"
+        return f"its engine was found damaged and set aside at {self.at:%Y-%m-%d %H:%M} UTC ({self.reason})"
 
 
 @dataclass(frozen=True)

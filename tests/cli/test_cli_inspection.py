@@ -127,7 +127,7 @@ def test_engine_that_was_set_aside_is_no_unknown_key_to_any_command(cli, stored,
     assert cli("path", stored[0]["key"]).code == 3
     ran = cli(command, stored[0]["key"][:letters])
     assert (ran.code, ran.out) == (3, "")
-    assert f"{stored[0]['key'][:12]} (model.onnx): it was stored, found damaged and set aside at 20" in ran.err
+    assert f"{stored[0]['key'][:12]} (model.onnx): its engine was found damaged and set aside at 20" in ran.err
     assert "(its size is not the one that was stored)" in ran.err
     assert "Run `enginecache get` again with its model and options" in ran.err
     (kept,) = (folder / "quarantine").iterdir()
@@ -142,7 +142,7 @@ def test_several_engines_that_were_set_aside_are_listed_with_their_reasons(cli, 
         assert "its file is missing" in cli("path", record["key"]).err
     error = cache._not_stored("")  # what a prefix that both have gets
     assert error.what.endswith(": 2 were set aside")
-    assert all(f"{record['key'][:16]}  model.onnx: it was stored" in error.fix for record in stored)
+    assert all(f"{record['key'][:16]}  model.onnx: its engine was found" in error.fix for record in stored)
 
 
 def test_stats_count_and_say_why_it_missed(cli, stored, folder):

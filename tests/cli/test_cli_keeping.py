@@ -283,7 +283,7 @@ def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
     ran = cli("verify")
     assert (ran.code, ran.out) == (0, "")
     assert "kept, and no fault: 1 quarantined engine" in ran.err
-    assert f"not built anew since: {stored[0]['key'][:12]} (model.onnx): it was stored, found damaged" in ran.err
+    assert f"not built anew since: {stored[0]['key'][:12]} (model.onnx): its engine was found damaged" in ran.err
     kept = cli("verify", "--json").json["kept"]
     assert (kept["quarantined"], [lost["key"] for lost in kept["set_asides"]]) == (1, [stored[0]["key"]])
 

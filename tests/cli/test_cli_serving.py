@@ -274,11 +274,11 @@ def test_an_engine_that_was_set_aside_as_damaged_is_a_reason_from_then_on(cli, m
     for _ in range(2):
         ran = cli("get", model, *BATCH, "--offline")
         assert (ran.code, ran.out) == (3, "")
-        assert "it was stored, found damaged and set aside at 20" in ran.err
+        assert "its engine was found damaged and set aside at 20" in ran.err
         assert cli("explain", model, *BATCH, "--verbose").out.startswith(
-            "miss: it was stored, found damaged and set aside at 20"
+            "miss: its engine was found damaged and set aside at 20"
         )
-    assert "it was stored, found damaged" in cli("get", model, *BATCH).err
+    assert "its engine was found damaged" in cli("get", model, *BATCH).err
     assert "found damaged" not in cli("explain", model, *BATCH, "--verbose").out
 
 

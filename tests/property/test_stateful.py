@@ -315,7 +315,7 @@ class CacheModel(RuleBasedStateMachine):
 
     def check_told_failure(self, error: BuildError, count: int) -> None:
         assert error.what.startswith(REASON)
-        assert (f"{count} times in a row" in error.what) == (count > 1)
+        assert (f"the last {count} attempts failed" in error.what) == (count > 1)
         assert bool(error.log_path) != ("Its log has been deleted" in error.fix)
         assert not error.log_path or Path(error.log_path).exists()
 
