@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from enginecache.errors import EngineCacheError
+from enginecache.errors import EngineCacheError, printable
 
 FEW_INODES = 16
 """Files that one build makes, at most: a file system with fewer inodes than that has none for it."""
@@ -86,6 +87,19 @@ def describe_os_error(
     return what, _in_cache(error, fix) if in_cache else fix
 
 
+def shell_path(path: AnyPath) -> str:
+    r"""Return a path as one word of a command line that is suggested: a shell reads exactly this path.
+
+    What a message escapes is written as bash, zsh and ksh read it (``$'\\x1b'``), and a leading dash is no option.
+    """
+    text = os.fsdecode(path)
+    text = f"./{text}" if text.startswith("-") else text
+    if printable(text) == text:
+        return shlex.quote(text)
+    plain = set(range(0x20, 0x7F)) - set(b"\\'")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in os.fsencode(text)) + "'"
+
+
 def is_about_memory(text: str) -> bool:
     """Whether a message of a library, or a line of a log, says that memory ran out."""
     return any(words in text for words in _NO_MEMORY)
@@ -135,9 +149,13 @@ def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
             f"the file system of {folder} has no inodes left ({status.f_favail} of {status.f_files} are free), so no "
             f"more files fit, although {free} are free"
         )
-        return why, f"Delete files there (`df -i {folder}` counts them), or name a place on another file system."
+        return (
+            why,
+            f"Delete files there (`df -i {shell_path(folder)}` counts them), or name a place on another file system.",
+        )
     why = f"the file system of {folder} is full ({free} are free)"
-    return why, f"Free some room on it (`df {folder}` shows how much there is), or name a place on another file system."
+    shows = f"`df {shell_path(folder)}` shows how much there is"
+    return why, f"Free some room on it ({shows}), or name a place on another file system."
 
 
 def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
@@ -215,13 +233,13 @@ def _closed(path: AnyPath | None) -> tuple[str, str]:
     for folder in _steps(path)[:-1]:
         if os.path.isdir(folder) and not os.access(folder, os.X_OK, effective_ids=True):
             return f"{who} may not enter {folder}", (
-                f"Let this user enter it (chmod or chown; `ls -ld {folder}`), or name a place elsewhere."
+                f"Let this user enter it (chmod or chown; `ls -ld {shell_path(folder)}`), or name another place."
             )
     steps = _steps(path)
     found = _existing(path)
     if found is not None and steps and found != steps[-1]:
         return f"{who} may not write to {found}", (
-            f"Let this user write there (chmod or chown; `ls -ld {found}`), or name a place elsewhere."
+            f"Let this user write there (chmod or chown; `ls -ld {shell_path(found)}`), or name another place."
         )
     named = _named(path)
     return f"for {who}", f"Give this user permission on {named} and its folder (`ls -ld`)."
@@ -282,7 +300,7 @@ def _memory(_path: AnyPath | None) -> tuple[str, str]:
 
 def _fixed(why: str, fix: str) -> Callable[[AnyPath | None], tuple[str, str]]:
     def explain(path: AnyPath | None) -> tuple[str, str]:
-        return why, fix.format(path=_named(path, "it"))
+        return why, fix.format(path="PATH" if path is None else shell_path(path))
 
     return explain
 
@@ -293,7 +311,7 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.ENOSPC: explain_full_disk,
     errno.EDQUOT: _fixed(
         "",
-        "Delete files there (`quota -s` shows what counts), or raise it.",
+        "Delete files there (`quota -s` shows what counts), or have the quota raised.",
     ),
     errno.EFBIG: _fixed(
         "the limit is this process's (`ulimit -f`) or its file system's",
@@ -303,7 +321,7 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.EACCES: _closed,
     errno.EPERM: _not_permitted,
     errno.EROFS: _fixed("", "Name a place that can be written, or mount it for writing."),
-    errno.ELOOP: _fixed("", "Look at them with `namei -l {path}`."),
+    errno.ELOOP: _fixed("", "Look at the links with `namei -l {path}`."),
     errno.EIO: _fixed("the disk reports it", "Look for a failing disk in `dmesg`."),
     errno.EUCLEAN: _fixed("its file system is damaged", "Look in `dmesg`, and check the file system (fsck)."),
     errno.ENOTDIR: _not_a_folder,
@@ -316,11 +334,12 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again when it does."),
     errno.ETXTBSY: _fixed("the program is being written, or is running", "Try again when that is over."),
     errno.EBUSY: _fixed("it is in use by the system, as a mount point is", "Name another place, or unmount it."),
-    errno.ENOEXEC: _fixed("it is no program that this machine can run", "Name a program for this machine."),
-    errno.ENXIO: _fixed("it is a device or pipe that nothing is behind", "Name a regular file."),
+    errno.ENOEXEC: _fixed("it is not a program that this machine can run", "Name a program for this machine."),
+    errno.ENXIO: _fixed("it is a device or pipe with nothing behind it", "Name a regular file."),
     errno.ENODEV: _fixed("", "Name a regular file."),
     errno.ENOLCK: _fixed(
-        "its file system has no locks left, or has none", "Keep the cache on a local disk: name one with --dir."
+        "its file system has no locks left, or does not support them",
+        "Keep the cache on a local disk: name one with --dir.",
     ),
     errno.ENOTSUP: _fixed("", "Name a place on a local disk."),
     errno.E2BIG: _fixed("the environment and arguments are too long", "Unset large variables of the environment."),

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from enginecache.os_errors import FEW_INODES, describe_os_error, free_inodes, is_out_of_descriptors
+from enginecache.errors import printable
+from enginecache.os_errors import FEW_INODES, describe_os_error, free_inodes, is_out_of_descriptors, shell_path
 
 GIB = 1 << 30
 
@@ -156,3 +158,47 @@ def test_every_error_has_one_line_of_cause_and_some_advice(path):
         assert what.startswith("x: "), name
         assert what != "x: ", name
         assert fix, name
+
+
+AWKWARD = (
+    "plain",
+    "with space",
+    "it's",
+    'a"b',
+    "$HOME",
+    "`id`",
+    "a;b&c|d",
+    "*?[x]",
+    "~",
+    "back\\slash",
+    "new\nline",
+    "\x1b[31m",
+    "é",
+    "\udcff",
+)
+
+
+@pytest.mark.parametrize("name", [*AWKWARD, "-rf"])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_path_in_suggested_command_is_one_word_that_names_the_path(tmp_path, monkeypatch, name, is_relative):
+    monkeypatch.chdir(tmp_path)
+    path = Path(name) if is_relative else tmp_path / name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "inside").touch()
+    word = shell_path(path)
+    assert printable(word) == word  # a message shows it as it is
+    ran = subprocess.run(["bash", "-c", f"ls {word}"], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "inside\n"
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ELOOP, errno.EEXIST, errno.EACCES])
+def test_command_that_advice_suggests_runs_as_it_stands(monkeypatch, tmp_path, name, number):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != folder)
+    _, fix = describe_os_error(failed(number, folder / "x"), "x cannot be written")
+    (command,) = (words for words in re.findall(r"`(?=df|namei|ls)(.+?)`(?= shows|\)|\.|,)", printable(fix)))
+    assert shell_path(folder) in command or number in {errno.ELOOP, errno.EEXIST}
+    ran = subprocess.run(["bash", "-nc", command], capture_output=True, check=False, timeout=60)
+    assert ran.returncode == 0

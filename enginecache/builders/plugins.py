@@ -12,6 +12,7 @@ from enginecache.builders.reasons import product
 from enginecache.errors import BuildError, UnsupportedOptionError
 from enginecache.loglines import clean_lines
 from enginecache.options import PluginLibrary
+from enginecache.os_errors import shell_path
 from enginecache.plugin_libraries import register
 
 RTX_LIBRARY = "libtensorrt_rtx.so"
@@ -50,7 +51,8 @@ def _check_rtx_library(request: BuildRequest) -> None:
         ctypes.CDLL(RTX_LIBRARY)
     except OSError as error:
         message = f"the ONNX parser of {product(request)} opens {RTX_LIBRARY} to make a plugin, and cannot: {error}"
-        link = f"ln -s {loaded_library('tensorrt-rtx')} DIR/{RTX_LIBRARY}"
+        library = loaded_library("tensorrt-rtx")
+        link = f"ln -s {'LIBRARY' if library is None else shell_path(library)} DIR/{RTX_LIBRARY}"
         fix = f"Give its library that name, in a folder of your own: {link}; export LD_LIBRARY_PATH=DIR"
         raise UnsupportedOptionError(message, fix) from error
 

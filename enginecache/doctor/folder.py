@@ -14,7 +14,7 @@ from enginecache.config import Config, config_path, unknown_variables
 from enginecache.doctor.check import Check
 from enginecache.errors import EngineCacheError
 from enginecache.options import format_size
-from enginecache.os_errors import describe_os_error, free_inodes
+from enginecache.os_errors import describe_os_error, free_inodes, shell_path
 from enginecache.registry import schema
 from enginecache.registry.database import journal_mode
 from enginecache.store.root import Root
@@ -109,7 +109,11 @@ def check_parents(root: Path) -> Iterator[Check]:
         if is_open or status.st_uid not in trusted:
             who = "everyone may write to it" if is_open else f"user {status.st_uid} owns it"
             text = f"{folder} is above the cache, and {who}: the cache could be replaced while a program uses it"
-            fix = f"Run `chmod o-w {folder}`" if is_open else "Name a folder in a place of this user's with --dir"
+            fix = (
+                f"Run `chmod o-w {shell_path(folder)}`"
+                if is_open
+                else "Name a folder in a place of this user's with --dir"
+            )
             facts = {"path": str(folder), "mode": f"{stat.S_IMODE(status.st_mode):04o}", "owner": status.st_uid}
             yield Check("folders above", "warning", text, f"{fix}, unless nobody else can reach it.", facts=facts)
 
@@ -139,7 +143,8 @@ def _check_space(path: Path, root: Root | None = None) -> Check:
         facts["has_reserve"] = Reserve(root).is_whole
     if inodes is not None and inodes < LOW_INODES:
         text += f", and only {inodes} inodes: each file needs one"
-        fix = f"Delete files on this file system (`df -i {path}`), or run `enginecache prune --older-than 30d`."
+        counts = f"`df -i {shell_path(path)}` counts them"
+        fix = f"Delete files on this file system ({counts}), or run `enginecache prune --older-than 30d`."
         return Check("space", "warning", text, fix, facts=facts)
     if free < LOW_SPACE_BYTES:
         fix = "Run `enginecache prune --older-than 30d`."

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shlex
 import shutil
 import stat
 import uuid
 from pathlib import Path
 
 from enginecache.errors import OptionError, StoreError
-from enginecache.os_errors import describe_os_error
+from enginecache.os_errors import describe_os_error, shell_path
 
 _FICLONE = 0x40049409
 """Share the blocks of another file, copy on write. Source: Linux, ioctl_ficlone(2)."""
@@ -44,9 +43,11 @@ def check_target(target: Path, keep_out: Path, model: Path) -> None:
     except OSError as error:
         raise OptionError(*_unusable(target, error)) from error
     if status is not None and stat.S_ISDIR(status.st_mode):
-        raise OptionError(f"-o: {target} is a folder", f"Name the file, such as -o {target / 'model.plan'}.")
+        raise OptionError(
+            f"-o: {target} is a folder", f"Name the file, such as -o {shell_path(target / 'model.plan')}."
+        )
     if not place.parent.is_dir():
-        make = f"mkdir -p -- {shlex.quote(str(target.parent))}"
+        make = f"mkdir -p -- {shell_path(target.parent)}"
         raise OptionError(f"-o: there is no folder {target.parent}", f"Make it: {make}")
     if status is not None:
         _require_plan(target, status, keep_out, model)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import stat
 import tempfile
 from pathlib import Path
 
 from enginecache.errors import StoreError
+from enginecache.os_errors import shell_path
 from enginecache.store.folders import rename_to_new, sync_folder
 from enginecache.store.names import TEMPORARY_PREFIX, is_staged
 
@@ -116,11 +116,12 @@ def _names_in(folder: Path) -> list[str]:
 def _not_a_cache(folder: Path, names: list[str]) -> StoreError:
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
     message = f"{folder} is not a cache of enginecache's and is not empty (it has {shown}): nothing in it is touched"
-    fix = f"Name an empty folder, or a new one such as {folder / 'enginecache'}, with --dir or ENGINECACHE_DIR."
+    new = shell_path(folder / "enginecache")
+    fix = f"Name an empty folder, or a new one such as {new}, with --dir or ENGINECACHE_DIR."
     if set(names) >= _CACHE_NAMES:
         text = TEXT.replace("\n", "\\n")
         fix += (
             f"\nIf enginecache made it, and {NAME} was lost or damaged, write that again: "
-            f"printf '{text}' > {shlex.quote(str(folder / NAME))}"
+            f"printf '{text}' > {shell_path(folder / NAME)}"
         )
     return StoreError(message, fix)

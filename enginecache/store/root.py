@@ -28,7 +28,6 @@ import contextlib
 import os
 import pwd
 import re
-import shlex
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from enginecache.errors import StoreError
-from enginecache.os_errors import describe_os_error
+from enginecache.os_errors import describe_os_error, shell_path
 from enginecache.store import marker
 from enginecache.store.folders import make_folder
 from enginecache.store.names import owned
@@ -347,7 +346,7 @@ def _check_registry(path: Path) -> None:
         if status is not None and not stat.S_ISREG(status.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
             message = f"{file} is {kind}, and enginecache would use it as its registry"
-            fix = f"Move it away: look at it with `ls -ld {shlex.quote(str(file))}`."
+            fix = f"Move it away: look at it with `ls -ld {shell_path(file)}`."
             if file == path:
                 fix += "\nThen `enginecache verify --repair --yes` makes the registry anew from the stored engines."
             raise StoreError(message, fix)
@@ -380,7 +379,7 @@ def _foreign(path: Path, status: os.stat_result) -> StoreError:
     owner = _user_name(status.st_uid)
     message = f"{path} belongs to {owner}, neither to this user nor to root: its owner chooses which engines are served"
     top = path.parent if os.path.lexists(path.parent / marker.NAME) else path
-    where, group = shlex.quote(str(top)), top.lstat().st_gid
+    where, group = shell_path(top), top.lstat().st_gid
     fix = (
         f"Run as {owner}, or take it over (`chown -R {os.geteuid()} {where}`), or name another with --dir.\n"
         f"To share it: its owner runs `ENGINECACHE_SHARED=group enginecache ls --dir {where}` once; this user joins "
