@@ -292,9 +292,10 @@ def _frozen(value: Any) -> Any:
     if kind in _PLAIN:
         return kind, value
     if kind is tuple or kind is list:
-        return kind, tuple(map(_frozen, value))
+        return kind, tuple(map(_frozen, tuple(value)))
     if kind is dict:
-        return kind, tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+        # A copy, which is made at one moment: another thread may put something into it meanwhile.
+        return kind, tuple((_frozen(key), _frozen(item)) for key, item in value.copy().items())
     if isinstance(value, os.PathLike):
         return kind, os.fspath(value)
     raise TypeError(kind)

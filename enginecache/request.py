@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from enginecache.builders.base import ProgressCallback
 from enginecache.config import BACKENDS, Backend
@@ -57,6 +57,9 @@ class GetAsk(Ask, total=False):
     progress: ProgressCallback | None
     waiting: WaitingCallback | None
     made: Callable[[Path], object] | None
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -171,13 +174,22 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
         raise ProfileError(
             "profiles is not a list of mappings", "Give one mapping a profile: [{'x': (min, opt, max)}]."
         )
+    profiles = tuple(_copied("profiles", profile) for profile in profiles)
     return tuple({name: _corners(name, corners) for name, corners in profile.items()} for profile in profiles)
 
 
 def _dims_of(dims: Mapping[str, tuple[int, int, int] | int]) -> dict[str, tuple[int, int, int]]:
     if not isinstance(dims, Mapping):
         raise ProfileError(f"dims is not a mapping: {shown(dims)}", "Give {'batch': (1, 32, 64)}.")
-    return {name: _bounds(name, sizes) for name, sizes in dims.items()}
+    return {name: _bounds(name, sizes) for name, sizes in _copied("dims", dims).items()}
+
+
+def _copied(name: str, values: Mapping[str, _T]) -> dict[str, _T]:
+    """Return a copy, which nobody else changes. Of a dict it is made at one moment; of other mappings perhaps not."""
+    try:
+        return dict(values)
+    except (RuntimeError, KeyError) as error:
+        raise ProfileError(f"{name} cannot be read: {error}", "Give a copy that no other thread changes.") from error
 
 
 def _corners(name: str, corners: Corners) -> Corners:

@@ -257,6 +257,18 @@ def test_values_that_another_thread_changes_meanwhile_are_those_of_the_call(serv
     assert served.get(model, dims=dims).key != right
 
 
+def test_mapping_that_another_thread_adds_to_is_named_as_it_was(monkeypatch):
+    dims = {"batch": (1, 2, 4), "width": 8}
+    frozen = hits._frozen
+
+    def grow_and_freeze(value):
+        dims[f"name {len(dims)}"] = 1
+        return frozen(value)
+
+    monkeypatch.setattr(hits, "_frozen", grow_and_freeze)
+    assert hits._thawed(frozen(dims)) == {"batch": (1, 2, 4), "width": 8}
+
+
 @pytest.mark.parametrize("change", ["sys.path", "environment", "settings"])
 def test_what_changes_while_a_request_is_resolved_is_remembered_under_no_name(
     served, model, monkeypatch, tmp_path, change

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,46 @@ def test_a_value_of_another_type_is_an_error_of_ours(ask, kind):
 def test_what_is_no_model_is_a_model_error(model):
     with pytest.raises(ModelError, match="is no model"):
         Request.of(model, {})
+
+
+class Changing(Mapping):
+    """A mapping whose owner adds to it, or takes from it, while it is read."""
+
+    def __init__(self, *, grows):
+        self._grows = grows
+        self._values = {"batch": 1, "width": 2}
+
+    def __getitem__(self, name):
+        return self._values[name]
+
+    def __iter__(self):
+        for name in self._values:
+            if self._grows:
+                self._values[f"name {len(self._values)}"] = 3
+            yield name
+        self._values.clear()
+
+    def __len__(self):
+        return len(self._values)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("name", ["dims", "profiles"])
+def test_mapping_that_changes_while_it_is_read_is_an_error_of_ours(name, grows):
+    changing = Changing(grows=grows)
+    with pytest.raises(ProfileError, match=rf"{name} cannot be read: .*\nGive a copy that no other thread changes"):
+        Request.of("model.onnx", {name: changing if name == "dims" else [changing]})
+
+
+@pytest.mark.parametrize("name", ["dims", "profiles"])
+def test_dict_that_grows_while_it_is_read_is_taken_as_it_was(name):
+    values = {}
+
+    class Size(int):
+        def __index__(self):
+            values[f"name {len(values)}"] = 1
+            return int(self)
+
+    values["x"] = ((Size(1),), (2,), (3,)) if name == "profiles" else Size(1)
+    request = Request.of("model.onnx", {name: values if name == "dims" else [values]})
+    assert list(request.shapes.dims if name == "dims" else request.shapes.shapes[0]) == ["x"]
