@@ -80,21 +80,26 @@ def look(how: str, thing: str) -> bytes:
 
 
 def note_use(path: str) -> None:
-    """Note a use now in the times of a file.
+    """Note a use now in the times of a file. No link is followed, neither the file's nor its folder's.
 
     A note never moves back: under a clock that is behind, ctime alone tells of the use.
 
     Raises:
         OSError: There is no such file, or it cannot be written.
     """
-    found = os.stat(path)
-    if found.st_mtime_ns <= time.time_ns():
-        os.utime(path)
-        return
+    folder, _, name = path.rpartition("/")
+    place = os.open(folder or "/", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    except PermissionError:
-        return  # only its owner may, and the note is ahead as it is
+        found = os.stat(name, dir_fd=place, follow_symlinks=False)
+        if found.st_mtime_ns <= time.time_ns():
+            os.utime(name, dir_fd=place, follow_symlinks=False)
+            return
+        try:
+            os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=place, follow_symlinks=False)
+        except PermissionError:
+            return  # only its owner may, and the note is ahead as it is
+    finally:
+        os.close(place)
 
 
 def is_as_it_was(watched: bytes) -> bool:

@@ -189,7 +189,7 @@ def test_where_nothing_can_be_written_it_is_still_read(monkeypatch, root, kept):
     kept.replace(SLOT, b"timings")
     root.tmp.rmdir()
 
-    def refuse(*_args):
+    def refuse(*_args, **_how):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(artefacts.os, "utime", refuse)

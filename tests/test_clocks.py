@@ -108,7 +108,7 @@ def test_notes_by_a_clock_that_was_ahead_begin_to_age(root, uses, clock):
 def test_a_note_of_another_user_that_is_ahead_is_no_error(root, monkeypatch):
     path = note(root, DAY_S)
 
-    def refuse(path, **ns):
+    def refuse(path, **how):
         raise PermissionError
 
     monkeypatch.setattr(os, "utime", refuse)
@@ -117,7 +117,7 @@ def test_a_note_of_another_user_that_is_ahead_is_no_error(root, monkeypatch):
 
 def test_a_note_beyond_any_calendar_is_a_use_now(root, uses, monkeypatch):
     status = os.stat_result((0o100600, 1, 1, 1, 0, 0, 0, 0, 2**40, 2**40))
-    monkeypatch.setattr("pathlib.Path.stat", lambda _: status)
+    monkeypatch.setattr("pathlib.Path.lstat", lambda _: status)
     assert uses.last_used(KEY).year == 9999
 
 

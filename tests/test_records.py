@@ -181,3 +181,15 @@ def test_a_key_that_is_not_its_texts_is_a_flaw():
     assert right.flaw == ""
     other = dataclasses.replace(record, key_json="[]", key=key_digest(1, "[]"))
     assert other.flaw == "its key names no model"
+
+
+def test_a_record_is_neither_written_nor_deleted_through_a_link(records, tmp_path):
+    records.write(DIGEST, ENTRIES)
+    folder = records.path(DIGEST).parent
+    folder.rename(tmp_path / "outside")
+    folder.symlink_to(tmp_path / "outside")
+    before = records.path(DIGEST).read_bytes()
+    records.delete(DIGEST)
+    with pytest.raises(StoreError, match="is a link, and not followed"):
+        records.write(DIGEST, [])
+    assert records.path(DIGEST).read_bytes() == before

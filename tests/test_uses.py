@@ -78,3 +78,24 @@ def test_what_is_no_key_never_becomes_a_path(uses, root, key):
     uses.forget(key)
     assert uses.last_used(key) is None
     assert sorted(root.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("shared", ["", "group"])
+@pytest.mark.parametrize("link", ["note", "dangling note", "folder"])
+def test_a_link_leads_no_use_out_of_the_folder(tmp_path, shared, link):
+    root = Root.open(tmp_path / "another", shared)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    target = outside / KEY
+    if link != "dangling note":
+        target.touch(mode=0o600)
+        os.utime(target, (1000, 1000))
+    if link == "folder":
+        root.uses.rmdir()
+        root.uses.symlink_to(outside)
+    else:
+        (root.uses / KEY).symlink_to(target)
+    before = [(path.name, path.stat().st_mtime, path.stat().st_mode) for path in outside.iterdir()]
+    UseLog(root).touch(KEY)
+    UseLog(root).age_those_ahead()
+    assert [(path.name, path.stat().st_mtime, path.stat().st_mode) for path in outside.iterdir()] == before

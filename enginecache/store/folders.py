@@ -52,6 +52,14 @@ def make_folder(path: Path, mode: int, workspace: Path, fill: Callable[[Path], o
     return True
 
 
+def is_real_folder(path: Path) -> bool:
+    """Whether there is a folder, and no link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
 def _is_there(path: Path, mode: int) -> bool:
     try:
         status = path.lstat()

@@ -18,7 +18,7 @@ from enginecache.fingerprint import Fingerprint
 from enginecache.mounts import status_of
 from enginecache.os_errors import describe_os_error
 from enginecache.store.base import ReadBlob, StagedBlob
-from enginecache.store.folders import make_folder, sync_folder
+from enginecache.store.folders import is_real_folder, make_folder, sync_folder
 from enginecache.store.names import digest_of_blob, files_in, folders_in
 from enginecache.store.root import Root
 
@@ -81,7 +81,9 @@ class LocalBlobStore:
         _drop(staged.path)
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
-        """What the file system says of the blob; None where there is no regular file."""
+        """What the file system says of the blob; None where there is no regular file, or its folder is a link."""
+        if not is_real_folder(self.path(digest).parent):
+            return None
         with _translated("an engine cannot be read"):
             try:
                 *numbers, mode = status_of(self.path(digest), follow_symlinks=False)
@@ -109,6 +111,8 @@ class LocalBlobStore:
 
     def quarantine(self, digest: str) -> Path | None:
         """Move the blob to ``quarantine/``, with the time in its name: the same digest may fail twice."""
+        if not is_real_folder(self.path(digest).parent):
+            return None  # what a link leads to is not enginecache's
         target = self._root.quarantine / f"{digest}.{time.time_ns()}{_SUFFIX}"
         with _translated("a damaged engine cannot be set aside"):
             try:
@@ -142,6 +146,8 @@ class LocalBlobStore:
     def delete(self, digest: str) -> int:
         """Delete the blob; readers that have it mapped keep their bytes."""
         path = self.path(digest)
+        if not is_real_folder(path.parent):
+            return 0
         with _translated("an engine cannot be deleted"):
             try:
                 status = path.lstat()

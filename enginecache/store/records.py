@@ -19,7 +19,7 @@ import blake3
 from enginecache.errors import StoreError
 from enginecache.key import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
-from enginecache.store.folders import sync_folder
+from enginecache.store.folders import is_real_folder, sync_folder
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.names import digest_of_record, files_in, folders_in
 from enginecache.store.root import Root
@@ -60,6 +60,8 @@ class RepairRecords:
             StoreError: It cannot be written.
         """
         path = self.path(digest)
+        if path.parent.is_symlink():
+            raise StoreError(f"{path.parent} is a link, and not followed", "Move it away, and run the command again.")
         body = {"schema": RECORD_SCHEMA, "digest": digest, "entries": list(entries)}
         text = canonical_json({**body, "blake3": _seal(body)})
         try:
@@ -100,8 +102,9 @@ class RepairRecords:
     def delete(self, digest: str) -> None:
         """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""
         with contextlib.suppress(OSError):
-            if stat.S_ISREG(self.path(digest).lstat().st_mode):
-                self.path(digest).unlink()
+            path = self.path(digest)
+            if is_real_folder(path.parent) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
 
     def digests(self) -> Iterator[str]:
         """Digests that there is a record for, whether their blobs are there or not, in their order."""

@@ -37,17 +37,22 @@ class UseLog:
     def touch(self, key: str) -> None:
         """Note a use now. Never blocks, never fails."""
         with contextlib.suppress(OSError):
+            path = os.fspath(self._path(key))
+            with contextlib.suppress(FileNotFoundError):
+                note_use(path)
+                return
+            # Not Path.touch, which follows a link.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._root.file_mode)
             try:
-                note_use(os.fspath(self._path(key)))
-            except FileNotFoundError:
-                self._path(key).touch(mode=self._root.file_mode)
-            if self._root.is_shared and self._path(key).stat().st_uid == os.geteuid():
-                self._path(key).chmod(self._root.file_mode)  # touch's mode is cut by the umask
+                if self._root.is_shared:
+                    os.fchmod(descriptor, self._root.file_mode)  # the umask cut it
+            finally:
+                os.close(descriptor)
 
     def last_used(self, key: str) -> dt.datetime | None:
         """When the entry was last used; None where no use was noted."""
         try:
-            return _last_use(self._path(key).stat(), time.time())
+            return _last_use(self._path(key).lstat(), time.time())
         except OSError:
             return None
 

@@ -227,6 +227,21 @@ def test_what_is_no_regular_file_is_no_blob_and_can_be_set_aside_and_replaced(st
     assert store.read(digest).digest == digest
 
 
+def test_a_folder_of_engines_that_is_a_link_is_not_written_to_and_nothing_behind_it_is_deleted(store, plan, tmp_path):
+    digest = put(store, plan)
+    folder = store.path(digest).parent
+    folder.rename(tmp_path / "outside")
+    folder.symlink_to(tmp_path / "outside")
+    assert store.fingerprint(digest) is None
+    assert store.read(digest) is None
+    assert store.quarantine(digest) is None
+    assert store.delete(digest) == 0
+    store.retire(digest)
+    with pytest.raises(StoreError):
+        put(store, plan)
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == [f"{digest}.engine"]
+
+
 def test_quarantine_keeps_the_bytes_elsewhere_each_time(store, plan):
     kept = []
     for data in (b"first damage", b"second damage"):
