@@ -19,7 +19,7 @@
     │   └── SchemaError                            registry written by another release
     ├── BuildError                        exit 7   (RuntimeError)
     │   └── BuilderCrashError                      the builder process died
-    │       └── BuilderKilledError        exit 1   (RuntimeError) from outside, or out of memory: not the model's fault
+    │       └── BuilderKilledError        exit 1   (RuntimeError) but not by a crash: not the model's fault
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
     │   ├── InterpreterError                       no Python that can run a builder
@@ -215,7 +215,7 @@ class BuilderCrashError(BuildError):
 
 
 class BuilderKilledError(BuilderCrashError):
-    """The builder was killed from outside, or ran out of memory: the next try may succeed."""
+    """The builder was killed from outside, ran out of memory, or ended itself: the next try may succeed."""
 
     exit_code = 1  # 7 is TensorRT's verdict on the model
 

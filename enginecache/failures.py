@@ -64,8 +64,9 @@ class KnownFailure:
 def is_lasting(error: BaseException) -> bool:
     """Whether the same build would fail again: TensorRT refused it, or crashed on it by itself.
 
-    Not a builder that was killed, had no memory, or could not be started; nor what the disk, the registry, the user or
-    the installation has to do with. Bad input is found again as fast as it is remembered.
+    Not a builder that was killed, had no memory, ended itself with a status, or could not be started; nor what the
+    disk, the registry, the user or the installation has to do with. Bad input is found again as fast as it is
+    remembered.
     """
     is_refusal = isinstance(error, BuildError) and not isinstance(error, BuilderKilledError)
     return is_refusal and not isinstance(error.__cause__, OSError)

@@ -46,8 +46,8 @@ PARENT_CHECK_S = 1.0
 PARENT_GONE = 75
 """Exit status when the parent died: nobody reads it but a person with strace."""
 
-_KILLS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU}
-"""Signals that come from outside; the others are the child's own fault."""
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
+"""Signals that a process brings upon itself by what it does; all others come from outside."""
 
 _NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 """Errors of starting a program that are about its file."""
@@ -260,7 +260,7 @@ def is_from_outside(status: int, tail: Sequence[str]) -> bool:
         status: As :meth:`Worker.wait` gives it.
         tail: The last lines of its log.
     """
-    return is_out_of_memory(tail) or is_out_of_threads(tail) or -status in _KILLS
+    return is_out_of_memory(tail) or is_out_of_threads(tail) or (status < 0 and -status not in _CRASHES)
 
 
 def is_out_of_memory(tail: Sequence[str]) -> bool:

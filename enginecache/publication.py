@@ -200,7 +200,7 @@ class Publication:
         except BuildError as error:
             # A builder that reports compares the files itself, while it holds them; a dead one cannot. It may have died
             # of a file that has its old bytes again by now: here any other time stamp is a change.
-            if is_lasting(error) and _has_changed(request, is_read_again=isinstance(error, BuilderCrashError)):
+            if _has_changed(request, is_read_again=type(error) is BuilderCrashError):
                 what = (
                     f"{request.source.name}, its external data or a plugin library changed while its engine was built"
                 )

@@ -206,8 +206,9 @@ def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCach
         what = f"the builder process ended {describe_status(status)} before it had opened the model"
         advice = "Python or TensorRT could not be loaded; `enginecache doctor` checks the installation."
         return ToolchainError(what, f"{advice}\n{last}\nThe builder's log: {log_path}")
-    is_limited = status < 0 and memory_limit_bytes() is not None
-    kind = BuilderKilledError if is_from_outside(status, tail) or is_limited else BuilderCrashError
+    # Whoever ends a process with a status, TensorRT did not say that the model is to blame.
+    is_verdict = status < 0 and not is_from_outside(status, tail) and memory_limit_bytes() is None
+    kind = BuilderCrashError if is_verdict else BuilderKilledError
     return kind(what, f"{advice}\n{last}", str(log_path))
 
 

@@ -228,6 +228,35 @@ def test_builder_that_may_start_no_thread_is_not_to_be_remembered(tmp_path, line
     assert not is_lasting(error)
 
 
+@pytest.mark.parametrize("status", [0, 1, 3, 255, -signal.SIGUSR1, -signal.SIGALRM, -signal.SIGXFSZ, -signal.SIGRTMIN])
+def test_builder_that_ended_itself_or_was_ended_says_nothing_of_the_model(tmp_path, status):
+    error = child._death(status, tmp_path / "build.log", has_model=True)
+    assert type(error) is BuilderKilledError
+    assert error.exit_code == 1
+    assert not is_lasting(error)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL])
+def test_builder_that_crashed_on_the_model_is_remembered(tmp_path, number):
+    assert is_lasting(child._death(-number, tmp_path / "build.log", has_model=True))
+
+
+def test_real_builder_that_exits_in_the_middle_of_a_build_is_not_to_be_remembered(tmp_path):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def exit_at(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('plan.engine'):\n"
+        "        os._exit(3)\n"
+        "sys.addaudithook(exit_at)\n"
+    )
+    builder = ProcessBuilder(search_path=[str(folder), *processes.module_search_path()])
+    with pytest.raises(BuilderKilledError, match="ended with status 3 and no result") as caught:
+        builder.build(models.request_for(tmp_path))
+    assert not is_lasting(caught.value)
+
+
 def test_crash_within_a_limit_of_memory_is_not_to_be_remembered(tmp_path, monkeypatch):
     """Protobuf was seen to end by SIGSEGV where it got no memory to convert a graph in."""
     assert is_lasting(child._death(-signal.SIGSEGV, tmp_path / "build.log"))
