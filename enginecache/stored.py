@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -21,7 +22,15 @@ from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, Recovery, require_registry
 from enginecache.registry.database import Database
-from enginecache.registry.records import AnswerRecord, BuildRecord, EntryRecord, MissRecord, RegistryTotals, Standing
+from enginecache.registry.records import (
+    AnswerRecord,
+    BuildRecord,
+    EntryRecord,
+    MissRecord,
+    RegistryTotals,
+    Standing,
+    utc_now,
+)
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 from enginecache.removal import Removal, Used
@@ -263,6 +272,13 @@ class StoredEngines:
     def stats(self) -> RegistryTotals:
         """Return counts and sums over all engines, builds and misses."""
         return self._registry.totals()
+
+    def count_used(self, within_s: float) -> int:
+        """Return how many stored engines were used within the last ``within_s`` seconds."""
+        require_seconds("within_s", within_s)
+        since = utc_now() - dt.timedelta(seconds=within_s)
+        recent = {key for key, used_at in self._uses.all().items() if used_at >= since}
+        return len(recent & self._registry.keys()) if recent else 0
 
     def is_intact(self, engine: Stored) -> bool:
         """Return whether the plan is there and has its digest."""

@@ -266,7 +266,8 @@ def test_gpu_that_tensorrt_rtx_does_not_support_is_a_warning_with_a_way_out(chec
     found = checks(devices=(H100, replace(L4, ordinal=1)))
     check = found["tensorrt-rtx"]
     assert check.status == "warning"
-    assert "serves device 1; cannot serve device 0: TensorRT-RTX 1.7.1.116 does not support sm_90" in check.text
+    assert "serves device 1; cannot serve device 0: TensorRT-RTX 1.7.1.116 does not support compute " in check.text
+    assert "capability 9.0" in check.text
     assert "pip install tensorrt nvidia-ml-py" in check.fix
     assert [device["problem"] != "" for device in check.facts["devices"]] == [True, False]
     assert "building" not in found

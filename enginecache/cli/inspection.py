@@ -10,7 +10,7 @@ import typer
 
 from enginecache.cli.output import (
     Column,
-    flat_facts,
+    key_facts,
     print_facts,
     print_json,
     print_line,
@@ -19,36 +19,40 @@ from enginecache.cli.output import (
     say,
 )
 from enginecache.cli.parameters import Dir, Json, Key, open_stored
-from enginecache.config import Config
+from enginecache.config import DAY_S, Config
 from enginecache.entry import SCHEMA, record_json, time_json
+from enginecache.options import BuildOptions
 
 if TYPE_CHECKING:
     from enginecache.doctor.check import Check
+    from enginecache.registry.records import MissRecord
     from enginecache.removal import Used
     from enginecache.stored import StoredEngines
 
 _COLUMNS = (
-    Column("key", "key"),
-    Column("model"),
-    Column("backend", "word", is_wide=True),
-    Column("version", "word", is_wide=True),
-    Column("reach"),
-    Column("device", is_wide=True),
-    Column("size", "size"),
-    Column("build", "seconds", is_wide=True),
-    Column("created", "age", is_wide=True),
-    Column("last used", "age"),
-    Column("pinned", "word", is_wide=True),
+    Column("key", "key", rank=1),
+    Column("model", rank=0),
+    Column("backend", "word", is_wide=True, rank=6),
+    Column("version", "word", is_wide=True, rank=5),
+    Column("reach", rank=4),
+    Column("device", is_wide=True, rank=9),
+    Column("size", "size", rank=2),
+    Column("build", "seconds", is_wide=True, rank=8),
+    Column("created", "age", is_wide=True, rank=7),
+    Column("last used", "age", rank=3),
+    Column("pinned", "word", is_wide=True, rank=10),
 )
 _MISS_COLUMNS = (
-    Column("", "word"),
-    Column("key", "key"),
-    Column("reason", "word"),
-    Column("nearest", "key"),
-    Column("differing"),
-    Column("count", "word"),
-    Column("last", "age"),
+    Column("key", "key", rank=1),
+    Column("model", rank=4),
+    Column("reason", "word", rank=0),
+    Column("nearest", rank=3),
+    Column("differing", rank=2),
+    Column("misses", "word", rank=5),
+    Column("last", "age", rank=6),
 )
+_BUILDS_SHOWN = 3
+_LATEST_MISSES = 5
 
 
 def ls(
@@ -108,9 +112,10 @@ def _json(cache: StoredEngines, used: Used) -> dict[str, Any]:
 
 
 def show(key: Key, json: Json = False, dir: Dir = None) -> None:
-    """Show all that is known of one stored engine.
+    """Show what is known of one stored engine.
 
-    With every field of its key, and the attempts to build it.
+    First where it is and what it is for, then how it was built. Options at their defaults are named in one line, and
+    what is empty is left out; --json has all, with every field of the key.
 
     \b
     Examples:
@@ -137,9 +142,55 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
     if json:
         print_json(shown)
     else:
-        # The key's fields have them too, and a stored engine has no path of its model.
-        shown = {name: value for name, value in shown.items() if name != "options"}
-        print_facts([fact for fact in flat_facts(shown) if fact[0] != "model.path"])
+        print_facts([*_engine_facts(shown), *_key_facts(record.fields), *_build_facts(shown)])
+
+
+def _engine_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return what most readers look for."""
+    names = ("path", "size_bytes", "backend", "tensorrt_version", "compute_capabilities", "device", "driver_version")
+    uses = ("created_at", "build_seconds", "last_used_at", "pinned")
+    facts = [("key", shown["key"]), ("model", shown["model"]["name"]), *((name, shown[name]) for name in names)]
+    for index, profile in enumerate(shown["fields"].get("profiles", [])):
+        facts += [(f"profiles[{index}].{name}", _range_text(shapes)) for name, shapes in profile.items()]
+    return [fact for fact in (*facts, *((name, shown[name]) for name in uses)) if not _is_empty(fact[1])]
+
+
+def _range_text(shapes: dict[str, Any]) -> str:
+    """Return ``1x3x32x32..8x3x32x32..16x3x32x32`` as the reasons of a miss have it; one shape where all are equal."""
+    between = "," if shapes.get("kind") == "values" else "x"
+    corners = [between.join(map(str, shapes[corner])) for corner in ("min", "opt", "max")]
+    return corners[0] if len(set(corners)) == 1 else "..".join(corners)
+
+
+def _key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the rest of the key's fields, those first that are not as they usually are."""
+    defaults, options = BuildOptions().keyed(), fields.get("options", {})
+    changed = [(f"options.{name}", value) for name, value in options.items() if value != defaults.get(name, value)]
+    usual = [name for name, value in options.items() if value == defaults.get(name, value)]
+    shown = {"target.compute_capabilities", "toolchain.flavour", "toolchain.version"}
+    rest = {name: value for name, value in fields.items() if name not in {"options", "profiles"}}
+    others = [fact for fact in key_facts(rest) if fact[0] not in shown or fact[1] == "portable"]
+    return [
+        *changed,
+        ("options_at_default", usual),
+        *(fact for fact in others if fact[1] is not False and not _is_empty(fact[1])),
+    ]
+
+
+def _build_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
+    facts = [("digest", shown["digest"]), ("model.digest", shown["model"]["digest"])]
+    facts += [] if shown["timing_cache"] is None else [("timing_cache", shown["timing_cache"])]
+    for index, build in enumerate(shown["builds"][:_BUILDS_SHOWN]):
+        took = "" if build["build_seconds"] is None else f" after {build['build_seconds']:.1f} s"
+        reason = f": {build['reason']}" if build["reason"] else ""
+        what = f"{build['state']}{took}, started {build['started_at']} on {build['host']}{reason}"
+        facts += [(f"builds[{index}]", what), (f"builds[{index}].log", build["log"])]
+    more = len(shown["builds"]) - _BUILDS_SHOWN
+    return facts if more <= 0 else [*facts, ("builds", f"{more} more: see --json")]
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", [], {})
 
 
 def path(key: Key, dir: Dir = None) -> None:
@@ -155,10 +206,14 @@ def path(key: Key, dir: Dir = None) -> None:
 
 
 def stats(json: Json = False, dir: Dir = None) -> None:
-    """Count engines, bytes, builds and misses, and say why it missed.
+    """Show counts, and the latest misses with their reasons.
 
-    On a pipe: the counts, then a line for each of the latest misses: `miss`, key, reason, nearest key, differing
-    fields, count, time.
+    Hits are not counted, since a hit writes nothing but the time of the last use: `used_within_1d` and
+    `used_within_30d` are the engines that were used within that time. A model is named where an engine of the key is
+    stored, or was set aside.
+
+    On a pipe a line for each, of the same nine tab-separated columns: `count`, what is counted, the number, and six
+    empty ones; or `miss`, model, how often, key, reason, nearest key, its model, differing fields, when last.
 
     \b
     Examples:
@@ -166,28 +221,41 @@ def stats(json: Json = False, dir: Dir = None) -> None:
       enginecache stats --json
     """
     cache = open_stored(dir)
-    totals = cache.stats()
-    misses = cache.misses(limit=5)
+    counts = {**vars(cache.stats()), **{f"used_within_{days}d": cache.count_used(days * DAY_S) for days in (1, 30)}}
+    misses = cache.misses(limit=_LATEST_MISSES)
     if json:
         latest = [
             {
                 "key": miss.key,
+                "model": miss.model_name,
                 "reason": miss.reason,
                 "nearest": miss.nearest_key,
+                "nearest_model": miss.nearest_model,
                 "differing": list(miss.differing),
                 "count": miss.count,
                 "last_at": time_json(miss.last_at),
             }
             for miss in misses
         ]
-        print_json({"schema": SCHEMA, "dir": str(cache.root.path), **vars(totals), "latest_misses": latest})
-        return
-    print_facts(list(vars(totals).items()))
-    if misses:
-        print_rows(
-            _MISS_COLUMNS,
-            [["miss", m.key, m.reason, m.nearest_key, m.differing, m.count, m.last_at] for m in misses],
-        )
+        print_json({"schema": SCHEMA, "dir": str(cache.root.path), **counts, "latest_misses": latest})
+    elif sys.stdout.isatty():
+        print_facts(list(counts.items()))
+        if misses:
+            print_line("")
+            print_rows(_MISS_COLUMNS, list(map(_miss_row, misses)))
+    else:
+        rows: list[list[Any]] = [["count", name, number, *[None] * 6] for name, number in counts.items()]
+        for m in misses:
+            nearest = [m.nearest_key, m.nearest_model]
+            rows.append(["miss", m.model_name, m.count, m.key, m.reason, *nearest, m.differing, m.last_at])
+        print_rows((), rows)
+
+
+def _miss_row(miss: MissRecord) -> list[Any]:
+    near = (miss.nearest_key or "")[:12]
+    if miss.nearest_model not in {None, miss.model_name}:
+        near += f" ({miss.nearest_model})"
+    return [miss.key, miss.model_name, miss.reason, near, miss.differing, miss.count, miss.last_at]
 
 
 def doctor(json: Json = False, dir: Dir = None) -> None:

@@ -23,6 +23,9 @@ Kind = Literal["text", "word", "key", "size", "seconds", "age"]
 
 WIDE = 120
 """Width in characters from which a terminal shows the columns that are marked as wide."""
+READABLE = 20
+"""Width in characters below which no text is folded to make room for another column."""
+_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,14 @@ class Column:
         name: Heading.
         kind: How a terminal shows its values; a pipe gets them in full.
         is_wide: Whether only a wide terminal shows it.
+        rank: Of the columns that do not fit on a terminal, that of the highest rank is left out first; None is always
+            shown.
     """
 
     name: str
     kind: Kind = "text"
     is_wide: bool = False
+    rank: int | None = None
 
 
 def put(text: str, *, is_answer: bool = False) -> None:
@@ -130,20 +136,47 @@ def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    is_wide = Console().width >= WIDE
-    shown = [index for index, column in enumerate(columns) if is_wide or not column.is_wide]
+    cells = [[_shown(column.kind, value) for column, value in zip(columns, row, strict=True)] for row in rows]
+    shown = _fitting(columns, cells, Console().width)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (columns[index] for index in shown):
         justify: Literal["left", "right"] = "right" if column.kind in {"size", "seconds"} else "left"
         # A long name is folded, never cut: it may be what tells two models apart.
         table.add_column(column.name.upper(), justify=justify, no_wrap=column.kind != "text", overflow="fold")
-    for row in rows:
+    for row in cells:
         # Text, not str: a model's name may look like markup.
-        table.add_row(*(Text(_shown(columns[index].kind, row[index])) for index in shown))
+        table.add_row(*(Text(row[index]) for index in shown))
     console = Console()
     with console.capture() as captured:
         console.print(table)
     put(captured.get())
+
+
+def _fitting(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the indexes of the columns that a terminal of ``width`` characters shows, none of them cut."""
+    from rich.cells import cell_len
+
+    def least(index: int) -> int:
+        longest = max((cell_len(row[index]) for row in cells), default=0)
+        return max(len(columns[index].name), min(longest, READABLE) if columns[index].kind == "text" else longest)
+
+    shown = [index for index, column in enumerate(columns) if width >= WIDE or not column.is_wide]
+    while sum(map(least, shown)) + _GAP * (len(shown) - 1) > width:
+        ranked = [(rank, index) for index in shown if (rank := columns[index].rank) is not None]
+        if not ranked or len(shown) == 1:
+            break
+        shown.remove(max(ranked)[1])
+    return shown
+
+
+def key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return a key's fields as :func:`flat_facts` does, compute capabilities as ``8.9``."""
+    target = fields.get("target") or {}
+    capabilities = target.get("compute_capabilities")
+    if isinstance(capabilities, list):
+        texts = [".".join(map(str, one)) if isinstance(one, list) else str(one) for one in capabilities]
+        fields = {**fields, "target": {**target, "compute_capabilities": texts}}
+    return flat_facts(fields)
 
 
 def print_facts(facts: Sequence[tuple[str, Any]]) -> None:

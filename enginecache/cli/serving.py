@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enginecache.cli.output import encoded, flat_facts, json_line, path_line, print_json, put, say, warn
+from enginecache.cli.output import encoded, json_line, key_facts, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import Config, parse_duration_s, unknown_variables
@@ -190,8 +190,9 @@ def _print_explanation(explanation: Explanation) -> None:
     lines = [f"{explanation.verdict}: {explanation.reasons[0].text}"]
     lines += [f"{reason.code}: {reason.text}" for reason in explanation.reasons[1:]]
     lines.append(f"key      {explanation.requested_key}")
-    for group, value in explanation.fields.items():
-        lines += [f"  {name}: {canonical_json(item)}" for name, item in flat_facts(value, group)]
+    for name, item in key_facts(explanation.fields):
+        is_reach = name == "target.compute_capabilities" and isinstance(item, list)
+        lines.append(f"  {name}: {', '.join(item) if is_reach else canonical_json(item)}")
     if explanation.entry is not None:
         if explanation.key != explanation.requested_key:
             lines.append(f"stored   {explanation.key}")

@@ -77,7 +77,8 @@ def _obstacle(toolchain: Toolchain, device: Device) -> str:
     """Why no plan of this TensorRT runs on the device; empty where one does, as far as is known here."""
     supported = supported_targets(toolchain)
     if supported is not None and device.compute_capability not in supported:
-        return f"{PRODUCTS[toolchain.flavour]} {toolchain.version} does not support {device.compute_capability.sm}"
+        product = f"{PRODUCTS[toolchain.flavour]} {toolchain.version}"
+        return f"{product} does not support compute capability {device.compute_capability}"
     return driver_problem(device, toolchain.cuda_major)
 
 

@@ -77,6 +77,10 @@ class Entries(Protocol):
         """Return the damaged engines that were not built anew since, latest first."""
         ...
 
+    def keys(self) -> set[str]:
+        """Return the keys of all entries."""
+        ...
+
     def named(self) -> set[str]:
         """The blobs that a row names, also a damaged row."""
         ...

@@ -178,6 +178,11 @@ class SqlEntries(Session):
             rows = connection.execute(sa.select(set_asides).order_by(set_asides.c.at.desc(), set_asides.c.key))
             return [SetAside(**row._mapping) for row in rows]  # noqa: SLF001
 
+    def keys(self) -> set[str]:
+        """Return the keys of all entries."""
+        with self._reading() as connection:
+            return set(connection.scalars(sa.select(entries.c.key)))
+
     def named(self) -> set[str]:
         """The blobs that a row names, also a damaged row."""
         with self._looking() as connection:

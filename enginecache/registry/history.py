@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from enginecache.registry.records import BuildRecord, InflationStep, MissRecord, utc_now
 from enginecache.registry.session import Session
-from enginecache.registry.tables import builds, inflation, misses
+from enginecache.registry.tables import builds, entries, inflation, misses, models, set_asides
 
 _GONE = {"state": "abandoned", "reason": "its process ended before the build did"}
 
@@ -86,11 +86,21 @@ class SqlHistory(Session):
 
     def misses(self, limit: int = 100) -> list[MissRecord]:
         """Misses, latest first."""
-        chosen = sa.select(misses).order_by(misses.c.last_at.desc(), misses.c.key).limit(limit)
+        named = sa.select(entries.c.key, models.c.name).join(models, models.c.digest == entries.c.model_digest)
+        asked, nearest = named.subquery("asked"), named.subquery("nearest")
+        lost = set_asides.c.model_name
+        chosen = (
+            sa.select(misses, sa.func.coalesce(asked.c.name, lost), nearest.c.name)
+            .outerjoin_from(misses, asked, asked.c.key == misses.c.key)
+            .outerjoin(set_asides, set_asides.c.key == misses.c.key)
+            .outerjoin(nearest, nearest.c.key == misses.c.nearest_key)
+            .order_by(misses.c.last_at.desc(), misses.c.key)
+            .limit(limit)
+        )
         with self._reading() as connection:
             return [
-                MissRecord(key, reason, nearest_key, tuple(json.loads(differing)), count, last_at)
-                for key, reason, nearest_key, differing, count, last_at in connection.execute(chosen)
+                MissRecord(key, reason, nearest_key, tuple(json.loads(differing)), count, last_at, *names)
+                for key, reason, nearest_key, differing, count, last_at, *names in connection.execute(chosen)
             ]
 
     def inflation(self) -> list[InflationStep]:

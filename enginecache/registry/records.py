@@ -305,11 +305,13 @@ class MissRecord:
 
     Attributes:
         key: What was asked.
-        reason: Code of why: ``absent``, ``corrupt``, ``rebuild``.
+        reason: Code of why: ``absent``, ``differs``, ``corrupt``, ``set_aside``, ``rebuild``.
         nearest_key: The nearest entry then, or None.
         differing: Names of the fields in which it differed.
         count: How often.
         last_at: When last.
+        model_name: File name of the model, where an engine of the key is stored or was set aside; else None.
+        nearest_model: The same of the nearest entry, while it is stored.
     """
 
     key: str
@@ -318,6 +320,8 @@ class MissRecord:
     differing: tuple[str, ...]
     count: int
     last_at: dt.datetime
+    model_name: str | None = None
+    nearest_model: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 import contextlib
 import datetime as dt
 import json
+import os
 import re
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -63,18 +65,68 @@ def test_table_has_a_heading_short_keys_and_units(cli, stored):
     assert "CREATED" in cli("ls", terminal=160).out
 
 
+@pytest.mark.parametrize(
+    ("width", "names"),
+    [
+        (12, ["MODEL"]),
+        (24, ["KEY", "MODEL"]),
+        (40, ["KEY", "MODEL", "SIZE"]),
+        (60, ["KEY", "MODEL", "REACH", "SIZE", "LAST USED"]),
+    ],
+)
+def test_narrow_terminal_shows_fewer_columns_and_cuts_no_heading(cli, stored, width, names):
+    shown = ANSI.sub("", cli("ls", terminal=width).out).splitlines()
+    assert re.split(r" {2,}", shown[0].strip()) == names
+    assert all("model.onnx" in line for line in shown[1:])
+    assert max(map(len, shown)) <= width
+    assert len(shown) == 3
+
+
+def test_long_model_name_keeps_a_readable_width_and_is_not_cut(cli, model):
+    name = "a-detector-with-a-name-of-some-length-v8.onnx"
+    cli("get", model.rename(model.with_name(name)), "--dim", "batch=1")
+    shown = ANSI.sub("", cli("ls", terminal=40).out).splitlines()
+    assert shown[0].split() == ["KEY", "MODEL"]
+    assert max(map(len, shown)) <= 40
+    assert "".join(line[14:].strip() for line in shown[1:]) == name
+
+
 def test_no_color_and_dumb_terminals_are_honoured(cli, stored, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert not re.search(r"\x1b\[[34]\d", cli("ls", terminal=80).out)
 
 
-def test_show_names_every_field_of_the_key(cli, stored):
-    facts = dict(cli("show", stored[0]["key"][:16]).rows)
-    assert facts["key"] == stored[0]["key"]
-    assert facts["profiles[0].x.max"] == "1,8"
-    assert facts["fields.toolchain.version"] == "1.7.1.116"
-    assert facts["builds[0].state"] == "succeeded"
+def test_show_begins_with_what_a_reader_wants_and_is_short(cli, stored):
+    rows = cli("show", stored[0]["key"][:16]).rows
+    names = ["key", "model", "path", "size_bytes", "backend", "tensorrt_version", "compute_capabilities"]
+    assert [row[0] for row in rows[:7]] == names
+    facts = dict(rows)
+    assert (facts["key"], facts["path"]) == (stored[0]["key"], stored[0]["path"])
+    assert (facts["profiles[0].x"], facts["tensorrt_version"]) == ("1x8", "1.7.1.116")
+    assert facts["builds[0]"].startswith("succeeded after ")
+    assert len(rows) < 30
     assert "4 KiB" in cli("show", stored[0]["key"], terminal=80).out
+
+
+def test_show_names_options_at_their_defaults_in_one_line_and_the_others_with_their_values(cli, model):
+    key = cli("get", model, "--dim", "batch=1:2:4", "--workspace", "1GiB", "--json").json["key"]
+    facts = dict(cli("show", key).rows)
+    assert facts["options.workspace_bytes"] == str(1 << 30)
+    assert facts["profiles[0].x"] == "1x8..2x8..4x8"
+    usual = facts["options_at_default"].split(",")
+    assert "optimization_level" in usual
+    assert "workspace_bytes" not in usual
+    assert [name for name in facts if name.startswith("options.")] == ["options.workspace_bytes"]
+    assert cli("show", key, "--json").json["fields"]["options"]["optimization_level"] == 3
+
+
+def test_compute_capability_has_one_form_in_every_listing(cli, stored, model):
+    key = stored[0]["key"]
+    for ran in (cli("show", key), cli("ls"), cli("explain", model, "--dim", "batch=1", "--verbose")):
+        assert "8.9" in ran.out
+        assert not re.search(r"\[8, ?9\]|sm_89", ran.out), ran.out
+    assert dict(cli("show", key).rows)["compute_capabilities"] == "8.9"
+    assert "  target.compute_capabilities: 8.9\n" in cli("explain", model, "--dim", "batch=1", "--verbose").out
 
 
 def test_show_json_has_the_key_the_builds_and_their_logs(cli, stored):
@@ -147,15 +199,32 @@ def test_several_engines_that_were_set_aside_are_listed_with_their_reasons(cli, 
 
 def test_stats_count_and_say_why_it_missed(cli, stored, folder):
     rows = cli("stats").rows
-    facts = {row[0]: row[1] for row in rows if row[0] != "miss"}
+    assert {len(row) for row in rows} == {9}
+    facts = {row[1]: row[2] for row in rows if row[0] == "count"}
     assert (facts["entries"], facts["size_bytes"], facts["misses"]) == ("2", "8192", "2")
-    assert [row[:5] for row in rows if row[0] == "miss"] == [
-        ["miss", stored[1]["key"], "differs", stored[0]["key"], "profiles[0].x"],
-        ["miss", stored[0]["key"], "absent", "", ""],
+    assert [row[:8] for row in rows if row[0] != "count"] == [
+        ["miss", "model.onnx", "1", stored[1]["key"], "differs", stored[0]["key"], "model.onnx", "profiles[0].x"],
+        ["miss", "model.onnx", "1", stored[0]["key"], "absent", "", "", ""],
     ]
     totals = cli("stats", "--json").json
     assert (totals["dir"], totals["builds_succeeded"], len(totals["latest_misses"])) == (str(folder), 2, 2)
-    assert "8 KiB" in cli("stats", terminal=80).out
+    assert [miss["model"] for miss in totals["latest_misses"]] == ["model.onnx"] * 2
+    shown = cli("stats", terminal=80).out
+    assert "8 KiB" in shown
+    assert "model.onnx" in shown
+
+
+def test_stats_count_engines_by_their_last_use_and_claim_no_hits(cli, stored, cache):
+    counts = cli("stats", "--json").json
+    assert (counts["used_within_1d"], counts["used_within_30d"]) == (2, 2)
+    assert not any("hit" in name for name in counts)
+    two_days_ago = time.time() - 2 * 86400
+    os.utime(cache.root.uses / stored[0]["key"], (two_days_ago, two_days_ago))
+    (cache.root.uses / ("0" * 64)).touch()  # of no engine
+    counts = cli("stats", "--json").json
+    assert (counts["used_within_1d"], counts["used_within_30d"]) == (1, 2)
+    cli("path", stored[0]["key"])
+    assert cli("stats", "--json").json["used_within_1d"] == 2
 
 
 def test_doctor_reports_one_line_each_on_a_pipe(cli, stored, folder):
@@ -204,8 +273,8 @@ def test_registry_of_a_newer_release_is_exit_6(cli, stored, folder):
 
 def test_show_says_each_fact_once(cli, stored):
     names = [row[0] for row in cli("show", stored[0]["key"]).rows]
-    assert not any(name.startswith("options.") or name == "model.path" for name in names)
-    assert any(name.startswith("fields.options.") for name in names)
+    assert len(names) == len(set(names))
+    assert not any(name.startswith(("options.", "fields.")) or name == "model.path" for name in names)
 
 
 def test_model_is_readable_on_a_terminal_of_80_columns(cli, stored):

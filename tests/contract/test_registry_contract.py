@@ -443,6 +443,7 @@ def test_misses_of_a_key_are_counted_and_the_last_reason_is_kept(registry):
     assert (second.key, second.count) == (other, 1)
     assert first.last_at >= second.last_at
     assert registry.misses(limit=1) == [first]
+    assert (first.model_name, first.nearest_model) == (None, None)  # no engine of these keys is stored
     assert registry.totals().misses == 3
 
 
