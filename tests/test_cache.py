@@ -313,7 +313,7 @@ def test_missing_blob_is_a_miss(cache, model):
     entry.path.unlink()
     again = cache.get(model, dims=DIMS)
     assert (again.outcome, codes(again)) == ("built", ["corrupt"])
-    assert "its file is gone" in again.reasons[0].text
+    assert "its file is missing" in again.reasons[0].text
 
 
 def test_blob_that_was_replaced_by_a_link_is_not_served(cache, model, tmp_path):
