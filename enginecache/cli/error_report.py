@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import stat
 import sys
@@ -24,11 +25,13 @@ from enginecache.errors import (
     UnexpectedError,
     printable,
 )
-from enginecache.os_errors import RESOURCES, describe_os_error, is_about_memory, is_out_of_descriptors
+from enginecache.os_errors import RESOURCES, describe_os_error, is_about_memory, is_out_of_descriptors, shell_path
 
 INTERRUPTED = 130
 USAGE = 2
 _TEXT_CHARACTERS = 500
+_SUGGESTED = re.compile(r"`(enginecache (?:ls|show|path|pin|unpin|rm|prune|verify|stats|doctor|db \w+)\b[^`]*)`")
+"""Not ``get`` and ``explain``, which are to be given the same options anyway."""
 
 
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
@@ -45,10 +48,17 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         print_error("interrupted", INTERRUPTED, "interrupted", "", arguments)
         return INTERRUPTED
     known = error if isinstance(error, EngineCacheError) else _translated(error, arguments)
-    what, *rest = str(known).splitlines()
+    what, *rest = _in_folder(str(known), arguments).splitlines()
     say(f"error: {what}", *(f"  {line}" for line in rest))
     log = getattr(known, "log_path", "")
-    print_error(known.code, known.exit_code, known.what, known.fix, arguments, **({"log": log} if log else {}))
+    print_error(
+        known.code,
+        known.exit_code,
+        _in_folder(known.what, arguments),
+        _in_folder(known.fix, arguments),
+        arguments,
+        **({"log": log} if log else {}),
+    )
     return known.exit_code
 
 
@@ -135,6 +145,18 @@ def _create_in_cache(arguments: Sequence[str]) -> tuple[int, str]:
             raise FileNotFoundError(path)
     path = logs / f"{uuid.uuid4().hex}.log"
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), str(path)
+
+
+def _in_folder(text: str, arguments: Sequence[str]) -> str:
+    """Add the command line's ``--dir`` to the commands that a message suggests, which look elsewhere without it."""
+    folder = _given_folder(arguments)
+    if folder is None:
+        return text
+
+    def add(command: re.Match[str]) -> str:
+        return command[0] if "--dir" in command[1] else f"`{command[1]} --dir {shell_path(folder)}`"
+
+    return _SUGGESTED.sub(add, text)
 
 
 def _given_folder(arguments: Sequence[str]) -> str | None:

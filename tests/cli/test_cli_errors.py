@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -227,3 +228,22 @@ def test_object_of_an_error_is_one_line_on_a_pipe(cli):
     out = cli("show", "xyz", "--json").out
     assert out.count("\n") == 1
     json.loads(out)
+
+
+@pytest.mark.parametrize("name", ["cache", "with space", "it's"])
+@pytest.mark.parametrize("form", ["--dir={}", "--dir {}"])
+def test_suggested_command_names_the_folder_that_was_named_and_runs(cli, model, tmp_path, name, form):
+    folder = tmp_path / name
+    key = cli("get", model, "--dim", "batch=1", "--dir", folder, "--json").json["key"]
+    cli("pin", key, "--dir", folder)
+    given = [word.format(folder) for word in form.split()]
+    ran = cli("rm", key, "--yes", *given)
+    (command,) = re.findall(r"Run `enginecache (unpin [^`]*)`", ran.err)
+    assert cli(*shlex.split(command)).code == 0
+    assert cli("rm", key, "--yes", *given).code == 0
+    fix = cli("show", key, "--json", *given).json["error"]["fix"]
+    assert fix == f"See `enginecache ls --dir {shlex.quote(str(folder))}`."
+
+
+def test_suggested_command_has_no_folder_where_none_was_given(cli):
+    assert "See `enginecache ls`." in cli("show", "0" * 64).err
