@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginecache.cli.output import Column, count, print_json, print_rows, say
-from enginecache.cli.parameters import Dir, DryRun, Json, Key, Yes, existing_config, open_stored, read_value
+from enginecache.cli.parameters import (
+    Dir,
+    DryRun,
+    Json,
+    Key,
+    Yes,
+    existing_config,
+    open_stored,
+    read_value,
+    say_if_missing,
+)
 from enginecache.config import parse_duration_s
 from enginecache.entry import SCHEMA, time_json
 from enginecache.errors import ConfirmationError
@@ -172,7 +182,7 @@ def prune(
         why = ", ".join(map(_staying_text, plan.staying))
         say(f"still {format_size(plan.shortfall_bytes)} over the limit; kept: {why}")
     elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
-        say("no limit was given: engines go by --max-size or --older-than, or the setting max_size")
+        say("no limit was given: give --max-size or --older-than, or set max_size")
 
 
 def _summary(plan: PrunePlan) -> str:
@@ -258,9 +268,11 @@ def verify(
       enginecache verify
       enginecache verify --deep --repair --yes
     """
+    from enginecache.store.root import Root
     from enginecache.stored import StoredEngines
 
     config = existing_config(dir)
+    say_if_missing(Root.find(config.dir, config.shared))
     found = StoredEngines.verify_folder(config, deep=deep)
     if repair and not found.is_clean:
         for finding in found.findings:
