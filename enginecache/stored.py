@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -29,7 +28,6 @@ from enginecache.registry.records import (
     MissRecord,
     RegistryTotals,
     Standing,
-    utc_now,
 )
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
@@ -43,6 +41,8 @@ from enginecache.toolchain import installed_toolchains
 from enginecache.verification import Finding, Found, Verification, settle
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from typing_extensions import Self
 
 Stored = str | EntryRecord | Entry | Used
@@ -273,12 +273,10 @@ class StoredEngines:
         """Return counts and sums over all engines, builds and misses."""
         return self._registry.totals()
 
-    def count_used(self, within_s: float) -> int:
-        """Return how many stored engines were used within the last ``within_s`` seconds."""
-        require_seconds("within_s", within_s)
-        since = utc_now() - dt.timedelta(seconds=within_s)
-        recent = {key for key, used_at in self._uses.all().items() if used_at >= since}
-        return len(recent & self._registry.keys()) if recent else 0
+    def last_uses(self) -> list[dt.datetime]:
+        """Return when each stored engine was last used, in no order. How often is not recorded."""
+        keys = self._registry.keys()
+        return [used_at for key, used_at in self._uses.all().items() if key in keys]
 
     def is_intact(self, engine: Stored) -> bool:
         """Return whether the plan is there and has its digest."""

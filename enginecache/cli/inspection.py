@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from enginecache.cli.output import (
     say,
 )
 from enginecache.cli.parameters import Dir, Json, Key, open_stored
-from enginecache.config import DAY_S, Config
+from enginecache.config import Config
 from enginecache.entry import SCHEMA, record_json, time_json
 from enginecache.options import BuildOptions
 
@@ -53,6 +54,7 @@ _MISS_COLUMNS = (
 )
 _BUILDS_SHOWN = 3
 _LATEST_MISSES = 5
+_USED_WITHIN_DAYS = (1, 30)
 
 
 def ls(
@@ -221,7 +223,7 @@ def stats(json: Json = False, dir: Dir = None) -> None:
       enginecache stats --json
     """
     cache = open_stored(dir)
-    counts = {**vars(cache.stats()), **{f"used_within_{days}d": cache.count_used(days * DAY_S) for days in (1, 30)}}
+    counts = vars(cache.stats()) | _use_counts(cache)
     misses = cache.misses(limit=_LATEST_MISSES)
     if json:
         latest = [
@@ -249,6 +251,13 @@ def stats(json: Json = False, dir: Dir = None) -> None:
             nearest = [m.nearest_key, m.nearest_model]
             rows.append(["miss", m.model_name, m.count, m.key, m.reason, *nearest, m.differing, m.last_at])
         print_rows((), rows)
+
+
+def _use_counts(cache: StoredEngines) -> dict[str, int]:
+    now, used = dt.datetime.now(dt.timezone.utc), cache.last_uses()
+    return {
+        f"used_within_{days}d": sum(at >= now - dt.timedelta(days=days) for at in used) for days in _USED_WITHIN_DAYS
+    }
 
 
 def _miss_row(miss: MissRecord) -> list[Any]:
