@@ -157,19 +157,22 @@ def _types_of(graph: Any) -> list[tuple[str, int]]:
 
 def _require_versions(conversion: Conversion) -> None:
     """Compare what is loaded with what the key names: packages may have been replaced since, or lie elsewhere too."""
-    import onnx
-
     try:
+        import onnx
+
         if conversion.converter == "nvidia-modelopt":
             import modelopt as converter
         else:
             import onnxconverter_common as converter
-    except ImportError as error:
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a broken module on the search path, such as a numpy.py
         message = f"{conversion.converter} {conversion.version}, which is to convert the graph, cannot be imported"
-        raise ToolchainError(f"{message}: {error}", "Install it again, with what it requires.") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ToolchainError(f"{message}: {reason}", "Install it again, with what it requires.") from error
     for name, loaded, wanted in (
-        (conversion.converter, converter.__version__, conversion.version),
-        ("onnx", onnx.__version__, conversion.onnx_version),
+        (conversion.converter, getattr(converter, "__version__", "another module"), conversion.version),
+        ("onnx", getattr(onnx, "__version__", "another module"), conversion.onnx_version),
     ):
         if loaded != wanted:
             message = f"{name} {wanted} was expected to convert the graph, and {loaded} was loaded"
@@ -221,6 +224,7 @@ def _read_extent(source: ModelSource, extent: Extent, size_bytes: int) -> bytes:
 def _to_fp16(model: Any, source: ModelSource, conversion: Conversion, stays: Collection[str]) -> Any:
     from onnxconverter_common import float16
 
+    own = {node.name for node in preparation.nodes_of(model.graph)}
     outputs = preparation.set_outputs_aside(model.graph)
     if conversion.keeps_io:
         preparation.separate_outputs(model.graph)
@@ -253,6 +257,7 @@ def _to_fp16(model: Any, source: ModelSource, conversion: Conversion, stays: Col
         check_fp16_ready=False,  # what is FP16 already stays so
     )
     preparation.straighten_casts(model.graph, names)
+    preparation.join_outputs(model.graph, own, stays)
     preparation.unname(model.graph, unused)
     preparation.restore_outputs(model.graph, outputs)
     preparation.sort_nodes(model.graph)

@@ -253,6 +253,29 @@ def straighten_casts(graph: Any, names: Collection[str]) -> None:
             _keep_nodes(inner, [node for node in inner.node if not node.output[:1] or node.output[0] not in idle])
 
 
+def join_outputs(graph: Any, own: Collection[str], stays: Collection[str]) -> None:
+    """Let those of the model's ``own`` nodes that are in ``stays`` make outputs themselves, without a cast after them.
+
+    TensorRT takes ``TensorScatter`` only where its output is one of the network.
+    """
+    outputs = list(dict.fromkeys(value.name for value in graph.output))
+    for name in outputs:
+        makers = {name: node for node in graph.node for name in node.output}
+        between, made = [], name
+        while made in makers and makers[made].name not in own and makers[made].op_type in {"Cast", "Identity"}:
+            between.append(makers[made])
+            made = makers[made].input[0]
+        if not between or made not in makers or makers[made].name not in stays or made in outputs:
+            continue
+        _keep_nodes(graph, [node for node in graph.node if name not in node.output])
+        for node in nodes_of(graph):
+            for names in (node.input, node.output):
+                names[:] = [name if each == made else each for each in names]
+        for node in between[1:]:
+            if not any(node.output[0] in other.input for other in nodes_of(graph)):
+                _keep_nodes(graph, [other for other in graph.node if other.output[:1] != node.output[:1]])
+
+
 def set_outputs_aside(graph: Any) -> list[str]:
     """Leave each output once, and none that is an input; return the names of all, for :func:`restore_outputs`.
 

@@ -463,6 +463,42 @@ def test_nodes_that_tensorrt_takes_in_fp32_alone_stay_so_and_are_named(tmp_path,
     assert warning.count("(Celu)") == count
 
 
+@pytest.mark.rtx
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize("keeps_io", [True, False])
+def test_node_whose_output_must_be_the_networks_builds_with_fp16_too(tmp_path, builder, keeps_io, is_read):
+    """A cache of keys and values: TensorRT takes TensorScatter between an input and an output, without casts."""
+    cache = [1, 2, 8, 4]
+    nodes = [node("TensorScatter", "past,update,index", "present", name="scatter")]
+    nodes += [node("Relu", "present" if is_read else "past", "y", name="relu")]
+    inputs = [models.tensor("past", cache), models.tensor("update", [1, 2, 2, 4])]
+    inputs += [models.tensor("index", [1], TensorProto.INT64)]
+    outputs = [models.tensor(name, cache) for name in ("y", "present")]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 24)])
+    plan = builder.build(fp16_request(tmp_path, model, options={"convert_io": not keeps_io}))
+    assert any("scatter (TensorScatter)" in line for line in plan.warnings) is keeps_io
+
+
+def test_output_of_a_node_that_tensorrt_wants_in_fp32_has_no_cast_after_it(tmp_path):
+    model = graph_model(
+        [node("Max", "x,w", "y", name="max"), node("Relu", "y", "z", name="relu")],
+        [weight("w", [1, 2, 3, 4])],
+        outputs=("z", "y"),
+    )
+    request = convert(fp16_request(tmp_path, model), BuildLog(io.StringIO()), {"max"})
+    result = onnx.load(request.source.path)
+    onnx.checker.check_model(result, full_check=True)
+    makers = {name: entry.op_type for entry in result.graph.node for name in entry.output}
+    assert (makers["y"], makers["z"]) == ("Max", "Cast")
+    assert types_of(result) == types_of(model)
+    x = np.array([[1, -5, 7, 9]], np.float32)
+    for got, right in zip(
+        ReferenceEvaluator(result).run(None, {"x": x}), ReferenceEvaluator(model).run(None, {"x": x}), strict=True
+    ):
+        np.testing.assert_allclose(got, right)
+
+
 def test_failing_assertion_of_the_converter_is_named_by_its_line(tmp_path, monkeypatch):
     def fail(*_arguments, **_keywords):
         raise AssertionError

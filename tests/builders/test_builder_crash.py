@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import builder_models as models
@@ -20,8 +21,10 @@ from waiting import is_running, wait_for
 from enginecache import processes
 from enginecache.builders import child
 from enginecache.builders.child import ProcessBuilder
-from enginecache.errors import BuilderCrashError, BuilderKilledError, ToolchainError
+from enginecache.errors import BuilderCrashError, BuilderKilledError, BuildError, EngineCacheError, ToolchainError
 from enginecache.failures import is_lasting
+from enginecache.options import BuildOptions
+from enginecache.precision import plan_conversion
 
 pytestmark = pytest.mark.rtx
 
@@ -254,6 +257,35 @@ def test_real_builder_that_exits_in_the_middle_of_a_build_is_not_to_be_remembere
     builder = ProcessBuilder(search_path=[str(folder), *processes.module_search_path()])
     with pytest.raises(BuilderKilledError, match="ended with status 3 and no result") as caught:
         builder.build(models.request_for(tmp_path))
+    assert not is_lasting(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("numpy", "raise AttributeError('no such thing')"),
+        ("numpy", ""),
+        ("onnx", ""),
+        ("onnxconverter_common", "raise RuntimeError('half installed')"),
+        ("json", "loads = dumps = None"),
+        ("tensorrt_rtx", "raise ValueError('half installed')"),
+        ("sitecustomize", "raise SystemExit(3)"),
+        ("sitecustomize", "import os; os._exit(3)"),
+        ("sitecustomize", "import os; os.abort()"),
+        ("encodings", ""),
+    ],
+)
+def test_broken_module_on_the_search_path_is_not_to_be_remembered(tmp_path, name, text):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(f"{text}\n")
+    options = BuildOptions(precision=("fp16",))
+    request = models.request_for(tmp_path, options=options)
+    request = replace(request, conversion=plan_conversion(options, request.toolchain, request.identity))
+    builder = ProcessBuilder(search_path=[str(folder), *processes.module_search_path()])
+    with pytest.raises(EngineCacheError) as caught:
+        builder.build(request)
+    assert not isinstance(caught.value, BuildError)
     assert not is_lasting(caught.value)
 
 
