@@ -39,8 +39,8 @@ class EngineKey:
         target: What the plan must run on.
         conversion: What is done to the graph before it is built; None for nothing.
         environment: Variables that the builder is given and that can change a plan, as (name, value), sorted.
-        model_value_info: Digest of the types and shapes noted inside the graph; empty where there are none. A converter
-            reads them.
+        model_value_info: Digest of the types and shapes noted inside the graph; empty where there are none, and where
+            nothing is converted: a converter reads them, TensorRT does not.
     """
 
     model_structure: str
@@ -74,7 +74,7 @@ class EngineKey:
             target,
             conversion,
             environment,
-            identity.value_info,
+            "" if conversion is None else identity.value_info,
         )
 
     def fields(self) -> Fields:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models import linear, save
 
 from enginecache.key import KEY_VERSION, EngineKey, key_digest
+from enginecache.model import ModelIdentity
 from enginecache.options import BuildOptions, PluginLibrary
 from enginecache.precision import Conversion
 from enginecache.profiles import Profile, ShapeRange
@@ -352,3 +353,11 @@ def test_two_requests_have_one_key_only_if_they_are_equal(one, donor, data):
 
 def test_fake_place_is_what_the_other_tests_believe():
     assert fake_place().target == Target((ComputeCapability(8, 9),))
+
+
+@pytest.mark.parametrize(("conversion", "counts"), [(None, False), (CONVERSION, True)])
+def test_value_info_counts_only_where_a_converter_reads_it(conversion, counts):
+    one = ModelIdentity("a" * 64, "b" * 64, "", (), ())
+    other = replace(one, value_info="c" * 64)
+    keys = {EngineKey.of(each, (), BuildOptions(), TOOLCHAIN, Target(()), conversion).digest for each in (one, other)}
+    assert len(keys) == (2 if counts else 1)
