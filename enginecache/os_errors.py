@@ -334,6 +334,10 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again when it does."),
     errno.ETXTBSY: _fixed("the program is being written, or is running", "Try again when that is over."),
     errno.EBUSY: _fixed("it is in use by the system, as a mount point is", "Name another place, or unmount it."),
+    errno.EXDEV: _fixed(
+        "the two places are in different mounts",
+        "Mount the whole cache folder as one, and none of the folders in it (`findmnt -R` lists what is mounted).",
+    ),
     errno.ENOEXEC: _fixed("it is not a program that this machine can run", "Name a program for this machine."),
     errno.ENXIO: _fixed("it is a device or pipe with nothing behind it", "Name a regular file."),
     errno.ENODEV: _fixed("", "Name a regular file."),

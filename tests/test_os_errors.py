@@ -147,7 +147,7 @@ def test_name_with_a_nul_character_is_no_name():
 
 
 def test_error_that_is_not_in_the_table_keeps_the_text_of_the_system():
-    assert describe_os_error(failed(errno.EXDEV), "x", otherwise="Do y.") == ("x: Invalid cross-device link", "Do y.")
+    assert describe_os_error(failed(errno.EDOM), "x", otherwise="Do y.") == (f"x: {os.strerror(errno.EDOM)}", "Do y.")
     assert describe_os_error(OSError("odd"), "x", otherwise="Do y.") == ("x: odd", "Do y.")
 
 

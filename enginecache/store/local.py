@@ -184,7 +184,9 @@ def _drop(path: Path) -> None:
 
 
 def _store_error(what: str, error: OSError) -> StoreError:
-    where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+    # A rename names two files, and either may be the one that is in the way: a mount point, say.
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    where = f" ({' to '.join(names)})" if names else ""
     return StoreError(*describe_os_error(error, f"{what}{where}", in_cache=True))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import blake3
 import pytest
+from mounts import read_only
 
 from enginecache.errors import StoreError
 from enginecache.store.base import BlobStore
@@ -291,3 +292,28 @@ def test_a_store_whose_folder_is_gone_says_which_and_what_to_do(store, plan, tmp
     with pytest.raises(StoreError, match="No such file") as caught:
         store.stage(plan)
     assert "enginecache doctor" in caught.value.fix
+
+
+def test_folder_in_another_mount_is_named_with_what_to_do(store, plan, tmp_path):
+    digest = put(store, plan)
+    staged = store.stage(plan)
+    with read_only(store.path(digest).parent):
+        # The kernel renames nothing from mount to mount, not even within one file system.
+        with pytest.raises(StoreError) as caught:
+            store.publish(staged)
+        with pytest.raises(StoreError, match="different mounts"):
+            store.quarantine(digest)
+    store.discard(staged)
+    where = f"{staged.path} to {store.path(digest)}"
+    why = "Invalid cross-device link: the two places are in different mounts"
+    assert caught.value.what == f"an engine cannot be stored ({where}): {why}"
+    assert caught.value.fix.startswith("Mount the whole cache folder as one")
+    assert store.read(digest).digest == digest
+
+
+def test_engine_that_is_a_mount_point_is_named_when_it_cannot_be_replaced(store, plan):
+    digest = put(store, plan)
+    staged = store.stage(plan)
+    with read_only(store.path(digest)), pytest.raises(StoreError, match=f"to {store.path(digest)}\\)"):
+        store.publish(staged)
+    store.discard(staged)
