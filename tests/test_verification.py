@@ -284,6 +284,19 @@ def test_a_row_that_lost_its_seal_is_damaged(open_cache, model):
     assert cache.get(model, **ASK).outcome == "hit"
 
 
+def test_a_row_without_seal_is_not_good_for_saying_that_it_is_of_an_older_key_version(open_cache, model, tmp_path):
+    cache = open_cache()
+    models = [model, save(linear(seed=9), tmp_path / "other.onnx")]
+    stored = [cache.get(path, **ASK) for path in models]
+    swap(cache, ["digest"])
+    execute(cache, "UPDATE entries SET seal = NULL, key_version = key_version - 1")
+    for path in models:
+        with pytest.raises(RegistryError, match="does not belong to its engine"):
+            open_cache().get(path, **ASK)
+    assert cache.verify(repair=True).is_clean
+    assert [open_cache().get(path, **ASK).record for path in models] == [entry.record for entry in stored]
+
+
 @pytest.mark.parametrize("key", ["0" * 64, "", "../../etc/passwd", "it's % \" odd"])
 def test_a_row_whose_key_is_damaged_is_forgotten(open_cache, model, key):
     cache = open_cache()

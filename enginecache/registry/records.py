@@ -97,9 +97,14 @@ class EntryRecord:
 
     @property
     def is_as_written(self) -> bool:
-        """Whether its row has the right seal. Rows of older key versions may have none: no request finds them."""
-        if self.seal is None or (not self.seal and self.key_version < KEY_VERSION):
+        """Whether its row has the right seal. Rows of older key versions may have none: no request finds them.
+
+        The key tells whether the version is the row's own: an edited one must not make a row without a seal good.
+        """
+        if self.seal is None:
             return True
+        if not self.seal and self.key_version < KEY_VERSION:
+            return self.key == key_digest(self.key_version, self.key_json)
         return self.seal == self.right_seal
 
     @property
