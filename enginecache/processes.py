@@ -37,6 +37,8 @@ START_TIMEOUT_S = 120.0
 POLL_S = 0.5
 TAIL_LINES = 20
 TAIL_BYTES = 8192
+_SHOWN_BYTES = 40
+"""Of a line that is no report."""
 
 VERSION: str = sys.modules["enginecache"].__version__
 """Of enginecache: what this process and its children must have in common."""
@@ -186,7 +188,7 @@ class Worker:
         other end. ``poll`` and not ``select``, which fails on descriptors of 1024 and above.
 
         Raises:
-            InterpreterError: It has another enginecache, or does not report itself.
+            InterpreterError: It has another enginecache, does not report itself, or writes what is no report.
         """
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
@@ -198,9 +200,9 @@ class Worker:
                 if not part:
                     return
                 *lines, rest = (rest + part).split(b"\n")
-                for report in map(json.loads, lines):
+                for report in map(self._report_in, lines):
                     if report["event"] == READY:
-                        self._accept(report["enginecache"])
+                        self._accept(report.get("enginecache"))
                     else:
                         yield report
             elif is_over:
@@ -210,7 +212,19 @@ class Worker:
             else:
                 yield None
 
-    def _accept(self, version: str) -> None:
+    def _report_in(self, line: bytes) -> dict[str, Any]:
+        """Read one line; what Python loads at its start, or a program that is no Python, may write another."""
+        with contextlib.suppress(ValueError, RecursionError):
+            report = json.loads(line)
+            if isinstance(report, dict) and "event" in report:
+                return report
+        shown = line[:_SHOWN_BYTES].decode(errors="backslashreplace")
+        message = f"{self._python} wrote {shown!r} to a file descriptor that is not its own, where reports are expected"
+        raise InterpreterError(
+            message, f"Look at what it loads when it starts (sitecustomize, .pth files), or change it. {NAME_ONE}"
+        )
+
+    def _accept(self, version: object) -> None:
         if version != VERSION:
             message = f"{self._python} has enginecache {version}, and this process has {VERSION}"
             raise InterpreterError(message, f"Install the same version for both. {NAME_ONE}")

@@ -28,6 +28,15 @@ def script(path: Path, text: str = "") -> Path:
     return path
 
 
+def _to_every_pipe(line: str) -> str:
+    """A program that takes the descriptors which it is given for its own, as something that Python loads may do."""
+    write = (
+        "import os; pipes = [n for n in range(3, 30) if os.path.realpath(f'/proc/self/fd/{n}').find('/pipe:') >= 0]; "
+        f"[os.write(n, b'{line}' + bytes([10])) for n in pipes]"
+    )
+    return f'{HERE} -S -c "{write}"'
+
+
 def is_started(path: Path) -> bool:
     return (path.parent / "started").exists()
 
@@ -164,6 +173,9 @@ def test_settings_name_one(tmp_path):
         ("echo no such module >&2; exit 1", "it ended with status 1: no such module"),
         ("kill -SEGV $$", "it ended by SIGSEGV"),
         (f'{HERE} "$@"', "starts Python as a process of its own"),
+        (_to_every_pipe("no report"), "wrote 'no report' to a file descriptor that is not its own"),
+        (_to_every_pipe("[1]"), "wrote '[1]' to a file descriptor"),
+        (_to_every_pipe("{}"), "wrote '{}' to a file descriptor"),
     ],
 )
 def test_a_named_program_that_is_no_python_is_not_the_models_fault(open_real, tmp_path, text, why):
