@@ -263,4 +263,4 @@ class OutOfMemoryError(EngineCacheError, MemoryError):
 
 
 class UnexpectedError(EngineCacheError, RuntimeError):
-    """An exception that nobody foresaw: a bug in enginecache."""
+    """An exception that nobody foresaw: a bug in enginecache, or a Python package that cannot be imported."""

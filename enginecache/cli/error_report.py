@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import sqlite3
 import stat
 import sys
@@ -98,6 +99,13 @@ def _translated(error: BaseException, arguments: Sequence[str]) -> EngineCacheEr
         return kind(what, "\n".join(filter(None, (fix, details))))
     if isinstance(error, sqlite3.Error):
         return RegistryError(f"the registry is unavailable: {error}", f"Run `enginecache verify`.\n{details}")
+    return _unforeseen(error, details)
+
+
+def _unforeseen(error: BaseException, details: str) -> UnexpectedError:
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] != "enginecache":
+        what = f"a Python package that enginecache needs cannot be imported: {printable(error)[:_TEXT_CHARACTERS]}"
+        return UnexpectedError(what, f"Look at what is installed with `pip check`. {details}")
     text = " ".join(filter(None, (type(error).__name__, printable(error)[:_TEXT_CHARACTERS])))
     return UnexpectedError(f"unexpected error: {text}: this is a bug in enginecache", f"{details} Please report it.")
 
@@ -110,10 +118,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
             return False
         if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
             return True
-        if is_about_memory(str(seen)):
+        if is_about_memory(str(seen)) or (isinstance(seen, SystemError) and _has_memory_limit()):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _has_memory_limit() -> bool:
+    """Whether this process may have only so much address space.
+
+    Some functions of CPython's report a failed allocation as "returned NULL without setting an exception".
+    Source: ``compile`` of CPython 3.11 under ``ulimit -v``, 2026-12.
+    """
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _written(error: BaseException, arguments: Sequence[str]) -> str:

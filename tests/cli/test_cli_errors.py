@@ -74,6 +74,27 @@ def test_memory_that_ran_out_is_called_so(cli, monkeypatch):
     assert "out of memory" in ran.err
 
 
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_error_that_python_has_no_words_for_is_memory_where_memory_is_limited(cli, monkeypatch, is_limited):
+    error = SystemError("<built-in function compile> returned NULL without setting an exception")
+    monkeypatch.setattr(EngineCache, "get", fail_with(error))
+    limit = 1 << 30 if is_limited else resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, limit))
+    ran = cli("get", "m.onnx")
+    assert ran.code == 1
+    assert ("out of memory" in ran.err) is is_limited
+    assert ("this is a bug" in ran.err) is not is_limited
+
+
+def test_broken_package_is_no_bug_in_enginecache(cli, monkeypatch):
+    monkeypatch.setattr(EngineCache, "get", fail_with(ImportError("built for another NumPy", name="numpy.core")))
+    ran = cli("get", "m.onnx")
+    assert ran.code == 1
+    assert "a Python package that enginecache needs cannot be imported: built for another NumPy" in ran.err
+    assert "pip check" in ran.err
+    assert "this is a bug" not in ran.err
+
+
 def test_import_that_lacks_memory_is_not_a_missing_package(cli, monkeypatch):
     error = ImportError("libx.so: failed to map segment from shared object")
     monkeypatch.setattr(EngineCache, "get", fail_with(error))

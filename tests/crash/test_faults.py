@@ -34,7 +34,7 @@ def tracer() -> Iterator[Tracer]:
 
 
 TRIES = 3
-"""Of one case: where a file's age decides whether it is remembered, a run may make other calls than the recorded one."""
+"""Of one case: a run makes other calls than the recorded one if a file has become old enough to be remembered."""
 
 
 class Matrix:
