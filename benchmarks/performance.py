@@ -44,11 +44,12 @@ from enginecache.builders.base import BuildRequest, BuiltPlan
 from enginecache.cache import EngineCache
 from enginecache.config import Config
 from enginecache.devices import Device
-from enginecache.key import canonical_json, key_digest
+from enginecache.files.canonical import canonical_json, key_digest
+from enginecache.files.units import utc_now
 from enginecache.loader import EngineLoader
 from enginecache.model import ModelSource, identify
 from enginecache.placement import Placement
-from enginecache.registry.records import EntryRecord, utc_now
+from enginecache.registry.records import EntryRecord
 from enginecache.request import Request
 from enginecache.runtimes.base import Loaded, LoadRequest
 from enginecache.runtimes.deserialize import _verified

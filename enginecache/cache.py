@@ -22,6 +22,7 @@ from enginecache.errors import (
     OptionError,
 )
 from enginecache.failures import KnownFailure, failure_in_force
+from enginecache.files.units import utc_now
 from enginecache.hits import Name, RecentHits
 from enginecache.key import EngineKey
 from enginecache.loader import EngineLoader, TrialPolicy
@@ -31,7 +32,7 @@ from enginecache.matching import Accept, Reason, older_driver
 from enginecache.options import HardwareCompatibility, Precision
 from enginecache.placement import place
 from enginecache.publication import Publication, Resolved
-from enginecache.registry.records import EntryRecord, utc_now
+from enginecache.registry.records import EntryRecord
 from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
 from enginecache.resolution import resolve
 from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches

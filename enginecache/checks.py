@@ -14,11 +14,12 @@ from typing import get_args
 
 from enginecache.errors import EngineCacheError, StoreError
 from enginecache.failures import WRONG_CLOCK_S
+from enginecache.files.units import utc_now
 from enginecache.locks.base import KeyLocks
 from enginecache.memo import BlobState, FileMemo
 from enginecache.recovery import Recovered, find_registry_damage, recorded_entries, sound_entries
 from enginecache.registry.base import Registry
-from enginecache.registry.records import BuildRecord, EntryRecord, ExaminedRow, utc_now
+from enginecache.registry.records import BuildRecord, EntryRecord, ExaminedRow
 from enginecache.store.artefacts import Artefacts
 from enginecache.store.base import BlobStore
 from enginecache.store.names import files_in, folders_in, is_engines_folder, is_file_of, is_quarantined

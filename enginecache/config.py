@@ -18,8 +18,8 @@ import platformdirs
 
 from enginecache.environment import REPLACED, kind_of
 from enginecache.errors import ConfigError, EngineCacheError, OptionError, shown
+from enginecache.files.units import DAY_S, LONGEST_S, parse_duration_s, parse_size, shortened
 from enginecache.mounts import status_of
-from enginecache.options import parse_size, shortened
 from enginecache.os_errors import describe_os_error
 
 if sys.version_info >= (3, 11):
@@ -32,9 +32,6 @@ Shared = Literal["", "group"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 SHARED: tuple[str, ...] = get_args(Shared)
 SWITCHES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
-DAY_S = 86400.0
-LONGEST_S = 36525 * DAY_S
-"""A hundred years: longer ones overflow dates and time-outs."""
 
 MAX_COUNT = (1 << 63) - 1
 """The largest number that SQLite has."""
@@ -46,9 +43,7 @@ _MAX_DOTS = 200
 
 _LOGGER = logging.getLogger("enginecache")
 
-_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.ASCII | re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
 
 @dataclass(frozen=True)
@@ -302,22 +297,6 @@ def _parse_names(text: str) -> tuple[str, ...]:
         if kind_of(name) == REPLACED:
             raise ValueError(f"{name!r} cannot be passed on: the builder is given another value of it")
     return tuple(names)
-
-
-def parse_duration_s(text: str) -> float:
-    """Read ``30m``, ``45s``, ``2h``, ``30d`` or a number of seconds.
-
-    Raises:
-        OptionError: The text is not a duration.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        message = f"{shortened(text)} is not a duration"
-        raise OptionError(message, "Write it as 30m, 45s, 2h, 30d or a number of seconds.")
-    seconds = float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
-    if seconds > LONGEST_S:
-        raise OptionError(f"{shortened(text)} is a duration of more than a hundred years", "Write a shorter one.")
-    return seconds
 
 
 def require_seconds(name: str, value: Any) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from enginecache.files.units import time_json
 from enginecache.matching import EXACT, WIDER_REACH, Reason, Verdict
 from enginecache.model import ModelSource
 from enginecache.options import PluginLibrary
@@ -147,11 +147,6 @@ def record_json(record: EntryRecord, path: Path) -> dict[str, Any]:
         "build_seconds": record.build_seconds,
         "created_at": time_json(record.created_at),
     }
-
-
-def time_json(time: dt.datetime | None) -> str | None:
-    """RFC 3339, UTC."""
-    return None if time is None else time.astimezone(dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, str]]:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from enginecache.config import DAY_S
 from enginecache.devices import Device
 from enginecache.errors import OptionError
+from enginecache.files.units import DAY_S
 from enginecache.registry.records import InflationStep, Standing
 from enginecache.targets import Reach
 from enginecache.toolchain import Toolchain

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from enginecache.config import DAY_S
 from enginecache.errors import BuilderKilledError, BuildError
+from enginecache.files.units import DAY_S
 from enginecache.registry.records import BuildRecord
 
 LONGEST_S = DAY_S

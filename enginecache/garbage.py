@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import get_args
 
-from enginecache.config import DAY_S
 from enginecache.eviction import Garbage
+from enginecache.files.units import DAY_S
 from enginecache.store.names import (
     digest_of_blob,
     digest_of_record,

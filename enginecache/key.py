@@ -7,12 +7,9 @@ settings, Python version, order of mappings, None against omitted.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
-import blake3
-
+from enginecache.files.canonical import Fields, canonical_json, key_digest
 from enginecache.model import ModelIdentity
 from enginecache.options import BuildOptions
 from enginecache.precision import Conversion
@@ -22,8 +19,6 @@ from enginecache.toolchain import Toolchain
 
 KEY_VERSION = 3
 """Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
-
-Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,16 +102,6 @@ class EngineKey:
     def digest(self) -> str:
         """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
         return key_digest(KEY_VERSION, self.canonical_json())
-
-
-def key_digest(version: int, text: str) -> str:
-    """Name of a key of any version, from its canonical text."""
-    return blake3.blake3(f"enginecache/key/v{version}\n{text}".encode("ascii")).hexdigest()
-
-
-def canonical_json(fields: Fields) -> str:
-    """One text for one value: sorted keys, no spaces, ASCII only."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _profile_fields(profile: Profile) -> Fields:

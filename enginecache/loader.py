@@ -24,9 +24,10 @@ from enginecache.errors import (
     RegistryError,
     shown,
 )
+from enginecache.files.units import utc_now
 from enginecache.options import PluginLibrary
 from enginecache.registry.base import Registry
-from enginecache.registry.records import EntryRecord, LoadOutcome, LoadRecord, utc_now
+from enginecache.registry.records import EntryRecord, LoadOutcome, LoadRecord
 from enginecache.runtimes.base import Deserializer, Failure, LoadRequest, Trial, driver_of
 from enginecache.runtimes.deserialize import deserialize
 from enginecache.runtimes.trial import ProcessTrial

@@ -12,7 +12,8 @@ from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, get_args
 
 from enginecache.devices import Device
-from enginecache.key import KEY_VERSION, Fields, canonical_json
+from enginecache.files.canonical import Fields, canonical_json
+from enginecache.key import KEY_VERSION
 from enginecache.options import HARDWARE_COMPATIBILITIES
 from enginecache.targets import Reach
 

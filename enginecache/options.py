@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from enginecache.errors import OptionError, shown
+from enginecache.files.units import MAX_BYTES, MIB, format_size
 
-MIB = 1 << 20
 SMALL_WORKSPACE_BYTES = 16 * MIB
-_SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_MAX_BYTES = 1 << 62
 
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -90,7 +87,7 @@ class BuildOptions:
         if self.workspace_bytes is not None:
             object.__setattr__(self, "workspace_bytes", _whole("workspace_bytes", self.workspace_bytes))
         object.__setattr__(self, "optimization_level", _whole("optimization_level", self.optimization_level))
-        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= _MAX_BYTES:
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= MAX_BYTES:
             message = f"a workspace of {shown(self.workspace_bytes)} bytes is out of range"
             raise OptionError(message, "Give a size from 1 byte to 4 EiB, such as --workspace 1GiB.")
         if not 0 <= self.optimization_level <= 5:
@@ -165,68 +162,3 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise OptionError(f"{name} is {shown(value)}, which is not a whole number", "Give an integer.")
     return operator.index(value)
-
-
-def parse_size(text: str, bare_unit: str = "b") -> int:
-    """Read a size in bytes: ``1GiB``, ``512M``, ``65536``. All units are powers of 1024.
-
-    Args:
-        text: The size.
-        bare_unit: Unit of a number without one: ``b`` or ``m``.
-
-    Raises:
-        OptionError: The text is not a size, or one of bits (``1Gb``), or more than 4 EiB.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    advice = f"Write it as 1GiB, 512MiB or a number of {'MiB' if bare_unit == 'm' else 'bytes'}."
-    if match is None:
-        raise OptionError(f"{shortened(text)} is not a size", advice)
-    unit = match["unit"] or bare_unit
-    if len(unit) > 1 and unit.endswith("b") and unit[0].isupper():
-        meant = f"{match['number']}{unit[0]}iB"
-        raise OptionError(
-            f"{shortened(text)} is not a size in bytes: {unit} is a unit of bits", f"Write it as {meant}."
-        )
-    factor = _UNITS[unit.lower()[:1]]
-    size = int(float(match["number"]) * factor) if "." in match["number"] else int(match["number"]) * factor
-    if size > _MAX_BYTES:
-        raise OptionError(f"{shortened(text)} is not a size that anything has: it is more than 4 EiB", advice)
-    return size
-
-
-def parse_workspace(text: str) -> int:
-    """Read a workspace limit in bytes. A number without a unit counts MiB, as trtexec's ``--memPoolSize`` does.
-
-    Raises:
-        OptionError: The text is not a size.
-    """
-    return parse_size(text, bare_unit="m")
-
-
-def parse_limit(text: str) -> int:
-    """Read the size that a cache is to shrink to. A small number without a unit is a forgotten unit, and refused.
-
-    Raises:
-        OptionError: The text is not a size, or has no unit.
-    """
-    size_bytes = parse_size(text)
-    if 0 < size_bytes < MIB and text.strip().isdigit():
-        raise OptionError(
-            f"{text!r} is a number of bytes, less than any engine has", f"Add the unit: {text.strip()}GiB."
-        )
-    return size_bytes
-
-
-def shortened(text: str) -> str:
-    """Return ``text`` in quotes, cut where it is long."""
-    return repr(text if len(text) <= 80 else f"{text[:80]}...")
-
-
-def format_size(size_bytes: int) -> str:
-    """A size for people: ``1.0 GiB``, ``512 KiB``. Never for ``--json``."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" or size == int(size) else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -32,6 +32,7 @@ from enginecache.errors import (
     StoreError,
 )
 from enginecache.failures import is_lasting
+from enginecache.files.units import utc_now
 from enginecache.key import KEY_VERSION, EngineKey
 from enginecache.locks.base import KeyLocks, WaitingCallback
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
@@ -43,7 +44,7 @@ from enginecache.plugin_libraries import has_changed as has_library_changed
 from enginecache.profiles import Profile
 from enginecache.recovery import record_entry
 from enginecache.registry.base import Registry
-from enginecache.registry.records import BuildRecord, EntryRecord, utc_now
+from enginecache.registry.records import BuildRecord, EntryRecord
 from enginecache.store.base import BlobStore, StagedBlob
 from enginecache.store.records import RepairRecords
 from enginecache.store.root import Root, build_folder_prefix

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from enginecache.errors import EngineCacheError, OptionError
 from enginecache.eviction import Garbage, Going, PrunePlan, inflation_after, plan_prune
+from enginecache.files.units import format_size, utc_now
 from enginecache.garbage import delete_garbage
 from enginecache.locks.base import KeyLocks
 from enginecache.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
-from enginecache.options import format_size
 from enginecache.registry.base import Registry
-from enginecache.registry.records import EntryRecord, InflationStep, Standing, utc_now
+from enginecache.registry.records import EntryRecord, InflationStep, Standing
 from enginecache.store.base import BlobStore
 from enginecache.store.leases import UseScan
 from enginecache.store.root import Root

@@ -40,10 +40,10 @@ from enginecache.errors import (
     RegistryError,
     StoreError,
 )
+from enginecache.files.units import utc_now
 from enginecache.fingerprint import Fingerprint
 from enginecache.matching import WIDER_REACH
 from enginecache.placement import Placement
-from enginecache.registry.records import utc_now
 from enginecache.request import Ask, GetAsk
 from enginecache.stored import StoredEngines
 from enginecache.targets import Target

@@ -13,9 +13,9 @@ from enginecache import door, hits, watching
 from enginecache.checks import check_builds
 from enginecache.eviction import plan_prune
 from enginecache.failures import failure_in_force
+from enginecache.files.units import utc_now
 from enginecache.garbage import KEPT_FOR_S, find_garbage
 from enginecache.locks.local import LocalKeyLocks
-from enginecache.registry.records import utc_now
 from enginecache.store.root import Root
 from enginecache.store.uses import UseLog
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from users import as_user
 
-from enginecache.config import MAX_FILE_BYTES, Config, config_path, parse_duration_s, unknown_variables
+from enginecache.config import MAX_FILE_BYTES, Config, config_path, unknown_variables
 from enginecache.errors import ConfigError, OptionError
+from enginecache.files.units import parse_duration_s
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 

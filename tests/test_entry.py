@@ -4,8 +4,9 @@ import json
 import pytest
 from fakes import H100, TOOLCHAIN, place_with
 
-from enginecache.entry import reasons_json, time_json
+from enginecache.entry import reasons_json
 from enginecache.errors import BuildError
+from enginecache.files.units import time_json
 from enginecache.matching import Reason
 from enginecache.options import BuildOptions
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import EPOCH, entry, hex_of, standing
 
-from enginecache.config import DAY_S
 from enginecache.eviction import (
     FOREIGN_USE_S,
     RECENT_USE_S,
@@ -24,6 +23,7 @@ from enginecache.eviction import (
     rebuild_cost,
     usable_here,
 )
+from enginecache.files.units import DAY_S
 from enginecache.registry.records import InflationStep
 
 NOW = EPOCH + dt.timedelta(days=100)

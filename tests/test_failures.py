@@ -45,7 +45,8 @@ from enginecache.errors import (
     UnsupportedOptionError,
 )
 from enginecache.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
-from enginecache.registry.records import BuildRecord, utc_now
+from enginecache.files.units import utc_now
+from enginecache.registry.records import BuildRecord
 
 DIMS = {"batch": (1, 32, 64)}
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.timezone.utc)

@@ -10,7 +10,7 @@ import pytest
 from records import hex_of
 
 import enginecache
-from enginecache.config import DAY_S
+from enginecache.files.units import DAY_S
 from enginecache.garbage import KEPT_FOR_S, delete_garbage, find_garbage
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.names import is_temporary_file, is_temporary_folder, owned

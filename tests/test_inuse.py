@@ -22,7 +22,7 @@ from records import hex_of
 from enginecache import removal
 from enginecache.errors import LockTimeoutError, NotCachedError
 from enginecache.eviction import Staying, rebuild_cost
-from enginecache.registry.records import utc_now
+from enginecache.files.units import utc_now
 from enginecache.store.leases import Lease, is_in_use, open_digests, unleased
 from enginecache.store.local import LocalBlobStore
 from enginecache.store.root import Root

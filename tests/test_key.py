@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import linear, save
 
-from enginecache.key import KEY_VERSION, EngineKey, key_digest
+from enginecache.files.canonical import key_digest
+from enginecache.key import KEY_VERSION, EngineKey
 from enginecache.model import ModelIdentity
 from enginecache.options import BuildOptions, PluginLibrary
 from enginecache.precision import Conversion

@@ -19,11 +19,12 @@ from fakes import H100
 from records import attempt, entry, fields_of
 
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, RegistryError, StoreError
-from enginecache.key import canonical_json
+from enginecache.files.canonical import canonical_json
+from enginecache.files.units import utc_now
 from enginecache.loader import EngineLoader
 from enginecache.options import PluginLibrary
 from enginecache.registry.database import Database
-from enginecache.registry.records import LoadRecord, utc_now
+from enginecache.registry.records import LoadRecord
 from enginecache.registry.schema import ensure_schema
 from enginecache.registry.sql import SqlRegistry
 from enginecache.runtimes.base import Failure, Loaded

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import OptionError
-from enginecache.options import MIB, BuildOptions, PluginLibrary, format_size, parse_limit, parse_size, parse_workspace
+from enginecache.files.units import format_size, parse_limit, parse_size, parse_workspace
+from enginecache.options import MIB, BuildOptions, PluginLibrary
 
 
 @pytest.mark.parametrize(

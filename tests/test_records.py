@@ -8,7 +8,7 @@ import pytest
 from records import entry, hex_of
 
 from enginecache.errors import StoreError
-from enginecache.key import key_digest
+from enginecache.files.canonical import key_digest
 from enginecache.registry.records import EntryRecord
 from enginecache.store.records import RecordedBlobStore, RepairRecords
 from enginecache.store.root import Root

@@ -13,10 +13,10 @@ from models import linear, save
 from records import attempt, entry, hex_of, publish
 
 from enginecache import recovery
-from enginecache.config import DAY_S
 from enginecache.errors import RegistryError, StoreError
+from enginecache.files.canonical import key_digest
+from enginecache.files.units import DAY_S
 from enginecache.fingerprint import Fingerprint
-from enginecache.key import key_digest
 from enginecache.registry import health, schema
 from enginecache.registry.database import Database
 from enginecache.registry.records import MissRecord

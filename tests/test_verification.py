@@ -10,8 +10,9 @@ from models import linear, save
 from records import entry as entry_of
 
 from enginecache.errors import BuildError, NotCachedError, RegistryError, StoreError
+from enginecache.files.units import utc_now
 from enginecache.fingerprint import Fingerprint
-from enginecache.registry.records import BuildRecord, utc_now
+from enginecache.registry.records import BuildRecord
 from enginecache.store.records import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}

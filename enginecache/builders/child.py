@@ -22,8 +22,8 @@ from enginecache.errors import (
     StoreError,
     ToolchainError,
 )
+from enginecache.files.units import format_size
 from enginecache.interpreter import Interpreter, environment_for, interpreters, run_with
-from enginecache.options import format_size
 from enginecache.os_errors import RESOURCES, describe_os_error, explain_full_disk, explain_threads, free_inodes
 from enginecache.processes import (
     Worker,

@@ -20,8 +20,8 @@ from enginecache.errors import (
     ProfileError,
     UnsupportedOptionError,
 )
+from enginecache.files.units import format_size
 from enginecache.loglines import NO_DRIVER, clean_lines
-from enginecache.options import format_size
 from enginecache.profiles import describe_inputs
 from enginecache.shapes import quote_shape
 from enginecache.toolchain import PRODUCTS

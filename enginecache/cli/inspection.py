@@ -21,7 +21,8 @@ from enginecache.cli.output import (
 )
 from enginecache.cli.parameters import Dir, Json, Key, open_stored
 from enginecache.config import Config
-from enginecache.entry import SCHEMA, record_json, time_json
+from enginecache.entry import SCHEMA, record_json
+from enginecache.files.units import time_json
 from enginecache.options import BuildOptions
 
 if TYPE_CHECKING:

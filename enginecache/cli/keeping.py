@@ -19,10 +19,9 @@ from enginecache.cli.parameters import (
     read_value,
     say_if_missing,
 )
-from enginecache.config import parse_duration_s
-from enginecache.entry import SCHEMA, time_json
+from enginecache.entry import SCHEMA
 from enginecache.errors import ConfirmationError
-from enginecache.options import format_size, parse_limit
+from enginecache.files.units import format_size, parse_duration_s, parse_limit, time_json
 
 if TYPE_CHECKING:
     from enginecache.eviction import Going, PrunePlan, Staying, StayReason

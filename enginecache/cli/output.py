@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from enginecache.entry import time_json
 from enginecache.errors import EngineCacheError, printable
-from enginecache.options import format_size
+from enginecache.files.units import format_size, time_json
 from enginecache.os_errors import describe_os_error
 from enginecache.streams import UnwrittenError, write_all
 

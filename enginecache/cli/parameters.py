@@ -15,8 +15,9 @@ import typer
 from enginecache.cli.output import say
 from enginecache.config import BACKENDS, Config
 from enginecache.errors import OptionError
+from enginecache.files.units import parse_workspace
 from enginecache.matching import ACCEPTS
-from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS, parse_workspace
+from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS
 from enginecache.profiles import ProfileRequest
 from enginecache.request import Ask
 from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES

@@ -13,9 +13,10 @@ import typer
 from enginecache.cli.output import encoded, json_line, key_facts, path_line, print_json, put, say, warn
 from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
 from enginecache.cli.progress import BuildDisplay
-from enginecache.config import Config, parse_duration_s, unknown_variables
+from enginecache.config import Config, unknown_variables
 from enginecache.errors import EngineCacheError, NotCachedError, OptionError, printable
-from enginecache.key import canonical_json
+from enginecache.files.canonical import canonical_json
+from enginecache.files.units import parse_duration_s
 from enginecache.watching import ELAPSED
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from enginecache.config import Config, config_path, unknown_variables
 from enginecache.doctor.check import Check
 from enginecache.errors import EngineCacheError
-from enginecache.options import format_size
+from enginecache.files.units import format_size
 from enginecache.os_errors import describe_os_error, free_inodes, shell_path
 from enginecache.registry import schema
 from enginecache.registry.database import journal_mode

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from enginecache.devices import Device, NvmlGpu
 from enginecache.doctor.check import Check
 from enginecache.errors import NoDeviceError
-from enginecache.options import format_size
+from enginecache.files.units import format_size
 
 _Found = TypeVar("_Found")
 _COMPARED = {"name": "name", "compute_capability": "compute capability", "sm_count": "SM count"}

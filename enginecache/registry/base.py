@@ -6,8 +6,8 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from enginecache.files.canonical import Fields
 from enginecache.fingerprint import Fingerprint
-from enginecache.key import Fields
 from enginecache.registry.records import (
     AnswerRecord,
     BuildRecord,

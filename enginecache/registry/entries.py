@@ -12,16 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from enginecache.key import Fields
-from enginecache.registry.records import (
-    MIXED_UP,
-    EntryRecord,
-    ExaminedRow,
-    RegistryTotals,
-    SetAside,
-    Standing,
-    utc_now,
-)
+from enginecache.files.canonical import Fields
+from enginecache.files.units import utc_now
+from enginecache.registry.records import MIXED_UP, EntryRecord, ExaminedRow, RegistryTotals, SetAside, Standing
 from enginecache.registry.session import Session
 from enginecache.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, stored_time
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from enginecache.registry.records import BuildRecord, InflationStep, MissRecord, utc_now
+from enginecache.files.units import utc_now
+from enginecache.registry.records import BuildRecord, InflationStep, MissRecord
 from enginecache.registry.session import Session
 from enginecache.registry.tables import builds, entries, inflation, misses, models, set_asides
 

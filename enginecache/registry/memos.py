@@ -15,8 +15,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from enginecache.config import runtime_folder
 from enginecache.errors import RegistryError
+from enginecache.files.canonical import canonical_json
 from enginecache.fingerprint import Fingerprint
-from enginecache.key import canonical_json
 from enginecache.registry.database import Database
 from enginecache.registry.records import MemoKind
 from enginecache.registry.session import Session

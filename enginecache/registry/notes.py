@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from enginecache.errors import RegistryError
-from enginecache.registry.records import AnswerRecord, LoadRecord, utc_now
+from enginecache.files.units import utc_now
+from enginecache.registry.records import AnswerRecord, LoadRecord
 from enginecache.registry.session import Session
 from enginecache.registry.tables import answers, entries, loads
 

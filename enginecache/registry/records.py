@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import blake3
 
 from enginecache.errors import OptionError, RegistryError
-from enginecache.key import KEY_VERSION, Fields, key_digest
+from enginecache.files.canonical import Fields, key_digest
+from enginecache.key import KEY_VERSION
 from enginecache.targets import Reach
 from enginecache.toolchain import Flavour
 
@@ -27,11 +28,6 @@ REPAIR_FIX = "Run `enginecache verify`; `enginecache verify --repair --yes` mend
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
-
-
-def utc_now() -> dt.datetime:
-    """The time, aware, UTC."""
-    return dt.datetime.now(dt.timezone.utc)
 
 
 def damaged_registry(path: Path, why: object) -> RegistryError:

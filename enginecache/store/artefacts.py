@@ -17,7 +17,7 @@ from pathlib import Path
 
 from enginecache.digests import digest_of
 from enginecache.errors import StoreError
-from enginecache.key import Fields, canonical_json
+from enginecache.files.canonical import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
 from enginecache.store.folders import sync_folder
 from enginecache.store.root import ArtefactKind, Root

@@ -17,7 +17,7 @@ from pathlib import Path
 import blake3
 
 from enginecache.errors import StoreError
-from enginecache.key import Fields, canonical_json
+from enginecache.files.canonical import Fields, canonical_json
 from enginecache.os_errors import describe_os_error
 from enginecache.store.folders import is_real_folder, sync_folder
 from enginecache.store.local import LocalBlobStore

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enginecache.errors import StoreError
+from enginecache.files.units import format_size
 from enginecache.model import ModelIdentity, ModelSource
-from enginecache.options import BuildOptions, format_size
+from enginecache.options import BuildOptions
 from enginecache.os_errors import FEW_INODES, describe_os_error, explain_full_disk, free_inodes
 from enginecache.store.root import Root
 

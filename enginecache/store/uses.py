@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from enginecache.config import DAY_S
 from enginecache.errors import StoreError
+from enginecache.files.units import DAY_S
 from enginecache.store.root import Root
 from enginecache.watching import note_use
 

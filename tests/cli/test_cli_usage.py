@@ -10,7 +10,7 @@ import typer
 import enginecache
 from enginecache.cli.app import app
 from enginecache.cli.output import _plain, format_age
-from enginecache.registry.records import utc_now
+from enginecache.files.units import utc_now
 from enginecache.registry.schema import HEAD
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from records import EPOCH, attempt, entry, fields_of, hex_of, publish, standing
 from waiting import LIMIT_S
 
 from enginecache.errors import RegistryError
+from enginecache.files.canonical import canonical_json
 from enginecache.fingerprint import Fingerprint
-from enginecache.key import canonical_json
 from enginecache.registry import memos, notes
 from enginecache.registry.base import Registry
 from enginecache.registry.database import Database

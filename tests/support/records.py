@@ -7,7 +7,7 @@ from typing import Any
 
 import blake3
 
-from enginecache.key import canonical_json
+from enginecache.files.canonical import canonical_json
 from enginecache.registry.base import Registry
 from enginecache.registry.records import BuildRecord, EntryRecord, Standing
 

@@ -1,0 +1,1 @@
+"""Values and files that know nothing of engines: units, times, canonical JSON."""

@@ -1,0 +1,110 @@
+"""Sizes, durations and times, as people write them and as they are printed."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+
+from enginecache.errors import OptionError
+
+MIB = 1 << 20
+DAY_S = 86400.0
+LONGEST_S = 36525 * DAY_S
+"""A hundred years: longer ones overflow dates and time-outs."""
+
+_SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
+_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+MAX_BYTES = 1 << 62
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d|)", re.ASCII | re.IGNORECASE)
+_DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
+
+
+def parse_size(text: str, bare_unit: str = "b") -> int:
+    """Read a size in bytes: ``1GiB``, ``512M``, ``65536``. All units are powers of 1024.
+
+    Args:
+        text: The size.
+        bare_unit: Unit of a number without one: ``b`` or ``m``.
+
+    Raises:
+        OptionError: The text is not a size, or one of bits (``1Gb``), or more than 4 EiB.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    advice = f"Write it as 1GiB, 512MiB or a number of {'MiB' if bare_unit == 'm' else 'bytes'}."
+    if match is None:
+        raise OptionError(f"{shortened(text)} is not a size", advice)
+    unit = match["unit"] or bare_unit
+    if len(unit) > 1 and unit.endswith("b") and unit[0].isupper():
+        meant = f"{match['number']}{unit[0]}iB"
+        raise OptionError(
+            f"{shortened(text)} is not a size in bytes: {unit} is a unit of bits", f"Write it as {meant}."
+        )
+    factor = _SIZE_UNITS[unit.lower()[:1]]
+    size = int(float(match["number"]) * factor) if "." in match["number"] else int(match["number"]) * factor
+    if size > MAX_BYTES:
+        raise OptionError(f"{shortened(text)} is not a size that anything has: it is more than 4 EiB", advice)
+    return size
+
+
+def parse_workspace(text: str) -> int:
+    """Read a workspace limit in bytes. A number without a unit counts MiB, as trtexec's ``--memPoolSize`` does.
+
+    Raises:
+        OptionError: The text is not a size.
+    """
+    return parse_size(text, bare_unit="m")
+
+
+def parse_limit(text: str) -> int:
+    """Read the size that a cache is to shrink to. A small number without a unit is a forgotten unit, and refused.
+
+    Raises:
+        OptionError: The text is not a size, or has no unit.
+    """
+    size_bytes = parse_size(text)
+    if 0 < size_bytes < MIB and text.strip().isdigit():
+        raise OptionError(
+            f"{text!r} is a number of bytes, less than any engine has", f"Add the unit: {text.strip()}GiB."
+        )
+    return size_bytes
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a size as people read it: ``1.0 GiB``, ``512 KiB``. Never for ``--json``."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size == int(size) else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def parse_duration_s(text: str) -> float:
+    """Read ``30m``, ``45s``, ``2h``, ``30d`` or a number of seconds.
+
+    Raises:
+        OptionError: The text is not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        message = f"{shortened(text)} is not a duration"
+        raise OptionError(message, "Write it as 30m, 45s, 2h, 30d or a number of seconds.")
+    seconds = float(match["number"]) * _DURATION_UNITS[match["unit"].lower()]
+    if seconds > LONGEST_S:
+        raise OptionError(f"{shortened(text)} is a duration of more than a hundred years", "Write a shorter one.")
+    return seconds
+
+
+def utc_now() -> dt.datetime:
+    """Return the time, aware, in UTC."""
+    return dt.datetime.now(dt.timezone.utc)
+
+
+def time_json(time: dt.datetime | None) -> str | None:
+    """Return a time as RFC 3339 in UTC, as JSON has it."""
+    return None if time is None else time.astimezone(dt.timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def shortened(text: str) -> str:
+    """Return ``text`` in quotes, cut where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
