@@ -33,8 +33,8 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
-from enginecache.eviction import inflation_after, plan_prune
-from enginecache.registry.records import InflationStep, Standing
+from enginecache.maintenance.eviction import inflation_after, plan_prune
+from enginecache.storage.registry.rows import InflationStep, Standing
 
 CAPACITIES = (0.05, 0.15, 0.40)
 """Of the bytes of all engines together."""

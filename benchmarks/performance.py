@@ -40,21 +40,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from enginecache.builders.base import BuildRequest, BuiltPlan
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.devices import Device
 from enginecache.files.canonical import canonical_json, key_digest
 from enginecache.files.units import utc_now
-from enginecache.loader import EngineLoader
+from enginecache.host.devices import Device
+from enginecache.host.targets import ComputeCapability, Reach, Target
+from enginecache.host.toolchain import Toolchain
 from enginecache.model import ModelSource, identify
-from enginecache.placement import Placement
-from enginecache.registry.records import EntryRecord
-from enginecache.request import Request
-from enginecache.runtimes.base import Loaded, LoadRequest
-from enginecache.runtimes.deserialize import _verified
-from enginecache.targets import ComputeCapability, Reach, Target
-from enginecache.toolchain import Toolchain
+from enginecache.pipeline.load import EngineLoader
+from enginecache.pipeline.placement import Placement
+from enginecache.pipeline.request import Request
+from enginecache.storage.registry.rows import EntryRecord
+from enginecache.trt.build.request import BuildRequest, BuiltPlan
+from enginecache.trt.load.deserialize import _verified
+from enginecache.trt.load.request import Loaded, LoadRequest
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "cifar.onnx"
 SETTLED_S = 2.2
@@ -366,7 +366,7 @@ def loading(table: Table, rounds: int, folder: Path) -> None:
             deserialize=handed_over,
         )
 
-    from enginecache.runtimes import deserialize
+    from enginecache.trt.load import deserialize
 
     def first() -> None:
         deserialize._VERIFIED.clear()

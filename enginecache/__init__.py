@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from enginecache.cache import EngineCache
     from enginecache.config import Backend, Config, Shared
-    from enginecache.entry import Candidate, Entry, Explanation
     from enginecache.errors import (
         AmbiguousKeyError,
         BackendError,
@@ -43,8 +42,9 @@ if TYPE_CHECKING:
         UnexpectedError,
         UnsupportedOptionError,
     )
-    from enginecache.matching import REASON_CODES, Accept, Reason, ReasonCode, Verdict
-    from enginecache.options import BuildOptions, HardwareCompatibility, Precision
+    from enginecache.key.matching import REASON_CODES, Accept, Reason, ReasonCode, Verdict
+    from enginecache.key.options import BuildOptions, HardwareCompatibility, Precision
+    from enginecache.pipeline.results import Candidate, Entry, Explanation
 
 __version__ = "0.1.0"
 
@@ -101,9 +101,9 @@ _HOMES = {
     "Backend": "enginecache.config",
     "Config": "enginecache.config",
     "Shared": "enginecache.config",
-    "Candidate": "enginecache.entry",
-    "Entry": "enginecache.entry",
-    "Explanation": "enginecache.entry",
+    "Candidate": "enginecache.pipeline.results",
+    "Entry": "enginecache.pipeline.results",
+    "Explanation": "enginecache.pipeline.results",
     "AmbiguousKeyError": "enginecache.errors",
     "BackendError": "enginecache.errors",
     "BuildError": "enginecache.errors",
@@ -133,14 +133,14 @@ _HOMES = {
     "ToolchainError": "enginecache.errors",
     "UnexpectedError": "enginecache.errors",
     "UnsupportedOptionError": "enginecache.errors",
-    "REASON_CODES": "enginecache.matching",
-    "Accept": "enginecache.matching",
-    "Reason": "enginecache.matching",
-    "ReasonCode": "enginecache.matching",
-    "Verdict": "enginecache.matching",
-    "BuildOptions": "enginecache.options",
-    "HardwareCompatibility": "enginecache.options",
-    "Precision": "enginecache.options",
+    "REASON_CODES": "enginecache.key.matching",
+    "Accept": "enginecache.key.matching",
+    "Reason": "enginecache.key.matching",
+    "ReasonCode": "enginecache.key.matching",
+    "Verdict": "enginecache.key.matching",
+    "BuildOptions": "enginecache.key.options",
+    "HardwareCompatibility": "enginecache.key.options",
+    "Precision": "enginecache.key.options",
 }
 
 

@@ -1,6 +1,6 @@
 """``python -m enginecache``: the command line."""
 
-from enginecache.door import main
+from enginecache.cli.fast_path import main
 
 if __name__ == "__main__":
     main()

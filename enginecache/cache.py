@@ -9,11 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from enginecache.builders.base import Builder, ProgressCallback
-from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_seconds
-from enginecache.devices import current_device, find_device
-from enginecache.entry import Entry, Explanation, Outcome
 from enginecache.errors import (
     IntegrityError,
     LoadError,
@@ -21,26 +17,30 @@ from enginecache.errors import (
     NotCachedError,
     OptionError,
 )
-from enginecache.failures import KnownFailure, failure_in_force
 from enginecache.files.units import utc_now
-from enginecache.hits import Name, RecentHits
-from enginecache.key import EngineKey
-from enginecache.loader import EngineLoader, TrialPolicy
-from enginecache.locks.base import WaitingCallback
-from enginecache.lookup import Match, Miss
-from enginecache.matching import Accept, Reason, older_driver
-from enginecache.options import HardwareCompatibility, Precision
-from enginecache.placement import place
-from enginecache.publication import Publication, Resolved
-from enginecache.registry.records import EntryRecord
-from enginecache.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
-from enginecache.resolution import resolve
-from enginecache.runtime_cache import EngineRuntimeCache, RuntimeCaches
-from enginecache.runtimes.trial import ProcessTrial
-from enginecache.shapes import Corners
-from enginecache.store.space import require_writable
-from enginecache.stored import StoredEngines
-from enginecache.timing import TimingCaches
+from enginecache.host.devices import current_device, find_device
+from enginecache.key.key import EngineKey
+from enginecache.key.matching import Accept, Reason, older_driver
+from enginecache.key.options import HardwareCompatibility, Precision
+from enginecache.key.shape_syntax import Corners
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.pipeline.failures import KnownFailure, failure_in_force
+from enginecache.pipeline.hit_cache import Name, RecentHits
+from enginecache.pipeline.load import EngineLoader, TrialPolicy
+from enginecache.pipeline.lookup import Match, Miss
+from enginecache.pipeline.placement import place
+from enginecache.pipeline.publish import Publication, Resolved
+from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
+from enginecache.pipeline.resolve import resolve
+from enginecache.pipeline.results import Entry, Explanation, Outcome
+from enginecache.pipeline.runtime_cache import EngineRuntimeCache, RuntimeCaches
+from enginecache.pipeline.timing_caches import TimingCaches
+from enginecache.storage.lock_types import WaitingCallback
+from enginecache.storage.registry.rows import EntryRecord
+from enginecache.storage.space import require_writable
+from enginecache.trt.build.process import ProcessBuilder
+from enginecache.trt.build.request import Builder, ProgressCallback
+from enginecache.trt.load.trial import ProcessTrial
 
 
 class EngineCache(StoredEngines):

@@ -18,9 +18,9 @@ import platformdirs
 
 from enginecache.environment import REPLACED, kind_of
 from enginecache.errors import ConfigError, EngineCacheError, OptionError, shown
+from enginecache.files.mounts import status_of
+from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import DAY_S, LONGEST_S, parse_duration_s, parse_size, shortened
-from enginecache.mounts import status_of
-from enginecache.os_errors import describe_os_error
 
 if sys.version_info >= (3, 11):
     import tomllib

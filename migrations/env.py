@@ -1,10 +1,10 @@
-"""Runs the scripts on the connection that :mod:`enginecache.registry.schema` hands over."""
+"""Runs the scripts on the connection that :mod:`enginecache.storage.registry.schema` hands over."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from enginecache.registry.tables import METADATA
+from enginecache.storage.registry.tables import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

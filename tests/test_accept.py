@@ -9,8 +9,8 @@ import pytest
 from fakes import H100, SM_89, TOOLCHAIN, FakeBuilder
 
 from enginecache.errors import OptionError
-from enginecache.placement import place
-from enginecache.toolchain import ToolchainFinding
+from enginecache.host.toolchain import ToolchainFinding
+from enginecache.pipeline.placement import place
 
 DIMS = {"batch": (1, 32, 64)}
 

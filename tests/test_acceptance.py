@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from enginecache.cache import EngineCache
 from enginecache.cli.app import app
-from enginecache.devices import find_device
 from enginecache.errors import LoadRefusedError, NoDeviceError
+from enginecache.host.devices import find_device
 
 pytestmark = [
     pytest.mark.rtx,

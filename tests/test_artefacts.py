@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from records import hex_of
 
-from enginecache.digests import digest_of
 from enginecache.errors import StoreError
-from enginecache.garbage import ARTEFACTS_KEPT_FOR_S, find_garbage
-from enginecache.store import artefacts
-from enginecache.store.artefacts import Artefacts
-from enginecache.store.root import Root
+from enginecache.files.digest import digest_of
+from enginecache.maintenance.orphans import ARTEFACTS_KEPT_FOR_S, find_garbage
+from enginecache.storage import side_caches
+from enginecache.storage.folder import Root
+from enginecache.storage.side_caches import Artefacts
 
 SLOT, OTHER = hex_of("slot"), hex_of("other slot")
 
@@ -160,11 +160,11 @@ def test_a_check_passes_good_slots_and_what_has_not_the_name_of_one(root, kept):
 def test_what_is_too_large_is_neither_kept_nor_read(monkeypatch, root, kept):
     kept.replace(SLOT, b"timings")
     with monkeypatch.context() as patched:
-        patched.setattr(artefacts, "MAX_BYTES", 6)
+        patched.setattr(side_caches, "MAX_BYTES", 6)
         with pytest.raises(StoreError, match="7 bytes are too many"):
             kept.replace(SLOT, b"TIMINGS")
     assert data_of(kept) == b"timings"
-    monkeypatch.setattr(artefacts, "MAX_BYTES", -1000)
+    monkeypatch.setattr(side_caches, "MAX_BYTES", -1000)
     assert kept.read(SLOT) is None
     assert "larger" in next(kept.check())[1]
 
@@ -177,7 +177,7 @@ def test_a_full_or_failing_disk_is_an_error_that_keeps_the_old_bytes(monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(artefacts.os, call, fail)
+        patched.setattr(side_caches.os, call, fail)
         with pytest.raises(StoreError, match="No space left") as caught:
             kept.replace(SLOT, b"new")
     assert "doctor" in caught.value.fix
@@ -192,7 +192,7 @@ def test_where_nothing_can_be_written_it_is_still_read(monkeypatch, root, kept):
     def refuse(*_args, **_how):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(artefacts.os, "utime", refuse)
+    monkeypatch.setattr(side_caches.os, "utime", refuse)
     assert data_of(kept) == b"timings"
     with pytest.raises(StoreError, match="nothing can be kept"):
         kept.replace(SLOT, b"new")

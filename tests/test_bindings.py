@@ -8,8 +8,8 @@ from dataclasses import replace
 import builder_models as models
 import pytest
 
-from enginecache.bindings import _ask, agree, check_loaded, library_version, loaded_library
 from enginecache.errors import ToolchainError
+from enginecache.trt.loaded_version import _ask, agree, check_loaded, library_version, loaded_library
 
 
 @pytest.mark.parametrize(

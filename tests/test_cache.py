@@ -21,11 +21,8 @@ from waiting import LIMIT_S
 
 import enginecache
 from enginecache import errors as errors_module
-from enginecache import memo
-from enginecache.builders.base import BuildProgress
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.entry import Entry
 from enginecache.errors import (
     AmbiguousKeyError,
     BuilderCrashError,
@@ -40,13 +37,16 @@ from enginecache.errors import (
     RegistryError,
     StoreError,
 )
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import utc_now
-from enginecache.fingerprint import Fingerprint
-from enginecache.matching import WIDER_REACH
-from enginecache.placement import Placement
-from enginecache.request import Ask, GetAsk
-from enginecache.stored import StoredEngines
-from enginecache.targets import Target
+from enginecache.host.targets import Target
+from enginecache.key.matching import WIDER_REACH
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.pipeline import model_memo
+from enginecache.pipeline.placement import Placement
+from enginecache.pipeline.request import Ask, GetAsk
+from enginecache.pipeline.results import Entry
+from enginecache.trt.build.request import BuildProgress
 
 DIMS = {"batch": (1, 32, 64)}
 HOUR_S = 3600.0
@@ -432,15 +432,15 @@ def identified(monkeypatch) -> list[str]:
         names.append(source.name)
         return real(source)
 
-    real = memo.identify
-    monkeypatch.setattr(memo, "identify", identify)
+    real = model_memo.identify
+    monkeypatch.setattr(model_memo, "identify", identify)
     return names
 
 
 @pytest.fixture
 def settled(monkeypatch) -> None:
     """Files count as settled at once: a test need not wait two seconds."""
-    monkeypatch.setattr("enginecache.fingerprint.SETTLE_NS", 0)
+    monkeypatch.setattr("enginecache.files.fingerprint.SETTLE_NS", 0)
 
 
 @pytest.mark.usefixtures("settled")
@@ -885,7 +885,7 @@ def test_every_error_of_a_get_is_one_of_ours(cache, tmp_path):
 def test_rebuild_builds_although_the_stored_entry_is_from_the_future(cache, model, monkeypatch):
     cache.get(model, dims=DIMS)
     later = utc_now() + dt.timedelta(days=1)
-    monkeypatch.setattr("enginecache.publication.utc_now", lambda: later)
+    monkeypatch.setattr("enginecache.pipeline.publish.utc_now", lambda: later)
     cache.get(model, dims=DIMS, rebuild=True)
     monkeypatch.undo()
     assert cache.get(model, dims=DIMS, rebuild=True).outcome == "built"
@@ -949,7 +949,7 @@ def test_link_out_of_the_folder_is_followed_too_when_the_model_is_read_again_aft
 
 
 def test_link_out_of_the_folder_is_refused_although_it_was_followed_before(open_cache, linked, monkeypatch):
-    monkeypatch.setattr("enginecache.fingerprint.SETTLE_NS", 0)
+    monkeypatch.setattr("enginecache.files.fingerprint.SETTLE_NS", 0)
     with pytest.raises(ModelError, match="leaves the model's folder"):
         open_cache().get(linked, dims=DIMS)
     assert open_cache(follow_links=True).get(linked, dims=DIMS).outcome == "built"

@@ -9,15 +9,17 @@ import time
 import pytest
 from records import attempt, hex_of
 
-from enginecache import door, hits, watching
-from enginecache.checks import check_builds
-from enginecache.eviction import plan_prune
-from enginecache.failures import failure_in_force
+from enginecache.cli import fast_path
 from enginecache.files.units import utc_now
-from enginecache.garbage import KEPT_FOR_S, find_garbage
-from enginecache.locks.local import LocalKeyLocks
-from enginecache.store.root import Root
-from enginecache.store.uses import UseLog
+from enginecache.host import evidence
+from enginecache.maintenance.eviction import plan_prune
+from enginecache.maintenance.orphans import KEPT_FOR_S, find_garbage
+from enginecache.maintenance.verify import check_builds
+from enginecache.pipeline import hit_cache
+from enginecache.pipeline.failures import failure_in_force
+from enginecache.storage.folder import Root
+from enginecache.storage.last_used import UseLog
+from enginecache.storage.locks import LocalKeyLocks
 
 KEY = hex_of("key")
 DAY_S = 86400.0
@@ -70,7 +72,7 @@ def test_a_use_under_a_clock_that_is_behind_makes_no_entry_older(root, uses, clo
     before = path.stat().st_mtime_ns
     clock.ahead_s = -behind_s
     uses.touch(KEY)
-    watching.note_use(str(path))
+    evidence.note_use(str(path))
     assert path.stat().st_mtime_ns == before
 
 
@@ -112,7 +114,7 @@ def test_a_note_of_another_user_that_is_ahead_is_no_error(root, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "utime", refuse)
-    watching.note_use(str(path))
+    evidence.note_use(str(path))
 
 
 def test_a_note_beyond_any_calendar_is_a_use_now(root, uses, monkeypatch):
@@ -125,7 +127,7 @@ def test_the_door_moves_no_use_back(root, clock):
     path = note(root, 0.0)
     before = path.stat().st_mtime_ns
     clock.ahead_s = -DAY_S
-    door.note_use(str(path))
+    fast_path.note_use(str(path))
     assert path.stat().st_mtime_ns == before
 
 
@@ -213,13 +215,13 @@ def test_a_failure_counts_for_its_time_and_one_far_ahead_not_at_all(ttl_s, faile
 @pytest.mark.parametrize(
     ("changed_ns", "is_settled"),
     [
-        (1_790_000_000_123_456_789 - hits.TICK_NS, True),
+        (1_790_000_000_123_456_789 - hit_cache.TICK_NS, True),
         (1_790_000_000_123_456_789, False),
-        (1_790_000_000_123_456_789 + hits.TICK_NS, True),  # a change now would have an earlier time
+        (1_790_000_000_123_456_789 + hit_cache.TICK_NS, True),  # a change now would have an earlier time
         (1_790_009_000_000_000_000, False),  # whole seconds: until the clock has come to it
     ],
 )
 @pytest.mark.parametrize("mtime_ns", [0, 1_890_000_000_000_000_000])
 def test_the_registry_is_believed_by_its_ctime_also_ahead_of_the_clock(monkeypatch, changed_ns, is_settled, mtime_ns):
     monkeypatch.setattr(time, "time_ns", lambda: 1_790_000_000_123_456_789)
-    assert hits._are_settled(((1, 4096, mtime_ns, changed_ns),)) is is_settled
+    assert hit_cache._are_settled(((1, 4096, mtime_ns, changed_ns),)) is is_settled

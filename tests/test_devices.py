@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from enginecache.devices import (
+from enginecache.errors import NoDeviceError
+from enginecache.host.devices import (
     CORES_PER_SM,
     Device,
     NvmlGpu,
@@ -19,9 +20,8 @@ from enginecache.devices import (
     read_cuda,
     read_nvml,
 )
-from enginecache.errors import NoDeviceError
-from enginecache.targets import ComputeCapability, DeviceModel
-from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
+from enginecache.host.targets import ComputeCapability, DeviceModel
+from enginecache.host.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
 
 H100 = Device(
     ordinal=0,
@@ -310,9 +310,9 @@ int cuInit(unsigned flags) { __builtin_trap(); }
 CHILD = """
 import ctypes, json, os, sys
 from dataclasses import replace
-from enginecache.devices import Device, current_device
+from enginecache.host.devices import Device, current_device
 from enginecache.errors import NoDeviceError
-from enginecache.targets import ComputeCapability
+from enginecache.host.targets import ComputeCapability
 
 def listed():
     one = Device(0, "NVIDIA L4", ComputeCapability(8, 9), 58, 0, "", "", "", (13, 0))
@@ -602,7 +602,8 @@ def test_host_without_gpu_is_a_clean_error_with_the_real_nvml():
 
 
 def test_importing_the_module_loads_no_gpu_library():
-    code = "import sys, enginecache.placement; sys.exit(bool({'pynvml', 'pycuda', 'tensorrt'} & sys.modules.keys()))"
+    libraries = "{'pynvml', 'pycuda', 'tensorrt'}"
+    code = f"import sys, enginecache.pipeline.placement; sys.exit(bool({libraries} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -9,15 +9,15 @@ import pytest
 from fakes import H100, fake_cache
 
 from enginecache.config import Config
-from enginecache.devices import NvmlGpu
-from enginecache.doctor import diagnose
-from enginecache.doctor.folder import check_file_system, check_settings, check_variables
-from enginecache.doctor.toolchains import installed_version
 from enginecache.errors import NoDeviceError
-from enginecache.registry.schema import HEAD
-from enginecache.store.root import Root
-from enginecache.targets import ComputeCapability
-from enginecache.toolchain import Toolchain, ToolchainFinding
+from enginecache.host.devices import NvmlGpu
+from enginecache.host.targets import ComputeCapability
+from enginecache.host.toolchain import Toolchain, ToolchainFinding
+from enginecache.maintenance.doctor import diagnose
+from enginecache.maintenance.doctor.folder import check_file_system, check_settings, check_variables
+from enginecache.maintenance.doctor.toolchains import installed_version
+from enginecache.storage.folder import Root
+from enginecache.storage.registry.schema import HEAD
 
 RTX = ToolchainFinding("tensorrt-rtx", Toolchain("tensorrt-rtx", "1.7.1.116", 13, "linux", "x86_64"))
 TENSORRT = ToolchainFinding("tensorrt", Toolchain("tensorrt", "10.16.1.11", 13, "linux", "x86_64"))
@@ -393,7 +393,7 @@ def test_registry_that_is_not_there_yet_is_ok(checks, tmp_path):
 
 
 def test_low_space_is_a_warning(checks, monkeypatch):
-    monkeypatch.setattr("enginecache.doctor.folder.LOW_SPACE_BYTES", 1 << 62)
+    monkeypatch.setattr("enginecache.maintenance.doctor.folder.LOW_SPACE_BYTES", 1 << 62)
     assert checks()["space"].status == "warning"
     assert "enginecache prune" in checks()["space"].fix
 
@@ -466,8 +466,8 @@ def test_doctor_says_that_the_settings_are_in_a_closed_home(monkeypatch, tmp_pat
 
 
 def test_few_inodes_are_a_warning_that_names_them(checks, monkeypatch):
-    monkeypatch.setattr("enginecache.doctor.folder.free_bytes", lambda _: 1 << 40)
-    monkeypatch.setattr("enginecache.doctor.folder.free_inodes", lambda _: 7)
+    monkeypatch.setattr("enginecache.maintenance.doctor.folder.free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr("enginecache.maintenance.doctor.folder.free_inodes", lambda _: 7)
     found = checks()["space"]
     assert (found.status, found.facts["free_inodes"]) == ("warning", 7)
     assert "only 7 inodes" in found.text

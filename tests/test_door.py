@@ -21,10 +21,12 @@ from models import gather, linear, save
 from mounts import Image
 from waiting import LIMIT_S
 
-from enginecache import door, fingerprint, mounts, streams, watching
 from enginecache.cache import EngineCache
+from enginecache.cli import fast_path, streams
 from enginecache.cli.app import app
 from enginecache.config import Config
+from enginecache.files import fingerprint, mounts
+from enginecache.host import evidence
 
 ELAPSED = re.compile(rb'(?<=hit in )[\d.]+|(?<="elapsed_seconds": )[\d.e-]+')
 SETTLE_NS = 50_000_000
@@ -62,7 +64,7 @@ def by_the_door(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes] |
     """What the door says; None where it leaves it to the full path."""
     capfdbinary.readouterr()
     try:
-        is_answered = door.answer(arguments, os.environ)
+        is_answered = fast_path.answer(arguments, os.environ)
     except Exception:  # noqa: BLE001  as main does
         is_answered = False
     out, err = capfdbinary.readouterr()
@@ -249,11 +251,11 @@ def set_a_switch_of_the_compiler(desk: Desk, monkeypatch) -> None:
 
 
 def install_something(desk: Desk, monkeypatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "stat": lambda path: b"newer" + watching._stat(path)})
+    monkeypatch.setattr(evidence, "LOOKS", {**evidence.LOOKS, "stat": lambda path: b"newer" + evidence._stat(path)})
 
 
 def other_gpu(desk: Desk, monkeypatch) -> None:
-    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "names": lambda path: b"0000:01:00.0"})
+    monkeypatch.setattr(evidence, "LOOKS", {**evidence.LOOKS, "names": lambda path: b"0000:01:00.0"})
 
 
 def other_release(desk: Desk, monkeypatch) -> None:
@@ -345,7 +347,7 @@ def test_another_boot_or_root_is_another_command_line(opened, capfdbinary, monke
     arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
     known(capfdbinary, arguments)
     there = {"boot_id": lambda: "the next", "status_of": lambda path: (*mounts.status_of(path)[:5], 7, 0)}
-    monkeypatch.setattr(watching, name, there[name])
+    monkeypatch.setattr(evidence, name, there[name])
     assert by_the_door(capfdbinary, arguments) is None
 
 
@@ -375,7 +377,7 @@ def test_a_pipe_in_the_registrys_place_is_not_waited_for(opened, name):
     registry.rename(kept)
     os.mkfifo(registry, 0o600)
     try:
-        assert not door.answer(["get", str(opened.inline), "--dir", str(opened.folder)], {})
+        assert not fast_path.answer(["get", str(opened.inline), "--dir", str(opened.folder)], {})
     finally:
         kept.rename(registry)
 
@@ -419,7 +421,7 @@ def test_a_model_that_is_young_is_not_remembered(opened, capfdbinary, tmp_path, 
 
 
 def test_nothing_is_remembered_where_ctime_is_data(opened, capfdbinary, monkeypatch):
-    monkeypatch.setattr("enginecache.grounds.has_kernel_times", lambda _fingerprint: False)
+    monkeypatch.setattr("enginecache.host.surroundings.has_kernel_times", lambda _fingerprint: False)
     arguments = ["get", str(opened.inline), "--dim", "batch=1:3:5"]
     time.sleep(SETTLED_S)
     fully(capfdbinary, arguments)
@@ -455,7 +457,7 @@ WARM = """
 import sys
 before = set(sys.modules)
 sys.argv = ["enginecache", *sys.argv[1:]]
-from enginecache.door import main
+from enginecache.cli.fast_path import main
 main()
 print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
@@ -465,20 +467,20 @@ PROGRAM = f"""
 import sys
 sys.argv[0] = "enginecache"
 sys.path.insert(0, {str(SUPPORT)!r})
-import enginecache.cli, enginecache.door, enginecache.fingerprint
+import enginecache.cli.main, enginecache.cli.fast_path, enginecache.files.fingerprint
 from enginecache.cache import EngineCache
 from enginecache.config import Config
 from fakes import FakeBuilder, fake_place
-enginecache.fingerprint.SETTLE_NS = {SETTLE_NS}
+enginecache.files.fingerprint.SETTLE_NS = {SETTLE_NS}
 def open_cache(config=None, **arguments):
     return EngineCache(config or Config.load(**arguments), builder=FakeBuilder(), place=fake_place)
 EngineCache.open = open_cache
 way = sys.argv.pop(1)
 if way == "door":
-    full, enginecache.cli.main = enginecache.cli.main, None  # no way past the door
-    enginecache.door.main()
+    enginecache.cli.main.main = None  # no way past the fast path
+    enginecache.cli.fast_path.main()
 else:
-    enginecache.cli.main()
+    enginecache.cli.main.main()
 """
 
 
@@ -526,14 +528,14 @@ def test_an_answer_that_cannot_be_written_is_the_same_error_on_both_ways(opened)
 def test_standard_error_that_cannot_be_written_is_nobody_to_talk_to(opened, monkeypatch, capfdbinary):
     arguments = ["get", str(opened.inline), "--dim", "batch=1:2:4"]
     known(capfdbinary, arguments)
-    write_all = door.write_all
+    write_all = fast_path.write_all
 
     def fail(descriptor, data):
         if descriptor == 2:
             raise streams.UnwrittenError(0, BrokenPipeError())
         write_all(descriptor, data)
 
-    monkeypatch.setattr(door, "write_all", fail)
+    monkeypatch.setattr(fast_path, "write_all", fail)
     code, out, err = by_the_door(capfdbinary, arguments)
     assert (code, err) == (0, b"")
     assert out.startswith(str(opened.folder).encode())
@@ -551,7 +553,7 @@ def test_a_warm_hit_loads_next_to_nothing(tmp_path):
         if loaded and "typer" not in loaded:
             break
         time.sleep(0.4)
-    assert "enginecache.door" in loaded
+    assert "enginecache.cli.fast_path" in loaded
     assert not loaded & BANNED
 
 

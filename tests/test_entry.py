@@ -4,11 +4,11 @@ import json
 import pytest
 from fakes import H100, TOOLCHAIN, place_with
 
-from enginecache.entry import reasons_json
 from enginecache.errors import BuildError
 from enginecache.files.units import time_json
-from enginecache.matching import Reason
-from enginecache.options import BuildOptions
+from enginecache.key.matching import Reason
+from enginecache.key.options import BuildOptions
+from enginecache.pipeline.results import reasons_json
 
 FIELDS = {
     "schema": int,

@@ -11,15 +11,15 @@ from fakes import SM_89, TOOLCHAIN, FakeBuilder, fake_cache
 from models import linear, save
 
 from enginecache import environment
-from enginecache.builders.base import BuildRequest
-from enginecache.builders.child import ProcessBuilder
 from enginecache.config import Config
 from enginecache.environment import KEYED, PASSED, REMOVED, REPLACED, RULES, UNUSED
 from enginecache.errors import ConfigError, EngineCacheError
+from enginecache.host.targets import Target
+from enginecache.key.options import BuildOptions
 from enginecache.model import ModelSource, identify
-from enginecache.options import BuildOptions
-from enginecache.request import Request
-from enginecache.targets import Target
+from enginecache.pipeline.request import Request
+from enginecache.trt.build.process import ProcessBuilder
+from enginecache.trt.build.request import BuildRequest
 
 ROOT = Path(__file__).parents[1]
 PATTERNS = [pattern for pattern, _, _, _ in RULES]
@@ -308,9 +308,9 @@ def test_timing_caches_are_kept_apart_by_the_variables_of_the_key(tmp_path):
 
     from fakes import H100
 
-    from enginecache.locks.local import LocalKeyLocks
-    from enginecache.store.root import Root
-    from enginecache.timing import TimingCaches
+    from enginecache.pipeline.timing_caches import TimingCaches
+    from enginecache.storage.folder import Root
+    from enginecache.storage.locks import LocalKeyLocks
 
     root = Root.open(tmp_path / "cache")
     caches = TimingCaches(root, LocalKeyLocks(root))

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import EPOCH, entry, hex_of, standing
 
-from enginecache.eviction import (
+from enginecache.files.units import DAY_S
+from enginecache.maintenance.eviction import (
     FOREIGN_USE_S,
     RECENT_USE_S,
     Garbage,
@@ -23,8 +24,7 @@ from enginecache.eviction import (
     rebuild_cost,
     usable_here,
 )
-from enginecache.files.units import DAY_S
-from enginecache.registry.records import InflationStep
+from enginecache.storage.registry.rows import InflationStep
 
 NOW = EPOCH + dt.timedelta(days=100)
 GIB = 1 << 30

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import StoreError
-from enginecache.fingerprint import Fingerprint
-from enginecache.store.export import export_plan
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.pipeline.copy import export_plan
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from models import linear, save
 from waiting import LIMIT_S
 
 from enginecache import cache as cache_module
-from enginecache import publication
-from enginecache.builders import wire
 from enginecache.cache import EngineCache
 from enginecache.errors import (
     BackendError,
@@ -44,9 +42,11 @@ from enginecache.errors import (
     ToolchainError,
     UnsupportedOptionError,
 )
-from enginecache.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
 from enginecache.files.units import utc_now
-from enginecache.registry.records import BuildRecord
+from enginecache.pipeline import publish
+from enginecache.pipeline.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
+from enginecache.storage.registry.rows import BuildRecord
+from enginecache.trt.build import codec
 
 DIMS = {"batch": (1, 32, 64)}
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.timezone.utc)
@@ -159,7 +159,7 @@ def test_what_tensorrt_refused_or_crashed_on_is_lasting_and_nothing_else(kind):
 
 
 def test_every_error_that_a_builder_may_report_is_in_the_table():
-    assert set(wire._ERRORS.values()) <= LASTING.keys() | PASSING.keys()
+    assert set(codec._ERRORS.values()) <= LASTING.keys() | PASSING.keys()
 
 
 def test_a_builder_that_could_not_be_started_is_not_lasting():
@@ -222,7 +222,7 @@ def test_a_crash_on_an_unreadable_model_is_not_remembered(open_cache, model, mon
         raise ModelError(f"{source.path} cannot be read: Input/output error")
 
     def act(_request) -> None:
-        monkeypatch.setattr(publication, "identify", fail)
+        monkeypatch.setattr(publish, "identify", fail)
         raise BuilderCrashError("SIGBUS")
 
     with pytest.raises(ModelChangedError):
@@ -250,7 +250,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = dt.timedelta()
         self._read = utc_now
-        for module in (cache_module, publication):
+        for module in (cache_module, publish):
             monkeypatch.setattr(module, "utc_now", self.now)
 
     def now(self) -> dt.datetime:

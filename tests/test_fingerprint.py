@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enginecache.fingerprint import SETTLE_NS, Fingerprint, has_kernel_times
+from enginecache.files.fingerprint import SETTLE_NS, Fingerprint, has_kernel_times
 
 
 @pytest.fixture
@@ -187,5 +187,5 @@ def test_a_fingerprint_is_conclusive_only_if_it_is_settled_and_its_times_are_the
     later_ns = fingerprint.ctime_ns + SETTLE_NS
     assert fingerprint.is_conclusive(later_ns)
     assert not fingerprint.is_conclusive(later_ns - 1)
-    monkeypatch.setattr("enginecache.fingerprint.KERNEL_TIMED", frozenset())
+    monkeypatch.setattr("enginecache.files.fingerprint.KERNEL_TIMED", frozenset())
     assert not fingerprint.is_conclusive(later_ns)

@@ -11,10 +11,10 @@ from records import hex_of
 
 import enginecache
 from enginecache.files.units import DAY_S
-from enginecache.garbage import KEPT_FOR_S, delete_garbage, find_garbage
-from enginecache.store.local import LocalBlobStore
-from enginecache.store.names import is_temporary_file, is_temporary_folder, owned
-from enginecache.store.root import ArtefactKind, Root, build_folder_prefix
+from enginecache.maintenance.orphans import KEPT_FOR_S, delete_garbage, find_garbage
+from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.folder import ArtefactKind, Root, build_folder_prefix
+from enginecache.storage.names import is_temporary_file, is_temporary_folder, owned
 
 GRACE_S = DAY_S
 

@@ -13,11 +13,13 @@ from fakes import FakeBuilder, fake_place
 from models import linear, save
 from mounts import Image
 
-from enginecache import fingerprint, hits, watching
 from enginecache.cache import EngineCache
 from enginecache.config import Settings
 from enginecache.errors import LoadError, NotCachedError, ProfileError
-from enginecache.request import Request
+from enginecache.files import fingerprint
+from enginecache.host import evidence
+from enginecache.pipeline import hit_cache
+from enginecache.pipeline.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 SETTLE_NS = 50_000_000
@@ -51,7 +53,7 @@ class Clock:
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead_s
 
-    def move(self, seconds: float = hits.LOOK_EVERY_S) -> None:
+    def move(self, seconds: float = hit_cache.LOOK_EVERY_S) -> None:
         """Let so much time pass; default: until what an answer rests on is looked at again."""
         self.ahead_s += seconds
 
@@ -59,7 +61,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(hits, "time", clock)
+    monkeypatch.setattr(hit_cache, "time", clock)
     return clock
 
 
@@ -145,7 +147,7 @@ def test_a_rebuild_is_seen(served, model):
 
 
 def test_new_packages_gpus_and_settings_are_seen_within_a_second(served, model, monkeypatch, clock):
-    monkeypatch.setattr(watching, "LOOKS", {**watching.LOOKS, "names": lambda path: b"0000:01:00.0"})
+    monkeypatch.setattr(evidence, "LOOKS", {**evidence.LOOKS, "names": lambda path: b"0000:01:00.0"})
     assert is_recalled(served, model)
     clock.move()
     assert not is_recalled(served, model)
@@ -259,14 +261,14 @@ def test_values_that_another_thread_changes_meanwhile_are_those_of_the_call(serv
 
 def test_mapping_that_another_thread_adds_to_is_named_as_it_was(monkeypatch):
     dims = {"batch": (1, 2, 4), "width": 8}
-    frozen = hits._frozen
+    frozen = hit_cache._frozen
 
     def grow_and_freeze(value):
         dims[f"name {len(dims)}"] = 1
         return frozen(value)
 
-    monkeypatch.setattr(hits, "_frozen", grow_and_freeze)
-    assert hits._thawed(frozen(dims)) == {"batch": (1, 2, 4), "width": 8}
+    monkeypatch.setattr(hit_cache, "_frozen", grow_and_freeze)
+    assert hit_cache._thawed(frozen(dims)) == {"batch": (1, 2, 4), "width": 8}
 
 
 @pytest.mark.parametrize("change", ["sys.path", "environment", "settings"])
@@ -375,7 +377,7 @@ def test_a_bad_request_is_refused_as_before(served, model):
 
 
 def test_there_is_a_limit(served, model, monkeypatch):
-    monkeypatch.setattr(hits, "MAX_HITS", 1)
+    monkeypatch.setattr(hit_cache, "MAX_HITS", 1)
     served.get(model, dims={"batch": (1, 2, 8)})
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     served.get(model, dims={"batch": (1, 2, 8)})
@@ -385,8 +387,8 @@ def test_there_is_a_limit(served, model, monkeypatch):
 @pytest.mark.parametrize(
     ("changed_ns", "age_ns", "expected"),
     [
-        (1_790_000_000_123_456_789, hits.TICK_NS - 1_000_000, False),
-        (1_790_000_000_123_456_789, hits.TICK_NS, True),
+        (1_790_000_000_123_456_789, hit_cache.TICK_NS - 1_000_000, False),
+        (1_790_000_000_123_456_789, hit_cache.TICK_NS, True),
         (1_790_000_000_000_000_000, 1_999_000_000, False),  # of a clock of whole seconds
         (1_790_000_000_000_000_000, 2_000_000_000, True),
     ],
@@ -394,7 +396,7 @@ def test_there_is_a_limit(served, model, monkeypatch):
 def test_the_registry_is_asked_until_another_change_would_show(monkeypatch, changed_ns, age_ns, expected):
     monkeypatch.setattr(fingerprint, "SETTLE_NS", 2_000_000_000)
     monkeypatch.setattr(time, "time_ns", lambda: changed_ns + age_ns)
-    assert hits._are_settled(((1, 4096, changed_ns, changed_ns - 5_000_000_000),)) is expected
+    assert hit_cache._are_settled(((1, 4096, changed_ns, changed_ns - 5_000_000_000),)) is expected
 
 
 def test_with_a_write_ahead_log_the_registry_is_asked_for_longer(monkeypatch):
@@ -402,23 +404,23 @@ def test_with_a_write_ahead_log_the_registry_is_asked_for_longer(monkeypatch):
     changed_ns = 1_790_000_000_123_456_789
     monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 1_999_000_000)
     old, new = (1, 4096, changed_ns - 10**10, changed_ns - 10**10), (2, 8192, changed_ns, changed_ns)
-    assert hits._are_settled((new,))
-    assert not hits._are_settled((old, new))
+    assert hit_cache._are_settled((new,))
+    assert not hit_cache._are_settled((old, new))
     monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 2_000_000_000)
-    assert hits._are_settled((old, new))
+    assert hit_cache._are_settled((old, new))
 
 
 def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, monkeypatch):
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     asked = []
     monkeypatch.setattr(type(served._registry), "has_entry", lambda *of: asked.append(of) or True)
-    now_s = time.monotonic() + hits.LOOK_EVERY_S
-    monkeypatch.setattr(hits, "time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns))
+    now_s = time.monotonic() + hit_cache.LOOK_EVERY_S
+    monkeypatch.setattr(hit_cache, "time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns))
     for seconds in range(1, 4):
         for _ in range(5):
             assert served.get(model, **ASK).outcome == "hit"
         assert len(asked) == seconds
-        now_s += hits.LOOK_EVERY_S
+        now_s += hit_cache.LOOK_EVERY_S
 
 
 def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):

@@ -10,11 +10,11 @@ import pytest
 from fakes import TOOLCHAIN, fake_place
 from models import linear, save
 
-from enginecache import interpreter, processes
 from enginecache.cache import EngineCache
 from enginecache.config import Config
 from enginecache.errors import ConfigError, InterpreterError
-from enginecache.interpreter import Interpreter, environment_for, interpreters
+from enginecache.trt import child, interpreter
+from enginecache.trt.interpreter import Interpreter, environment_for, interpreters
 
 HERE = Path(os.path.realpath(sys.executable))
 PREFIXES = ("prefix", "exec_prefix", "base_prefix", "base_exec_prefix")
@@ -191,14 +191,14 @@ def test_a_named_program_that_is_no_python_is_not_the_models_fault(open_real, tm
 
 
 def test_a_program_that_hangs_is_ended(open_real, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(child, "START_TIMEOUT_S", 0.5)
     cache = open_real(python=str(script(tmp_path / "programs" / "python3", "exec sleep 60")))
     with pytest.raises(InterpreterError, match="has not run a child within"):
         cache.get(save(linear(), tmp_path / "m.onnx"), dims={"batch": 4})
 
 
 def test_another_release_of_enginecache_is_refused(open_real, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "VERSION", "99")
+    monkeypatch.setattr(child, "VERSION", "99")
     with pytest.raises(InterpreterError, match=r"has enginecache [\d.]+, and this process has 99"):
         open_real().get(save(linear(), tmp_path / "m.onnx"), dims={"batch": 4})
 
@@ -214,7 +214,7 @@ def test_a_script_that_becomes_python_builds(open_real, tmp_path):
 @pytest.mark.rtx
 def test_the_interpreters_own_modules_are_used_where_ours_do_not_serve(open_real, tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(processes, "module_search_path", lambda: [str(tmp_path / "nothing")])
+    monkeypatch.setattr(child, "module_search_path", lambda: [str(tmp_path / "nothing")])
     entry = open_real(python=sys.executable).get(save(linear(), tmp_path / "m.onnx"), dims={"batch": 4})
     assert entry.outcome == "built"
 

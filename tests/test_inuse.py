@@ -19,13 +19,13 @@ from fakes import FakeBuilder
 from models import linear, save
 from records import hex_of
 
-from enginecache import removal
 from enginecache.errors import LockTimeoutError, NotCachedError
-from enginecache.eviction import Staying, rebuild_cost
 from enginecache.files.units import utc_now
-from enginecache.store.leases import Lease, is_in_use, open_digests, unleased
-from enginecache.store.local import LocalBlobStore
-from enginecache.store.root import Root
+from enginecache.maintenance import removal
+from enginecache.maintenance.eviction import Staying, rebuild_cost
+from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.folder import Root
+from enginecache.storage.leases import Lease, is_in_use, open_digests, unleased
 
 DIMS = {"batch": (1, 2, 4)}
 DAY_S = 86400.0
@@ -88,7 +88,7 @@ def test_to_look_whether_a_blob_is_in_use_is_no_use(blob):
 
 
 def test_a_lease_ends_with_its_process(blob):
-    code = "from enginecache.store.leases import Lease; from pathlib import Path; kept = Lease(Path(sys.argv[1]))"
+    code = "from enginecache.storage.leases import Lease; from pathlib import Path; kept = Lease(Path(sys.argv[1]))"
     with program(code, blob) as process:
         with unleased(blob) as is_free:
             assert not is_free

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from models import linear, save
 
 from enginecache.files.canonical import key_digest
-from enginecache.key import KEY_VERSION, EngineKey
+from enginecache.host.targets import ComputeCapability, DeviceModel, Target
+from enginecache.key.key import KEY_VERSION, EngineKey
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.key.precision import Conversion
+from enginecache.key.profiles import Profile, ShapeRange
 from enginecache.model import ModelIdentity
-from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.precision import Conversion
-from enginecache.profiles import Profile, ShapeRange
-from enginecache.request import Request
-from enginecache.targets import ComputeCapability, DeviceModel, Target
+from enginecache.pipeline.request import Request
 
 PROFILE = Profile((("x", ShapeRange((1, 8), (4, 8), (16, 8))),))
 KEY = EngineKey(

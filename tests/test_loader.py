@@ -21,14 +21,14 @@ from records import attempt, entry, fields_of
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, RegistryError, StoreError
 from enginecache.files.canonical import canonical_json
 from enginecache.files.units import utc_now
-from enginecache.loader import EngineLoader
-from enginecache.options import PluginLibrary
-from enginecache.registry.database import Database
-from enginecache.registry.records import LoadRecord
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
-from enginecache.runtimes.base import Failure, Loaded
-from enginecache.targets import ComputeCapability
+from enginecache.host.targets import ComputeCapability
+from enginecache.key.options import PluginLibrary
+from enginecache.pipeline.load import EngineLoader
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.rows import LoadRecord
+from enginecache.storage.registry.schema import ensure_schema
+from enginecache.trt.load.request import Failure, Loaded
 
 ADA = replace(H100, name="NVIDIA L4", compute_capability=ComputeCapability(8, 9), sm_count=58)
 INTERNAL = Failure("no_engine", ("Error Code 2: Internal Error",))
@@ -343,7 +343,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import test_loader
-from enginecache.loader import EngineLoader
+from enginecache.pipeline.load import EngineLoader
 desk = test_loader.Desk(Path(sys.argv[1]))
 said = []
 for text in ("engine", "crash|reading weights", "none|not mine", "engine"):

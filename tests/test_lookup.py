@@ -7,10 +7,10 @@ import pytest
 from fakes import ConstantBuilder, fake_cache
 
 from enginecache.cache import EngineCache
-from enginecache.digests import digest_of
 from enginecache.errors import RegistryError
-from enginecache.lookup import STORE_LOCK, Lookup, Match, Miss
-from enginecache.request import Request
+from enginecache.files.digest import digest_of
+from enginecache.pipeline.lookup import STORE_LOCK, Lookup, Match, Miss
+from enginecache.pipeline.request import Request
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import StoreError
-from enginecache.store import folders, marker
-from enginecache.store.marker import is_marked, write_marker
-from enginecache.store.root import FOLDERS, Root
+from enginecache.storage import marker, open_folder
+from enginecache.storage.folder import FOLDERS, Root
+from enginecache.storage.marker import is_marked, write_marker
 
 
 def test_the_marker_is_the_standard_tag_with_a_line_of_enginecaches(tmp_path):
@@ -127,7 +127,7 @@ def count_down(left: int) -> None:
 
     for name in ("fsync", "fchmod", "mkdir", "open", "chmod", "rename", "write", "unlink", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
-    folders.rename_to_new = marker.rename_to_new = counted(folders.rename_to_new)
+    open_folder.rename_to_new = marker.rename_to_new = counted(open_folder.rename_to_new)
 
 
 @pytest.mark.parametrize("shared", ["", "group"])

@@ -8,11 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_key import KEY, OTHERS, keys
 
-from enginecache.matching import Verdict, differences, distance, judge
-from enginecache.options import HARDWARE_COMPATIBILITIES, BuildOptions
-from enginecache.placement import required_reach
-from enginecache.profiles import Profile, ShapeRange
-from enginecache.targets import AMPERE, ComputeCapability, DeviceModel, Reach, Target
+from enginecache.host.targets import AMPERE, ComputeCapability, DeviceModel, Reach, Target
+from enginecache.key.matching import Verdict, differences, distance, judge
+from enginecache.key.options import HARDWARE_COMPATIBILITIES, BuildOptions
+from enginecache.key.profiles import Profile, ShapeRange
+from enginecache.pipeline.placement import required_reach
 
 
 def test_equal_keys_do_not_differ():

@@ -10,15 +10,16 @@ import pytest
 from models import linear, save
 from mounts import IMAGES, Image, small_disk
 
-from enginecache import fingerprint, memo, mounts
-from enginecache.fingerprint import Fingerprint
-from enginecache.memo import BlobState, FileMemo
+from enginecache.files import fingerprint, mounts
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.model import ModelSource
-from enginecache.registry.database import Database
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
-from enginecache.store.local import LocalBlobStore
-from enginecache.store.root import Root
+from enginecache.pipeline import model_memo
+from enginecache.pipeline.model_memo import BlobState, FileMemo
+from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.folder import Root
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.schema import ensure_schema
 
 
 class CountingStore(LocalBlobStore):
@@ -42,13 +43,13 @@ class Bench:
         self.store = CountingStore(self.root)
         self.memo = FileMemo(self.registry, self.store)
         self.parsed = 0
-        identify = memo.identify
+        identify = model_memo.identify
 
         def counting(source):
             self.parsed += 1
             return identify(source)
 
-        monkeypatch.setattr(memo, "identify", counting)
+        monkeypatch.setattr(model_memo, "identify", counting)
 
     def after_a_boot(self) -> FileMemo:
         """A memo over the same registry, in the host's next boot."""
@@ -149,7 +150,7 @@ def test_a_copy_and_a_renamed_model_have_the_same_identity(bench, tmp_path, sett
 
 def test_what_another_key_version_found_is_not_used(bench, source, settled, monkeypatch):
     bench.memo.identify(source)
-    monkeypatch.setattr(memo, "KEY_VERSION", memo.KEY_VERSION + 1)
+    monkeypatch.setattr(model_memo, "KEY_VERSION", model_memo.KEY_VERSION + 1)
     bench.memo.identify(source)
     bench.memo.identify(source)
     assert bench.parsed == 2

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from mounts import IMAGES, Image, small_disk
 
-from enginecache import mounts
-from enginecache.fingerprint import Fingerprint, has_kernel_times
-from enginecache.mounts import boot_id, file_system_of, status_of
+from enginecache.files import mounts
+from enginecache.files.fingerprint import Fingerprint, has_kernel_times
+from enginecache.files.mounts import boot_id, file_system_of, status_of
 
 
 @pytest.fixture

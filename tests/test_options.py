@@ -7,7 +7,7 @@ import pytest
 
 from enginecache.errors import OptionError
 from enginecache.files.units import format_size, parse_limit, parse_size, parse_workspace
-from enginecache.options import MIB, BuildOptions, PluginLibrary
+from enginecache.key.options import MIB, BuildOptions, PluginLibrary
 
 
 @pytest.mark.parametrize(

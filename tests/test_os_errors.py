@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from enginecache.errors import printable
-from enginecache.os_errors import FEW_INODES, describe_os_error, free_inodes, is_out_of_descriptors, shell_path
+from enginecache.files.os_errors import FEW_INODES, describe_os_error, free_inodes, is_out_of_descriptors, shell_path
 
 GIB = 1 << 30
 
@@ -87,7 +87,7 @@ def test_first_missing_part_of_a_path_is_named(tmp_path):
 
 CLOSED = """
 import os, sys
-from enginecache.os_errors import describe_os_error
+from enginecache.files.os_errors import describe_os_error
 closed = sys.argv[1]
 os.mkdir(closed, 0o700)
 os.mkdir(f"{closed}/in")

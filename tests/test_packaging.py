@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import enginecache
-from enginecache.registry.schema import HEAD
+from enginecache.storage.registry.schema import HEAD
 
 ROOT = Path(__file__).parents[1]
 

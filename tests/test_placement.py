@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from enginecache.devices import Device
 from enginecache.errors import BackendError, NoDeviceError, TargetError, ToolchainError, UnsupportedOptionError
-from enginecache.options import BuildOptions
-from enginecache.placement import place, required_reach
-from enginecache.targets import ComputeCapability, DeviceModel, Reach, Target
-from enginecache.toolchain import Toolchain, ToolchainFinding
+from enginecache.host.devices import Device
+from enginecache.host.targets import ComputeCapability, DeviceModel, Reach, Target
+from enginecache.host.toolchain import Toolchain, ToolchainFinding
+from enginecache.key.options import BuildOptions
+from enginecache.pipeline.placement import place, required_reach
 
 TENSORRT = Toolchain("tensorrt", "10.16.1.11", 12, "linux", "x86_64")
 RTX = Toolchain("tensorrt-rtx", "1.7.1.116", 13, "linux", "x86_64")

@@ -9,14 +9,14 @@ from importlib import metadata
 import pytest
 from models import linear
 
-from enginecache import precision
 from enginecache.errors import OptionError, UnsupportedOptionError
-from enginecache.key import EngineKey
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.host.toolchain import Toolchain
+from enginecache.key import precision
+from enginecache.key.key import EngineKey
+from enginecache.key.options import BuildOptions
+from enginecache.key.precision import Conversion, is_strongly_typed, plan_conversion
 from enginecache.model import ModelIdentity, ModelSource, identify
-from enginecache.options import BuildOptions
-from enginecache.precision import Conversion, is_strongly_typed, plan_conversion
-from enginecache.targets import ComputeCapability, Target
-from enginecache.toolchain import Toolchain
 
 
 def toolchain(release):

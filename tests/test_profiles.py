@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginecache.advice import flags_of
 from enginecache.errors import ProfileError, printable
+from enginecache.key.advice import flags_of
+from enginecache.key.profiles import Profile, ProfileRequest, ShapeRange, resolve_profiles
 from enginecache.model import ModelInput
-from enginecache.profiles import Profile, ProfileRequest, ShapeRange, resolve_profiles
 
 IMAGES = ModelInput("images", "FLOAT", ("batch", 3, 32, 32))
 TOKENS = ModelInput("tokens", "INT64", ("batch", "length"))

@@ -15,11 +15,11 @@ from fakes import H100, TOOLCHAIN, FakeBuilder, fake_cache, place_with
 from waiting import LIMIT_S
 
 from enginecache.cache import EngineCache
-from enginecache.digests import digest_of
 from enginecache.errors import BuildError, LockTimeoutError, RegistryError, StoreError
-from enginecache.publication import device_lock
-from enginecache.request import Request
-from enginecache.timing import TimingCaches
+from enginecache.files.digest import digest_of
+from enginecache.pipeline.publish import device_lock
+from enginecache.pipeline.request import Request
+from enginecache.pipeline.timing_caches import TimingCaches
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}

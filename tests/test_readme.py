@@ -241,7 +241,7 @@ def test_the_settings_of_the_table_are_all_settings():
 
 
 def test_the_reason_codes_of_the_table_are_those_that_are_given():
-    from enginecache.matching import WIDER_REACH
+    from enginecache.key.matching import WIDER_REACH
 
     listed = re.findall(r"^\| `(\w+)` \| [^|]+ \|$", page("keys.md").split("Each reason has", 1)[1], re.MULTILINE)
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "enginecache").rglob("*.py"))

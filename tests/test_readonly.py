@@ -15,9 +15,9 @@ from fakes import FakeBuilder, fake_cache
 from mounts import read_only
 from users import as_user
 
-from enginecache import fingerprint
-from enginecache.cli import main
+from enginecache.cli.main import main
 from enginecache.errors import NotCachedError, RegistryError, StoreError
+from enginecache.files import fingerprint
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -148,8 +148,8 @@ def test_what_a_read_only_cache_finds_in_files_is_kept_in_the_users_runtime_fold
         assert memos_of_user(runtime).is_file()
         assert (runtime / "enginecache").stat().st_mode & 0o777 == 0o700
         with pytest.MonkeyPatch.context() as patch:  # neither the model nor the plan is read again
-            patch.setattr("enginecache.memo.identify", None)
-            patch.setattr("enginecache.store.local.LocalBlobStore.read", None)
+            patch.setattr("enginecache.pipeline.model_memo.identify", None)
+            patch.setattr("enginecache.storage.blobs.LocalBlobStore.read", None)
             assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
         assert snapshot(cache.root.path) == before
     assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"

@@ -9,9 +9,9 @@ from records import entry, hex_of
 
 from enginecache.errors import StoreError
 from enginecache.files.canonical import key_digest
-from enginecache.registry.records import EntryRecord
-from enginecache.store.records import RecordedBlobStore, RepairRecords
-from enginecache.store.root import Root
+from enginecache.storage.folder import Root
+from enginecache.storage.registry.rows import EntryRecord
+from enginecache.storage.repair_files import RecordedBlobStore, RepairRecords
 
 DIGEST = hex_of("blob")
 ENTRIES = [{"key": "a", "seconds": 0.1}, {"key": "b", "name": "Modèle \ud800"}]

@@ -12,17 +12,17 @@ from fakes import ConstantBuilder, FakeBuilder, fake_cache
 from models import linear, save
 from records import attempt, entry, hex_of, publish
 
-from enginecache import recovery
 from enginecache.errors import RegistryError, StoreError
 from enginecache.files.canonical import key_digest
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import DAY_S
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry import health, schema
-from enginecache.registry.database import Database
-from enginecache.registry.records import MissRecord
-from enginecache.registry.sql import SqlRegistry
-from enginecache.store.records import RepairRecords
-from enginecache.stored import StoredEngines
+from enginecache.maintenance import repair as recovery
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.storage.registry import integrity, schema
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.rows import MissRecord
+from enginecache.storage.repair_files import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -168,13 +168,13 @@ def test_what_a_newer_release_wrote_is_refused_and_not_repaired(open_cache, mode
 
 def test_a_locked_registry_is_not_called_damaged(open_cache, monkeypatch):
     cache = open_cache()
-    monkeypatch.setattr(health, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(integrity, "BUSY_TIMEOUT_S", 0.01)
     holder = sqlite3.connect(cache.root.registry_path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(RegistryError, match="locked"):
-        health.find_damage(Database(cache.root.registry_path, busy_timeout_s=0.01), 0o600)
+        integrity.find_damage(Database(cache.root.registry_path, busy_timeout_s=0.01), 0o600)
     holder.close()
-    assert health.find_damage(Database(cache.root.registry_path), 0o600) == ""
+    assert integrity.find_damage(Database(cache.root.registry_path), 0o600) == ""
 
 
 def test_an_index_that_leads_to_another_row_is_not_served_and_is_found(open_cache, model):
@@ -247,7 +247,7 @@ def test_old_engines_without_records_are_young_garbage_after_a_repair(open_cache
     RepairRecords(cache.root).delete(first.digest)
     bad_state(cache.root.registry_path)
     old = first.path.stat().st_ctime
-    monkeypatch.setattr("enginecache.garbage.time.time", lambda: old + DAY_S + 0.05)
+    monkeypatch.setattr("enginecache.maintenance.orphans.time.time", lambda: old + DAY_S + 0.05)
     repaired = cache.verify(repair=True)
     assert first.path.stat().st_ctime > old
     assert [used.record.key for used in cache.entries()] == [other.key]
@@ -420,7 +420,7 @@ def test_the_set_aside_registry_is_never_garbage(open_cache, model, monkeypatch)
     (kept,) = cache.root.quarantine.iterdir()
     later = kept.stat().st_ctime + 400 * DAY_S
     with monkeypatch.context() as patch:
-        patch.setattr("enginecache.garbage.time.time", lambda: later)
+        patch.setattr("enginecache.maintenance.orphans.time.time", lambda: later)
         past, _ = cache._garbage()
     assert kept not in [item.path for item in past]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import InvalidInputError, ModelError, OptionError, ProfileError
-from enginecache.options import BuildOptions
-from enginecache.request import Request
-from enginecache.targets import ComputeCapability, Target
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.key.options import BuildOptions
+from enginecache.pipeline.request import Request
 
 SHAPES = ((1, 8), (4, 8), (32, 8))
 

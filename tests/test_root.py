@@ -15,13 +15,13 @@ import pytest
 from users import as_user
 
 from enginecache.config import Config
-from enginecache.doctor.folder import check_parents, check_root
 from enginecache.errors import StoreError
-from enginecache.store import marker
-from enginecache.store import root as root_module
-from enginecache.store.folders import make_folder
-from enginecache.store.root import FOLDERS, Root
-from enginecache.stored import StoredEngines
+from enginecache.maintenance.doctor.folder import check_parents, check_root
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.storage import folder as root_module
+from enginecache.storage import marker
+from enginecache.storage.folder import FOLDERS, Root
+from enginecache.storage.open_folder import make_folder
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")
@@ -235,7 +235,7 @@ def test_a_name_that_is_too_long_is_an_error(tmp_path):
             method(tmp_path / ("d" * 300))
 
 
-# Owners: see the table in enginecache/store/root.py
+# Owners: see the table in enginecache/storage/folder.py
 
 
 @pytest.fixture
@@ -465,7 +465,7 @@ def test_a_folder_appears_with_its_mode_under_any_umask(tmp_path, umask):
 def test_a_crash_between_the_steps_leaves_no_folder_of_a_wrong_mode(tmp_path):
     """The process dies in the middle: what it was making is not there yet, and the next makes it."""
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom enginecache.store import root\n"
+        "import os, sys\nfrom pathlib import Path\nfrom enginecache.storage import folder as root\n"
         "Path.chmod = lambda path, mode: os._exit(9)\n"
         "root.make_folder(Path(sys.argv[1]) / 'ab', 0o2770, Path(sys.argv[1]) / 'tmp')\n"
     )

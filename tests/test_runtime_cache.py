@@ -13,8 +13,8 @@ from fakes import H100
 from records import entry, hex_of
 
 from enginecache.errors import LoadRefusedError
-from enginecache.runtime_cache import RuntimeCaches
-from enginecache.store.root import Root
+from enginecache.pipeline.runtime_cache import RuntimeCaches
+from enginecache.storage.folder import Root
 
 NAMES = {
     "ICudaEngine": {"create_runtime_config", "create_execution_context"},

@@ -11,10 +11,10 @@ import pytest
 from records import publish
 
 from enginecache.errors import RegistryError, SchemaError
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry import schema
-from enginecache.registry.database import Database, journal_mode
-from enginecache.registry.sql import SqlRegistry
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry import schema
+from enginecache.storage.registry.database import Database, journal_mode
+from enginecache.storage.registry.registry import SqlRegistry
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def test_opening_a_current_registry_loads_no_alembic(database):
     code = """
 import sys
 from pathlib import Path
-from enginecache.registry.database import Database
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.schema import ensure_schema
+from enginecache.storage.registry.registry import SqlRegistry
 database = Database(Path(sys.argv[1]))
 ensure_schema(database, 0o600)
 assert SqlRegistry(database).entries() == []

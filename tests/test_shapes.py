@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginecache.errors import ProfileError
-from enginecache.shapes import parse_dim, parse_shapes, quote_shape, shape_flags
+from enginecache.key.shape_syntax import parse_dim, parse_shapes, quote_shape, shape_flags
 
 
 @pytest.mark.parametrize(

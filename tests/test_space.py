@@ -10,14 +10,14 @@ from fakes import FakeBuilder, fake_cache
 from models import EXAMPLE, linear, save
 from mounts import fill, free_bytes, small_disk
 
-from enginecache.builders.child import ProcessBuilder
 from enginecache.cache import EngineCache
 from enginecache.config import Config
 from enginecache.errors import RegistryError, StoreError
+from enginecache.key.options import BuildOptions
 from enginecache.model import ModelSource, identify
-from enginecache.options import BuildOptions
-from enginecache.store.root import Root
-from enginecache.store.space import RESERVE_BYTES, SLACK_BYTES, Reserve, needed_bytes, require_space
+from enginecache.storage.folder import Root
+from enginecache.storage.space import RESERVE_BYTES, SLACK_BYTES, Reserve, needed_bytes, require_space
+from enginecache.trt.build.process import ProcessBuilder
 
 MIB = 1 << 20
 ASK = {"dims": {"batch": (1, 2, 4)}}
@@ -356,7 +356,7 @@ def test_a_limit_on_the_size_of_files_is_told_as_one(open_cache, model):
 
 def test_a_file_system_without_inodes_refuses_the_build_before_it_and_names_them(tmp_path, model, monkeypatch):
     cache = fake_cache(tmp_path / "cache")
-    monkeypatch.setattr("enginecache.store.space.free_inodes", lambda _: 3)
+    monkeypatch.setattr("enginecache.storage.space.free_inodes", lambda _: 3)
     with pytest.raises(StoreError, match="too little room to build") as caught:
         cache.get(model, **ASK)
     assert "enginecache prune" in caught.value.fix

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginecache.errors import OptionError
-from enginecache.targets import ComputeCapability, DeviceModel, Target
+from enginecache.host.targets import ComputeCapability, DeviceModel, Target
 
 capabilities = st.builds(ComputeCapability, st.integers(1, 99), st.integers(0, 9))
 

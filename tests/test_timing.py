@@ -9,14 +9,14 @@ import pytest
 from fakes import H100, TOOLCHAIN
 from records import hex_of
 
-from enginecache import timing
 from enginecache.errors import BuilderCrashError
-from enginecache.locks.local import LocalKeyLocks
-from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.store.artefacts import MAX_BYTES
-from enginecache.store.root import Root
-from enginecache.targets import ComputeCapability
-from enginecache.timing import ProcessMerge, TimingCaches, TimingSlot
+from enginecache.host.targets import ComputeCapability
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.pipeline import timing_caches
+from enginecache.pipeline.timing_caches import ProcessMerge, TimingCaches, TimingSlot
+from enginecache.storage.folder import Root
+from enginecache.storage.locks import LocalKeyLocks
+from enginecache.storage.side_caches import MAX_BYTES
 
 TENSORRT = replace(TOOLCHAIN, flavour="tensorrt", version="11.4.0.106")
 OPTIONS = BuildOptions()
@@ -163,7 +163,7 @@ def test_one_that_was_damaged_during_the_build_is_replaced(caches, root, slot):
 
 
 def test_a_lock_that_stays_taken_is_a_warning_after_a_bounded_time(monkeypatch, caches, root, slot):
-    monkeypatch.setattr(timing, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(timing_caches, "LOCK_TIMEOUT_S", 0.1)
     start = caches().begin(slot)
     with LocalKeyLocks(root).hold(f"timing-{slot.name}", None):
         (warning,) = caches().keep(start, b"a")
@@ -172,7 +172,7 @@ def test_a_lock_that_stays_taken_is_a_warning_after_a_bounded_time(monkeypatch, 
 
 
 def test_slots_do_not_wait_for_each_other(monkeypatch, caches, root, slot):
-    monkeypatch.setattr(timing, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(timing_caches, "LOCK_TIMEOUT_S", 0.1)
     other = caches().slot(TENSORRT, H100, BuildOptions(precision=("fp16",)))
     with LocalKeyLocks(root).hold(f"timing-{slot.name}", None):
         assert caches().keep(caches().begin(other), b"a") == ()
@@ -210,7 +210,7 @@ def process_merge(monkeypatch, tmp_path, root, slot):
         lines = ["import json, sys", "asked = json.loads(sys.stdin.readline())"]
         lines += [line.strip() for line in MERGERS[what].strip().splitlines()]
         (tmp_path / "scripted_merger.py").write_text("\n".join(lines), encoding="utf-8")
-        monkeypatch.setattr(timing, "MERGER", "scripted_merger")
+        monkeypatch.setattr(timing_caches, "MERGER", "scripted_merger")
         merger = ProcessMerge(root, timeout_s, search_path=[str(tmp_path), *sys.path])
         return merger(slot, b"current timings", b"our timings")
 

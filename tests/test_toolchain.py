@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from enginecache.errors import ToolchainError
-from enginecache.toolchain import (
+from enginecache.host.toolchain import (
     NAMEABLE_COMPUTE_CAPABILITIES,
     PORTABLE_COMPUTE_CAPABILITIES,
     Toolchain,
@@ -267,7 +267,7 @@ def _is_rtx_here():
 def test_version_found_is_the_one_that_the_real_library_reports_and_finding_it_imports_nothing():
     code = (
         "import sys\n"
-        "from enginecache.toolchain import *\n"
+        "from enginecache.host.toolchain import *\n"
         "found = require_toolchain('tensorrt-rtx')\n"
         "assert not [name for name in sys.modules if name.startswith('tensorrt')]\n"
         "import tensorrt_rtx\n"

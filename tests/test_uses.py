@@ -7,8 +7,8 @@ import stat
 import pytest
 from records import hex_of
 
-from enginecache.store.root import Root
-from enginecache.store.uses import UseLog
+from enginecache.storage.folder import Root
+from enginecache.storage.last_used import UseLog
 
 KEY = hex_of("key")
 

@@ -10,10 +10,10 @@ from models import linear, save
 from records import entry as entry_of
 
 from enginecache.errors import BuildError, NotCachedError, RegistryError, StoreError
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import utc_now
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry.records import BuildRecord
-from enginecache.store.records import RepairRecords
+from enginecache.storage.registry.rows import BuildRecord
+from enginecache.storage.repair_files import RepairRecords
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -157,7 +157,7 @@ def test_an_entry_removed_while_it_is_checked_is_no_finding(open_cache, model, d
 
 
 def test_only_a_deep_check_reads_what_was_verified_before(open_cache, model, monkeypatch):
-    monkeypatch.setattr("enginecache.fingerprint.SETTLE_NS", 0)
+    monkeypatch.setattr("enginecache.files.fingerprint.SETTLE_NS", 0)
     cache = open_cache()
     cache.get(model, **ASK)
     cache.verify()

@@ -11,12 +11,12 @@ import pytest
 from fakes import FakeBuilder
 from models import linear, save
 
-from enginecache import fingerprint
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.entry import Entry
 from enginecache.errors import LoadError, NotCachedError
-from enginecache.request import Request
+from enginecache.files import fingerprint
+from enginecache.pipeline.request import Request
+from enginecache.pipeline.results import Entry
 
 SHAPES = {"dims": {"batch": (1, 2, 4)}}
 BOTH = {**SHAPES, "target": ["sm_86", "sm_89"]}

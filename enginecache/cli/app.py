@@ -12,11 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from enginecache import __version__
-from enginecache.cli import database, inspection, keeping, report_unwritten, serving
+from enginecache.cli import database, get, inspect, manage
 from enginecache.cli.error_report import report_error, report_usage
+from enginecache.cli.main import report_unwritten
 from enginecache.cli.output import print_line, warn
+from enginecache.cli.streams import UnwrittenError
 from enginecache.config import unknown_variables
-from enginecache.streams import UnwrittenError
 
 LIKE = 0.6
 """Least likeness of an option to what was typed for it to be suggested: 1 is equal, 0 has nothing in common."""
@@ -98,7 +99,7 @@ def _root(
     """Holds the options of no command."""
 
 
-serving.register(app)
-inspection.register(app)
-keeping.register(app)
+get.register(app)
+inspect.register(app)
+manage.register(app)
 database.register(app)

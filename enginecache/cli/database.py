@@ -9,15 +9,15 @@ import typer
 from enginecache.cli.output import print_json, print_line, say
 from enginecache.cli.parameters import Dir, Json, existing_config, say_if_missing
 from enginecache.config import Config
-from enginecache.entry import SCHEMA
 from enginecache.errors import SchemaError
+from enginecache.pipeline.results import SCHEMA
 
 if TYPE_CHECKING:
-    from enginecache.store.root import Root
+    from enginecache.storage.folder import Root
 
 
 def _root(folder: str | None) -> Root:
-    from enginecache.store.root import Root
+    from enginecache.storage.folder import Root
 
     config = existing_config(folder)
     root = Root.find(config.dir, config.shared)
@@ -35,10 +35,10 @@ def upgrade(json: Json = False, dir: Dir = None) -> None:
       enginecache db upgrade
       enginecache db upgrade --dir /var/cache/enginecache
     """
-    from enginecache.recovery import require_registry
-    from enginecache.registry import schema
-    from enginecache.registry.database import Database
-    from enginecache.store.root import Root
+    from enginecache.maintenance.repair import require_registry
+    from enginecache.storage.folder import Root
+    from enginecache.storage.registry import schema
+    from enginecache.storage.registry.database import Database
 
     config = Config.load(dir=dir)
     root = Root.find(config.dir, config.shared)
@@ -61,7 +61,7 @@ def current(json: Json = False, dir: Dir = None) -> None:
       enginecache db current
       enginecache db current --json
     """
-    from enginecache.registry import schema
+    from enginecache.storage.registry import schema
 
     revision = schema.current_revision(_root(dir).registry_path)
     if json:
@@ -80,8 +80,8 @@ def check(dir: Dir = None) -> None:
       enginecache db check
       enginecache db check --dir /var/cache/enginecache
     """
-    from enginecache.registry import schema
-    from enginecache.registry.database import Database
+    from enginecache.storage.registry import schema
+    from enginecache.storage.registry.database import Database
 
     path = _root(dir).registry_path
     if schema.current_revision(path) is None:

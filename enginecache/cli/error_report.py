@@ -26,7 +26,7 @@ from enginecache.errors import (
     UnexpectedError,
     printable,
 )
-from enginecache.os_errors import RESOURCES, describe_os_error, is_about_memory, is_out_of_descriptors, shell_path
+from enginecache.files.os_errors import RESOURCES, describe_os_error, is_about_memory, is_out_of_descriptors, shell_path
 
 INTERRUPTED = 130
 USAGE = 2

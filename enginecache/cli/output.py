@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from enginecache.cli.streams import UnwrittenError, write_all
 from enginecache.errors import EngineCacheError, printable
+from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import format_size, time_json
-from enginecache.os_errors import describe_os_error
-from enginecache.streams import UnwrittenError, write_all
 
 Kind = Literal["text", "word", "key", "size", "seconds", "age"]
 """How a terminal shows a value; only a text may be folded."""

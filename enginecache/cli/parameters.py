@@ -16,22 +16,22 @@ from enginecache.cli.output import say
 from enginecache.config import BACKENDS, Config
 from enginecache.errors import OptionError
 from enginecache.files.units import parse_workspace
-from enginecache.matching import ACCEPTS
-from enginecache.options import HARDWARE_COMPATIBILITIES, PRECISIONS
-from enginecache.profiles import ProfileRequest
-from enginecache.request import Ask
-from enginecache.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
+from enginecache.host.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
+from enginecache.key.matching import ACCEPTS
+from enginecache.key.options import HARDWARE_COMPATIBILITIES, PRECISIONS
+from enginecache.key.profiles import ProfileRequest
+from enginecache.pipeline.request import Ask
 
 if TYPE_CHECKING:
     from enginecache.cache import EngineCache
-    from enginecache.store.root import Root
-    from enginecache.stored import StoredEngines
+    from enginecache.maintenance.inspect import StoredEngines
+    from enginecache.storage.folder import Root
 
 
 def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Keys that begin so, for shell completion; none where there is no cache, or it cannot be read."""
     try:
-        from enginecache.stored import StoredEngines
+        from enginecache.maintenance.inspect import StoredEngines
 
         found = StoredEngines.open(dir=ctx.params.get("dir")).starting_with(incomplete, limit=50)
     except Exception:  # noqa: BLE001  a completion must not write into the command line
@@ -73,7 +73,7 @@ def open_cache(folder: str | None) -> EngineCache:
 
 def open_stored(folder: str | None) -> StoredEngines:
     """The same for what only looks at what is stored, or keeps it."""
-    from enginecache.stored import StoredEngines  # loads in two thirds of the time of the whole cache
+    from enginecache.maintenance.inspect import StoredEngines  # loads in two thirds of the time of the whole cache
 
     _collect_garbage()
     cache = StoredEngines(existing_config(folder))

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from typing_extensions import Self
 
-    from enginecache.builders.base import BuildProgress
-    from enginecache.locks.base import Waiting
+    from enginecache.storage.lock_types import Waiting
+    from enginecache.trt.build.request import BuildProgress
 
 LINE_EVERY_S = 10.0
 
@@ -56,7 +56,7 @@ class BuildDisplay:
     def waiting(self, wait: Waiting) -> None:
         """Show that another process builds."""
         if not self._is_quiet and self._is_time():
-            from enginecache.locks.local import describe_age, describe_holder
+            from enginecache.storage.locks import describe_age, describe_holder
 
             who = describe_holder(wait.holder)
             what = f"be done with {wait.device}" if wait.device else f"build {self._name}"

@@ -1,1 +1,1 @@
-"""Values and files that know nothing of engines: units, times, canonical JSON."""
+"""Values and files that know nothing of engines: units, canonical JSON, digests, fingerprints, mounts."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enginecache.digests import StreamDigest
 from enginecache.errors import ModelError
+from enginecache.files.digest import StreamDigest
 from enginecache.model.files import LFS_POINTER, ModelFiles, advice_for, changed, unreadable
 
 KNOWN_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})

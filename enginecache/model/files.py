@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 from enginecache.errors import ModelError
-from enginecache.fingerprint import Fingerprint
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.files.os_errors import describe_os_error
 from enginecache.model.identity import ModelFile, ModelSource
-from enginecache.os_errors import describe_os_error
 
 FOLLOW_ADVICE = (
     "Put the file itself beside the model, or, where the model is trusted, set ENGINECACHE_FOLLOW_LINKS=yes "

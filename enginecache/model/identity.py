@@ -11,7 +11,7 @@ from typing import Any
 import blake3
 
 from enginecache.errors import ModelError
-from enginecache.fingerprint import Fingerprint
+from enginecache.files.fingerprint import Fingerprint
 
 Dimension = int | str | None
 """A static size, the name of a dynamic dimension, or None for a dynamic dimension without a name."""

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from enginecache.digests import StreamDigest
 from enginecache.errors import ModelError, OutOfMemoryError
+from enginecache.files.digest import StreamDigest
 from enginecache.model.external import ExternalData
 from enginecache.model.files import ModelFiles, advice_for, unreadable
 from enginecache.model.graph import StructureWriter

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from enginecache.digests import StreamDigest
 from enginecache.errors import ModelError
+from enginecache.files.digest import StreamDigest
 from enginecache.model.external import MAX_BYTES, Extent, ExternalData
 
 WEIGHTS_DOMAIN = b"enginecache/weights/v2\n"

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from enginecache.builders.base import BuildRequest
-from enginecache.devices import Device
+from enginecache.host.devices import Device
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.host.toolchain import Toolchain
+from enginecache.key.options import BuildOptions
+from enginecache.key.profiles import Profile, ShapeRange
 from enginecache.model import ModelSource, identify
-from enginecache.options import BuildOptions
-from enginecache.profiles import Profile, ShapeRange
-from enginecache.targets import ComputeCapability, Target
-from enginecache.toolchain import Toolchain
+from enginecache.trt.build.request import BuildRequest
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 SQUEEZENET = LIGHT / "light_squeezenet.onnx"

@@ -8,8 +8,8 @@ import pytest
 import trt_shim
 from builder_processes import children
 
-from enginecache.builders.child import ProcessBuilder
-from enginecache.processes import module_search_path
+from enginecache.trt.build.process import ProcessBuilder
+from enginecache.trt.child import module_search_path
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import builder_models as models
 
-from enginecache.builders.adapter import build_plan
-from enginecache.builders.base import BuildRequest
-from enginecache.builders.logs import BuildLog
+from enginecache.host.toolchain import Toolchain
+from enginecache.key.options import BuildOptions
 from enginecache.model import ModelIdentity, ModelInput, ModelSource
-from enginecache.options import BuildOptions
-from enginecache.toolchain import Toolchain
+from enginecache.trt.build.adapter import build_plan
+from enginecache.trt.build.logs import BuildLog
+from enginecache.trt.build.request import BuildRequest
 
 DATA = Path(__file__).parent / "data"
 RELEASES = ("tensorrt-8.6.1", "tensorrt-10.0.1", "tensorrt-10.16.1.11", "tensorrt-11.4.0.106", "tensorrt_rtx-1.7.1.116")

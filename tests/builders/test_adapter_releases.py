@@ -10,10 +10,10 @@ import pytest
 from listed_api import ALWAYS_ASKED, RELEASES, STATIC, Script, a_request, is_rtx, run
 
 from enginecache.errors import BuildError, NoDeviceError, ProfileError, TargetError
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.host.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
+from enginecache.key.options import BuildOptions
 from enginecache.model import ModelSource
-from enginecache.options import BuildOptions
-from enginecache.targets import ComputeCapability, Target
-from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
 
 NETWORK_INPUTS = [("s", (2,), True), ("x", (-1, 4), False)]
 SHAPES = models.profile(x=((1, 4), (4, 4), (8, 4)))

@@ -20,12 +20,12 @@ from models import EXAMPLE, LIGHT
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from enginecache.builders.conversion import convert
-from enginecache.builders.logs import BuildLog
 from enginecache.errors import BuildError, ModelChangedError, ToolchainError
-from enginecache.options import BuildOptions
-from enginecache.precision import Conversion, check_typing, is_strongly_typed, plan_conversion
-from enginecache.toolchain import Toolchain
+from enginecache.host.toolchain import Toolchain
+from enginecache.key.options import BuildOptions
+from enginecache.key.precision import Conversion, check_typing, is_strongly_typed, plan_conversion
+from enginecache.trt.build.conversion import convert
+from enginecache.trt.build.logs import BuildLog
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 IMAGES = (models.profile(images=((1, 3, 32, 32), (4, 3, 32, 32), (8, 3, 32, 32))),)

@@ -18,13 +18,13 @@ import pytest
 from builder_processes import ENVIRONMENT, children
 from waiting import is_running, wait_for
 
-from enginecache import processes
-from enginecache.builders import child
-from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import BuilderCrashError, BuilderKilledError, BuildError, EngineCacheError, ToolchainError
-from enginecache.failures import is_lasting
-from enginecache.options import BuildOptions
-from enginecache.precision import plan_conversion
+from enginecache.key.options import BuildOptions
+from enginecache.key.precision import plan_conversion
+from enginecache.pipeline.failures import is_lasting
+from enginecache.trt import child as processes
+from enginecache.trt.build import process as child
+from enginecache.trt.build.process import ProcessBuilder
 
 pytestmark = pytest.mark.rtx
 
@@ -138,7 +138,7 @@ PARENT = """
 import os, pathlib, sys, time
 sys.path[:0] = {tests!r}
 import builder_models, held_worker
-from enginecache.builders import child
+from enginecache.trt.build import process as child
 
 def tell(event):
     global told
@@ -199,7 +199,7 @@ def test_worker_without_memory_says_so(tmp_path):
         "import resource, sys, pathlib\n"
         f"sys.path.insert(0, {str(Path(models.__file__).parent)!r})\n"
         "import builder_models\n"
-        "from enginecache.builders.child import ProcessBuilder\n"
+        "from enginecache.trt.build.process import ProcessBuilder\n"
         f"request = builder_models.request_for(pathlib.Path({str(tmp_path)!r}))\n"
         "resource.setrlimit(resource.RLIMIT_AS, (500 << 20,) * 2)\n"
         "try:\n"

@@ -20,10 +20,10 @@ import pytest
 from builder_models import LIGHT, graph_model, request_for, tensor
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from enginecache.builders.conversion import convert
-from enginecache.builders.logs import BuildLog
+from enginecache.key.precision import Conversion
 from enginecache.model import ModelSource, identify
-from enginecache.precision import Conversion
+from enginecache.trt.build.conversion import convert
+from enginecache.trt.build.logs import BuildLog
 
 HERE = Path(__file__).parent
 

@@ -8,12 +8,12 @@ import builder_models as models
 import pytest
 from listed_api import ALWAYS_ASKED, RELEASES, STATIC, Script, a_request, is_rtx, listed_module, run
 
-from enginecache.builders.logs import BuildLog
-from enginecache.builders.merging import merge_timing_caches
-from enginecache.digests import digest_of
 from enginecache.errors import BuildError, OptionError, TargetError, UnsupportedOptionError
-from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.targets import ComputeCapability, Reach, Target
+from enginecache.files.digest import digest_of
+from enginecache.host.targets import ComputeCapability, Reach, Target
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.trt.build.logs import BuildLog
+from enginecache.trt.build.merging import merge_timing_caches
 
 V8, V10_0, V10_16, V11, RTX = RELEASES
 AMPERE_PLUS = Target((ComputeCapability(8, 0),), and_later=True)
@@ -170,7 +170,7 @@ def library(tmp_path, content=b"a library"):
 @pytest.fixture
 def rtx_library(monkeypatch):
     """TensorRT-RTX's own library can be had by the name that its parser wants, as far as the adapter can see."""
-    monkeypatch.setattr("enginecache.builders.plugins.RTX_LIBRARY", None)
+    monkeypatch.setattr("enginecache.trt.build.plugins.RTX_LIBRARY", None)
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginecache.builders.phases import PhaseReporter, PhaseTree
+from enginecache.trt.build.phases import PhaseReporter, PhaseTree
 
 
 def test_steps_of_the_outermost_phase_make_the_fraction():

@@ -15,16 +15,17 @@ from held_worker import builders_that_stop, go_on, held_workers
 from models import linear, save
 from onnx import helper, numpy_helper
 
-from enginecache import fingerprint, plugin_libraries
-from enginecache.builders import pinning
-from enginecache.builders.pinning import pinned
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.digests import digest_of
 from enginecache.errors import BuildError, ModelChangedError
-from enginecache.fingerprint import Fingerprint
+from enginecache.files import fingerprint
+from enginecache.files.digest import digest_of
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.key.options import PluginLibrary
 from enginecache.model import ModelSource, identify
-from enginecache.options import PluginLibrary
+from enginecache.trt import plugin_libraries
+from enginecache.trt.build import open_files
+from enginecache.trt.build.open_files import pinned
 
 SETTLED_S = 0.1
 
@@ -115,7 +116,7 @@ def rewrite_and_restore(path: Path) -> None:
 @pytest.mark.parametrize("has_notices", [True, False])
 def test_file_that_was_rewritten_and_restored_meanwhile_is_a_changed_model(settled, monkeypatch, has_notices):
     if not has_notices:
-        monkeypatch.setattr(pinning._Writes, "seen", lambda self: None)
+        monkeypatch.setattr(open_files._Writes, "seen", lambda self: None)
     with pytest.raises(ModelChangedError), pinned(request(settled)):
         rewrite_and_restore(settled / "v1/w.bin")
 
@@ -145,7 +146,7 @@ def test_what_leaves_the_bytes_as_they_were_costs_no_build(settled, act, name):
 
 
 def test_without_notices_a_change_of_ctime_is_a_changed_model(settled, monkeypatch):
-    monkeypatch.setattr(pinning._Writes, "seen", lambda self: None)
+    monkeypatch.setattr(open_files._Writes, "seen", lambda self: None)
     with pytest.raises(ModelChangedError), pinned(request(settled)):
         (settled / "v1/w.bin").chmod(0o640)
 
@@ -167,7 +168,7 @@ def test_external_data_of_model_bytes_is_compared_too(settled):
 
 
 def test_young_file_is_read_again(release, monkeypatch):
-    monkeypatch.setattr(pinning._Writes, "seen", lambda self: None)
+    monkeypatch.setattr(open_files._Writes, "seen", lambda self: None)
     asked = request(release)
     path = release / "v1/w.bin"
     path.write_bytes(bytes(path.stat().st_size))

@@ -16,7 +16,6 @@ import pytest
 from builder_processes import ENVIRONMENT, children
 from onnx import helper, numpy_helper
 
-from enginecache.builders.child import ProcessBuilder
 from enginecache.errors import (
     BuildError,
     InterpreterError,
@@ -26,13 +25,14 @@ from enginecache.errors import (
     TargetError,
     ToolchainError,
 )
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.host.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
+from enginecache.key.options import BuildOptions
+from enginecache.key.precision import plan_conversion
+from enginecache.key.profiles import ProfileRequest, resolve_profiles
 from enginecache.model import ModelSource, identify
-from enginecache.options import BuildOptions
-from enginecache.precision import plan_conversion
-from enginecache.processes import module_search_path
-from enginecache.profiles import ProfileRequest, resolve_profiles
-from enginecache.targets import ComputeCapability, Target
-from enginecache.toolchain import PORTABLE_COMPUTE_CAPABILITIES as PORTABLE
+from enginecache.trt.build.process import ProcessBuilder
+from enginecache.trt.child import module_search_path
 
 pytestmark = pytest.mark.rtx
 
@@ -316,7 +316,7 @@ def test_threads_build_at_once(tmp_path, builder):
     def look(_event):
         for pid in children():
             with contextlib.suppress(OSError):
-                if b"enginecache.builders.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"enginecache.trt.build.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                     continue  # forked, and not yet the new program: it has all descriptors for a moment
                 links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
                 pipes.setdefault(pid, set()).update(link for link in links if link.startswith("pipe:"))
@@ -340,7 +340,7 @@ def test_child_imports_nothing_from_the_current_folder(tmp_path):
         "import sys\n"
         f"sys.path.insert(0, {str(Path(models.__file__).parent)!r})\n"
         "import pathlib, builder_models\n"
-        "from enginecache.builders.child import ProcessBuilder\n"
+        "from enginecache.trt.build.process import ProcessBuilder\n"
         "request = builder_models.request_for(pathlib.Path('script').absolute())\n"
         "sys.path.insert(0, '')\n"
         "sys.path.insert(0, str(pathlib.Path.cwd()))\n"
@@ -367,7 +367,7 @@ def test_search_path_keeps_this_process_order_and_holds_the_package(monkeypatch,
 
 
 def test_worker_imports_no_registry_and_no_command_line():
-    code = "import sys, enginecache.builders.worker; print(*sys.modules)"
+    code = "import sys, enginecache.trt.build.worker; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     unwanted = {"sqlalchemy", "alembic", "typer", "rich", "filelock", "onnx", "numpy", "tensorrt_rtx", "tensorrt"}
     assert not unwanted & set(done.stdout.split())

@@ -8,11 +8,11 @@ from pathlib import Path
 import builder_models as models
 import pytest
 
-from enginecache.builders.logs import MAX_SHOWN, shown_warnings
-from enginecache.builders.reasons import ParserProblem, explain_build, explain_parsing
 from enginecache.errors import BuilderKilledError, BuildError, NoDeviceError, ProfileError, UnsupportedOptionError
-from enginecache.loglines import clean_lines
-from enginecache.options import BuildOptions, PluginLibrary
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.trt.build.explain import ParserProblem, explain_build, explain_parsing
+from enginecache.trt.build.logs import MAX_SHOWN, shown_warnings
+from enginecache.trt.messages import clean_lines
 
 DRIVER = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "

@@ -14,8 +14,6 @@ import builder_models as models
 import pytest
 from waiting import LIMIT_S
 
-from enginecache.builders import child
-from enginecache.digests import digest_of
 from enginecache.errors import (
     BuildError,
     NoDeviceError,
@@ -24,9 +22,11 @@ from enginecache.errors import (
     ToolchainError,
     UnsupportedOptionError,
 )
-from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.processes import child_environment, running_worker
-from enginecache.targets import ComputeCapability, Reach, Target
+from enginecache.files.digest import digest_of
+from enginecache.host.targets import ComputeCapability, Reach, Target
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.trt.build import process as child
+from enginecache.trt.child import child_environment, running_worker
 
 pytestmark = pytest.mark.rtx
 
@@ -258,7 +258,7 @@ def run_merger(request: dict[str, str], folder: Path, search_path: list[str] | N
     environment = child_environment(None, search_path)
     with (folder / "log").open("w+b") as log:
         merger = running_worker(
-            "enginecache.builders.merging",
+            "enginecache.trt.build.merging",
             request,
             python=sys.executable,
             environment=environment,

@@ -20,9 +20,9 @@ from builder_models import profile, request_for, tensor
 from onnx import TensorProto, helper, numpy_helper
 
 from enginecache.errors import ModelError
+from enginecache.key.precision import Conversion
 from enginecache.model import ModelSource, identify
 from enginecache.model.tensors import ELEMENT_TYPES, READ_AS_RAW, READ_FROM_FILES
-from enginecache.precision import Conversion
 
 HERE = Path(__file__).parent
 COUNT = 8

@@ -10,7 +10,11 @@ import builder_models as models
 import pytest
 
 from enginecache import errors
-from enginecache.builders.wire import (
+from enginecache.host.targets import DeviceModel, Target
+from enginecache.key.options import BuildOptions, PluginLibrary
+from enginecache.key.precision import Conversion
+from enginecache.model import ModelSource
+from enginecache.trt.build.codec import (
     MODEL_NAME,
     TIMING_CACHE_NAME,
     decode_error,
@@ -18,10 +22,6 @@ from enginecache.builders.wire import (
     encode_error,
     encode_request,
 )
-from enginecache.model import ModelSource
-from enginecache.options import BuildOptions, PluginLibrary
-from enginecache.precision import Conversion
-from enginecache.targets import DeviceModel, Target
 
 
 def test_request_comes_out_as_it_went_in(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from fakes import FakeBuilder, fake_place
 
 from enginecache.cache import EngineCache
-from enginecache.cli import main
+from enginecache.cli.main import main
 from enginecache.config import Config
 
 

@@ -16,7 +16,7 @@ from enginecache import errors
 from enginecache.cache import EngineCache
 from enginecache.cli.error_report import wants_json
 from enginecache.errors import EngineCacheError
-from enginecache.store.root import Root
+from enginecache.storage.folder import Root
 
 COMMAND = [sys.executable, "-m", "enginecache"]
 BATCH = ("--dim", "batch=1:8:32")
@@ -239,7 +239,7 @@ def test_signal_that_ends_a_command_is_not_an_unexpected_error(folder):
         "import os, signal, sys; import enginecache.cache as c\n"
         "c.EngineCache.get = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.argv = ['enginecache', 'get', 'x']\n"
-        "from enginecache.cli import main; main()"
+        "from enginecache.cli.main import main; main()"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (-signal.SIGTERM, "interrupted\n")

@@ -12,9 +12,9 @@ import pytest
 from records import hex_of
 
 from enginecache.config import Config
-from enginecache.store import marker
-from enginecache.store.names import owned
-from enginecache.store.root import FOLDERS, Root
+from enginecache.storage import marker
+from enginecache.storage.folder import FOLDERS, Root
+from enginecache.storage.names import owned
 
 KEY = "ab"
 READING = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enginecache.registry.schema import HEAD
+from enginecache.storage.registry.schema import HEAD
 
 KEY = re.compile(r"[0-9a-f]{64}")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

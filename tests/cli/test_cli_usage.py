@@ -11,7 +11,7 @@ import enginecache
 from enginecache.cli.app import app
 from enginecache.cli.output import _plain, format_age
 from enginecache.files.units import utc_now
-from enginecache.registry.schema import HEAD
+from enginecache.storage.registry.schema import HEAD
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,10 +21,10 @@ import pytest
 from waiting import LIMIT_S
 
 from enginecache.errors import LockTimeoutError, StoreError
-from enginecache.locks import local
-from enginecache.locks.base import Holder, KeyLocks, Waiting
-from enginecache.locks.local import LocalKeyLocks, describe_age, describe_holder
-from enginecache.store.root import Root
+from enginecache.storage import locks as local
+from enginecache.storage.folder import Root
+from enginecache.storage.lock_types import Holder, KeyLocks, Waiting
+from enginecache.storage.locks import LocalKeyLocks, describe_age, describe_holder
 
 SPAWN = multiprocessing.get_context("spawn")
 HELD_S = 10 * LIMIT_S

@@ -20,13 +20,13 @@ from waiting import LIMIT_S
 
 from enginecache.errors import RegistryError
 from enginecache.files.canonical import canonical_json
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry import memos, notes
-from enginecache.registry.base import Registry
-from enginecache.registry.database import Database
-from enginecache.registry.records import AnswerRecord, InflationStep, RegistryTotals
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry import loads, memos
+from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.rows import AnswerRecord, InflationStep, RegistryTotals
+from enginecache.storage.registry.schema import ensure_schema
 
 BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321, 2**64 - 3)
 
@@ -756,6 +756,6 @@ def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeyp
     registry.remove(gone.key)
     remember("a", record)
     assert answers() == ["b", "a"]
-    monkeypatch.setattr(notes, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(loads, "MAX_ANSWERS", 2)
     remember("d", record)
     assert answers() == ["a", "d"]

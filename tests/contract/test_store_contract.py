@@ -14,9 +14,9 @@ import pytest
 from mounts import read_only
 
 from enginecache.errors import StoreError
-from enginecache.store.base import BlobStore
-from enginecache.store.local import CHUNK_BYTES, LocalBlobStore
-from enginecache.store.root import Root
+from enginecache.storage.blob_types import BlobStore
+from enginecache.storage.blobs import CHUNK_BYTES, LocalBlobStore
+from enginecache.storage.folder import Root
 
 STORES: dict[str, Callable[[Root], BlobStore]] = {"local": LocalBlobStore}
 BAD_DIGESTS = [

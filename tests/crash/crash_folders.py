@@ -16,7 +16,7 @@ from records import hex_of
 
 from enginecache.cache import EngineCache
 from enginecache.errors import BuildError
-from enginecache.timing import TimingCaches, TimingSlot
+from enginecache.pipeline.timing_caches import TimingCaches, TimingSlot
 
 FROZEN = Path(__file__).parents[1] / "migrations/data/registry-0001.sqlite"
 DIMS = {"batch": (1, 2, 4)}

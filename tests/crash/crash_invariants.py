@@ -12,9 +12,9 @@ from crash_folders import cache_in, get
 from crash_operations import Operation
 
 from enginecache.cache import EngineCache
-from enginecache.digests import digest_of
-from enginecache.garbage import find_garbage
-from enginecache.store import marker
+from enginecache.files.digest import digest_of
+from enginecache.maintenance.orphans import find_garbage
+from enginecache.storage import marker
 
 YEAR_S = 365 * 24 * 3600
 GARBAGE = {"a temporary file", "a stored engine without a row", "a repair record without an engine"}

@@ -30,8 +30,8 @@ from crash_folders import (
 from records import hex_of
 
 from enginecache.errors import StoreError
-from enginecache.registry.records import LoadRecord
-from enginecache.store.export import export_plan
+from enginecache.pipeline.copy import export_plan
+from enginecache.storage.registry.rows import LoadRecord
 
 LOAD = LoadRecord(hex_of("blob"), "sm_90", "13", "580", "loaded", "", dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc))
 

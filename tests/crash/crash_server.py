@@ -20,10 +20,10 @@ import alembic.command  # noqa: F401  # loaded here once, and not by each child
 from crash_folders import cache_in
 from crash_operations import OPERATIONS
 
-from enginecache import digests
 from enginecache.errors import EngineCacheError
-from enginecache.store import leases
-from enginecache.stored import StoredEngines
+from enginecache.files import digest
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.storage import leases
 
 # Which processes have a blob open, and what is installed, is read from files whose number may change between two runs.
 leases.open_digests = frozenset
@@ -31,7 +31,7 @@ StoredEngines._usability = lambda _: lambda _: True
 # What a crash leaves half made is open to nobody else.
 os.umask(0o077)
 # Buffers for plans of 4 KiB.
-digests.BUFFER_BYTES = 64 << 10
+digest.BUFFER_BYTES = 64 << 10
 
 LIMIT_S = 60
 _SAID_BYTES = 64 << 10

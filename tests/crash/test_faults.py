@@ -15,8 +15,8 @@ from crash_folders import cache_in, write_models
 from crash_invariants import assert_holds
 from crash_operations import OPERATIONS
 
-from enginecache import digests
-from enginecache.fingerprint import SETTLE_NS
+from enginecache.files import digest
+from enginecache.files.fingerprint import SETTLE_NS
 
 QUICK = 5
 """Cases of each operation in the normal run."""
@@ -27,7 +27,7 @@ def tracer() -> Iterator[Tracer]:
     if shutil.which("strace") is None:
         pytest.skip("probe: strace is not installed")
     with Tracer() as tracer, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digests, "BUFFER_BYTES", 64 << 10)  # plans have 4 KiB here
+        patch.setattr(digest, "BUFFER_BYTES", 64 << 10)  # plans have 4 KiB here
         write_models(tracer.folder)
         time.sleep(SETTLE_NS / 1e9 + 0.1)  # what is younger is not remembered, and the runs would differ
         yield tracer

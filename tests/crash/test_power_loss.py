@@ -27,8 +27,8 @@ import pytest
 from crash_processes import environment
 from fakes import fake_cache
 
-from enginecache.digests import digest_of
 from enginecache.errors import EngineCacheError, StoreError
+from enginecache.files.digest import digest_of
 
 SERVER = Path(__file__).with_name("power_loss_processes.py")
 SUPPORT = Path(__file__).parents[1] / "support"

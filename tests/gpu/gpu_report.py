@@ -21,8 +21,8 @@ from typing import Any
 # An installed enginecache comes first; a bare checkout will do.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from enginecache.devices import Device, current_device, find_device, list_devices, read_cuda, read_nvml
 from enginecache.errors import NoDeviceError
+from enginecache.host.devices import Device, current_device, find_device, list_devices, read_cuda, read_nvml
 
 _SELECTORS = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import gpu_report
 import pytest
 
-from enginecache.devices import list_devices, read_nvml
 from enginecache.errors import NoDeviceError
-from enginecache.watching import gpu_things, watch
+from enginecache.host.devices import list_devices, read_nvml
+from enginecache.host.evidence import gpu_things, watch
 
 
 def probe(ask):
@@ -100,7 +100,8 @@ def test_request_without_a_target_is_for_the_gpu_here_or_says_why_not(tmp_path, 
 
 def loads_sqlalchemy(model, folder, **environ):
     """Whether a ``get`` through the door went on to the full path."""
-    command = [sys.executable, "-X", "importtime", "-m", "enginecache.door", "get", str(model), "--dim", "batch=1"]
+    command = [sys.executable, "-X", "importtime", "-m", "enginecache.cli.fast_path", "get", str(model)]
+    command += ["--dim", "batch=1"]
     ran = subprocess.run(
         [*command, "--target", "sm_89", "--dir", str(folder)],
         capture_output=True,
@@ -131,7 +132,7 @@ def test_what_tells_the_gpus_of_this_host_does_not_change_by_itself():
     things = gpu_things()
     assert any(thing.endswith("/information") for _, thing in things), "the driver shows no GPU under /proc"
     before = watch(things)
-    subprocess.run([sys.executable, "-c", "import enginecache.devices as d; d.list_devices()"], check=True)
+    subprocess.run([sys.executable, "-c", "import enginecache.host.devices as d; d.list_devices()"], check=True)
     assert watch(things) == before
 
 

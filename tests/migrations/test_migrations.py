@@ -15,10 +15,10 @@ from alembic.script import ScriptDirectory
 from records import EPOCH, attempt, entry, publish
 
 from enginecache.errors import RegistryError, SchemaError
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry import schema
-from enginecache.registry.database import Database
-from enginecache.registry.sql import SqlRegistry
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry import schema
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
 
 FROZEN = Path(__file__).parent / "data"
 SCRIPTS = Path(str(import_module("enginecache.migrations").__file__)).parent

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto
 from small_onnx_models import WEIGHT, external, identity_of, linear, raw
 
-from enginecache.digests import BUFFER_BYTES
 from enginecache.errors import ModelError
-from enginecache.fingerprint import Fingerprint
+from enginecache.files.digest import BUFFER_BYTES
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.model import ModelSource, has_changed, identify
 
 EXPECTED = identity_of(linear())

@@ -22,10 +22,10 @@ from models import linear, save
 
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.entry import Entry
 from enginecache.errors import BuildError, NotCachedError, RegistryError, StoreError
-from enginecache.fingerprint import SETTLE_NS, Fingerprint
-from enginecache.stored import StoredEngines
+from enginecache.files.fingerprint import SETTLE_NS, Fingerprint
+from enginecache.maintenance.inspect import StoredEngines
+from enginecache.pipeline.results import Entry
 
 FORESEEN = (RegistryError, StoreError, NotCachedError)
 """What a ``get`` may say of damage. Not an ``InvalidInputError``: the request is as good as before."""

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from models import linear, save
 
 from enginecache.cache import EngineCache
-from enginecache.cli import main
 from enginecache.cli.app import app
 from enginecache.cli.error_report import wants_json
+from enginecache.cli.main import main
 from enginecache.config import _SETTINGS as SETTINGS
 from enginecache.config import Config
-from enginecache.entry import Entry
 from enginecache.errors import EngineCacheError, OptionError, shown
+from enginecache.pipeline.results import Entry
 
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130}
 WITH_DATA_AND_A_CODE = {"doctor", "verify", "explain"}

@@ -29,14 +29,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from models import linear
 
 from enginecache import cache as cache_module
-from enginecache import checks, garbage, memo, publication, removal
 from enginecache.cache import EngineCache
 from enginecache.errors import BuilderKilledError, BuildError, NotCachedError, OptionError, StoreError
+from enginecache.maintenance import orphans, removal, verify
 from enginecache.model import reader
-from enginecache.registry import entries, history, notes
-from enginecache.store import local
-from enginecache.store.leases import Lease
-from enginecache.store.uses import UseLog
+from enginecache.pipeline import model_memo
+from enginecache.pipeline import publish as publication
+from enginecache.storage import blobs
+from enginecache.storage.last_used import UseLog
+from enginecache.storage.leases import Lease
+from enginecache.storage.registry import entries, history, loads
 
 DIMS = {"batch": (1, 2, 4)}
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
@@ -107,9 +109,9 @@ class Clock:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Everywhere a time of day decides something; files keep this machine's, but for last uses."""
-        for module in (cache_module, checks, publication, removal, entries, history, notes):
+        for module in (cache_module, verify, publication, removal, entries, history, loads):
             patch.setattr(module, "utc_now", self.utc_now)
-        timed: tuple[ModuleType, ...] = (garbage, memo, local, reader)
+        timed: tuple[ModuleType, ...] = (orphans, model_memo, blobs, reader)
         for module in timed:
             patch.setattr(module, "time", self)
         touch = UseLog.touch

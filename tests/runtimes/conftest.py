@@ -17,7 +17,7 @@ def rtx_plan(tmp_path_factory):
     pytest.importorskip("tensorrt_rtx", reason="probe: no module tensorrt_rtx")
     import builder_models as models
 
-    from enginecache.builders.child import ProcessBuilder
+    from enginecache.trt.build.process import ProcessBuilder
 
     request = models.request_for(tmp_path_factory.mktemp("plan"), models.conv_model(), profiles=models.BATCHES)
     return ProcessBuilder().build(request).plan_path
@@ -26,8 +26,8 @@ def rtx_plan(tmp_path_factory):
 @pytest.fixture
 def no_driver():
     """A machine without an NVIDIA driver."""
-    from enginecache.devices import list_devices
     from enginecache.errors import NoDeviceError
+    from enginecache.host.devices import list_devices
 
     try:
         list_devices()

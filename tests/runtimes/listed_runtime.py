@@ -13,8 +13,8 @@ from pathlib import Path
 
 from load_requests import scripted
 
-from enginecache.runtimes import deserialize as module
-from enginecache.runtimes.deserialize import deserialize
+from enginecache.trt.load import deserialize as module
+from enginecache.trt.load.deserialize import deserialize
 
 RELEASES = json.loads((Path(__file__).parent / "data" / "api-runtime.json").read_text())
 SOURCE = RELEASES.pop("source")

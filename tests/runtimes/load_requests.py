@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import blake3
 
-from enginecache.runtimes.base import LoadRequest
-from enginecache.targets import ComputeCapability, Reach
+from enginecache.host.targets import ComputeCapability, Reach
+from enginecache.trt.load.request import LoadRequest
 
 ADA = Reach((ComputeCapability(8, 9),))
 

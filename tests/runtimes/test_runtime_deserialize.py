@@ -12,11 +12,11 @@ from listed_runtime import DIAGNOSTICS, RELEASES, SEVERITIES, ListedRelease
 from load_requests import request_for, scripted
 
 from enginecache.errors import IntegrityError
-from enginecache.options import PluginLibrary
-from enginecache.runtimes import deserialize as module
-from enginecache.runtimes.base import Failure, Loaded
-from enginecache.runtimes.deserialize import deserialize
-from enginecache.runtimes.logs import LoadLog, make_logger
+from enginecache.key.options import PluginLibrary
+from enginecache.trt.load import deserialize as module
+from enginecache.trt.load.deserialize import deserialize
+from enginecache.trt.load.logs import LoadLog, make_logger
+from enginecache.trt.load.request import Failure, Loaded
 
 
 @pytest.mark.rtx
@@ -164,7 +164,7 @@ def test_genuine_logger_takes_lines_from_the_genuine_runtime():
 
 FORKS = """
 import os
-from enginecache.runtimes import deserialize
+from enginecache.trt.load import deserialize
 deserialize._GUARD.acquire()  # another thread loads
 pid = os.fork()
 if pid == 0:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from load_requests import request_for
 
-from enginecache.devices import current_device
 from enginecache.errors import NoDeviceError
-from enginecache.runtimes.deserialize import deserialize
-from enginecache.runtimes.trial import ProcessTrial
-from enginecache.runtimes.verdict import judge
-from enginecache.targets import ComputeCapability
+from enginecache.host.devices import current_device
+from enginecache.host.targets import ComputeCapability
+from enginecache.trt.load.deserialize import deserialize
+from enginecache.trt.load.trial import ProcessTrial
+from enginecache.trt.load.verdict import judge
 
 
 def probe():

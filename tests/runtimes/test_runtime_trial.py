@@ -18,12 +18,12 @@ from load_requests import request_for, scripted
 from waiting import is_running, wait_for
 
 from enginecache.errors import IntegrityError
-from enginecache.options import PluginLibrary
-from enginecache.processes import describe_status, is_from_outside, module_search_path
-from enginecache.runtimes.base import Failure
-from enginecache.runtimes.trial import ProcessTrial
-from enginecache.runtimes.verdict import judge
-from enginecache.runtimes.wire import decode_failure, decode_request, encode_failure, encode_request
+from enginecache.key.options import PluginLibrary
+from enginecache.trt.child import describe_status, is_from_outside, module_search_path
+from enginecache.trt.load.codec import decode_failure, decode_request, encode_failure, encode_request
+from enginecache.trt.load.request import Failure
+from enginecache.trt.load.trial import ProcessTrial
+from enginecache.trt.load.verdict import judge
 
 pytestmark = pytest.mark.rtx
 
@@ -81,7 +81,7 @@ def hangs(pid):
 def test_trial_that_hangs_ends_at_its_limit(tmp_path, trial, monkeypatch):
     # No time passes here before the child hangs.
     clock = SimpleNamespace(monotonic=lambda: 1.5 if any(map(hangs, children())) else 0.0)
-    monkeypatch.setattr("enginecache.runtimes.trial.time", clock)
+    monkeypatch.setattr("enginecache.trt.load.trial.time", clock)
     hasty = ProcessTrial(search_path=[DATA, *module_search_path()], timeout_s=1.0)
     failure = hasty(scripted(tmp_path, "hang|so far"), ADA)
     assert failure == Failure("timeout", ("so far",), (), "it took longer than 1 s")
@@ -92,7 +92,7 @@ def test_trial_ends_with_its_parent(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
         "from load_requests import request_for\n"
-        "from enginecache.runtimes.trial import ProcessTrial\n"
+        "from enginecache.trt.load.trial import ProcessTrial\n"
         "print(flush=True); ProcessTrial()(request_for(Path(sys.argv[1])), None)\n"
     )
     path = os.pathsep.join([DATA, *map(str, (Path(__file__).parent, Path(__file__).parents[2]))])
@@ -160,7 +160,7 @@ def test_signals_from_outside_and_words_of_memory_are_no_fault_of_the_child():
 
 
 def test_worker_imports_no_registry_no_model_and_no_tensorrt():
-    code = "import sys, enginecache.runtimes.worker; print(*sys.modules)"
+    code = "import sys, enginecache.trt.load.worker; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     unwanted = {"sqlalchemy", "alembic", "typer", "rich", "filelock", "onnx", "numpy", "tensorrt_rtx", "tensorrt"}
     assert not unwanted & set(done.stdout.split())

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from load_requests import request_for
 
-from enginecache.loglines import clean_line
-from enginecache.runtimes.base import Failure, FailureKind, driver_of
-from enginecache.runtimes.verdict import judge
-from enginecache.targets import ComputeCapability, Reach
+from enginecache.host.targets import ComputeCapability, Reach
+from enginecache.trt.load.request import Failure, FailureKind, driver_of
+from enginecache.trt.load.verdict import judge
+from enginecache.trt.messages import clean_line
 
 REQUEST = request_for(Path("/plan.engine"))
 HOPPER = replace(ADA, name="NVIDIA H100 80GB HBM3", compute_capability=ComputeCapability(9, 0), sm_count=132)

@@ -116,9 +116,9 @@ class Herd:
 def main(script: str, folder: str, model: str, asks: str) -> None:
     from fakes import fake_place
 
-    from enginecache.builders import child
     from enginecache.cache import EngineCache
     from enginecache.config import Config
+    from enginecache.trt.build import process as child
 
     child.WORKER = "scripted_worker"
     cache = EngineCache(Config(dir=Path(folder), pass_environment=("HERD",)), place=fake_place)

@@ -11,9 +11,9 @@ import os
 import time
 from pathlib import Path
 
-from enginecache.builders.wire import encode_done
-from enginecache.processes import end_process, receive_request
-from enginecache.targets import Reach
+from enginecache.host.targets import Reach
+from enginecache.trt.build.codec import encode_done
+from enginecache.trt.child import end_process, receive_request
 
 REASON = "TensorRT refused node 7"
 

@@ -22,9 +22,9 @@ from fakes import FakeBuilder, fake_cache
 from models import EXAMPLE, linear, save
 from waiting import LIMIT_S, wait_for
 
-from enginecache.builders.base import BuildRequest
 from enginecache.cache import EngineCache
 from enginecache.errors import NotCachedError
+from enginecache.trt.build.request import BuildRequest
 
 DIMS = {"batch": (1, 2, 4)}
 COMMAND_LINES = 16

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from enginecache import timing
-from enginecache.locks.local import LocalKeyLocks
-from enginecache.store.root import Root
-from enginecache.timing import TimingCaches, TimingSlot
+from enginecache.pipeline import timing_caches
+from enginecache.pipeline.timing_caches import TimingCaches, TimingSlot
+from enginecache.storage.folder import Root
+from enginecache.storage.locks import LocalKeyLocks
 
 SLOT = TimingSlot("5" * 64, "tensorrt", None)  # type: ignore[arg-type]  # no GPU merges here
 
@@ -62,7 +62,7 @@ def work_and_die(folder: str, call: str, count: str) -> None:
 
 def merge_in_a_child(folder: str, merger: str) -> None:
     """Has another build keep one meanwhile, so that the child has to merge."""
-    timing.MERGER = merger
+    timing_caches.MERGER = merger
     caches = open_caches(folder, None)
     start = caches.begin(SLOT)
     caches.keep(start, b"{}")

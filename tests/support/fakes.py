@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from enginecache.builders.base import BuildProgress, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.cache import EngineCache
 from enginecache.config import Config
-from enginecache.devices import Device
-from enginecache.placement import Placement, required_reach
-from enginecache.targets import ComputeCapability, Target
-from enginecache.toolchain import Toolchain
+from enginecache.host.devices import Device
+from enginecache.host.targets import ComputeCapability, Target
+from enginecache.host.toolchain import Toolchain
+from enginecache.pipeline.placement import Placement, required_reach
+from enginecache.trt.build.request import BuildProgress, BuildRequest, BuiltPlan, ProgressCallback
 
 TOOLCHAIN = Toolchain("tensorrt-rtx", "1.7.1.116", 13, "linux", "x86_64")
 SM_89 = ComputeCapability(8, 9)

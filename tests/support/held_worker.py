@@ -16,14 +16,17 @@ NAME = "held_worker"
 HELD = "held"
 GO_ON = signal.SIGUSR1
 
-COMMAND = f"from enginecache.builders import child; child.WORKER = {NAME!r}; from enginecache.door import main; main()"
+COMMAND = (
+    f"from enginecache.trt.build import process; process.WORKER = {NAME!r}; "
+    "from enginecache.cli.fast_path import main; main()"
+)
 """The command line, for ``python -c``, with builders that stop."""
 
 
 @contextlib.contextmanager
 def builders_that_stop() -> Iterator[None]:
     """Have this process start such builders."""
-    from enginecache.builders import child
+    from enginecache.trt.build import process as child
 
     genuine, child.WORKER = child.WORKER, NAME
     try:
@@ -86,7 +89,7 @@ class Held:
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [GO_ON])  # before any other thread is started
 
-    from enginecache.builders import worker
+    from enginecache.trt.build import worker
 
     receive = worker.receive_request
 

@@ -8,8 +8,8 @@ from typing import Any
 import blake3
 
 from enginecache.files.canonical import canonical_json
-from enginecache.registry.base import Registry
-from enginecache.registry.records import BuildRecord, EntryRecord, Standing
+from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.rows import BuildRecord, EntryRecord, Standing
 
 EPOCH = dt.datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=dt.timezone.utc)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from records import attempt, publish
 
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry.database import Database
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.schema import ensure_schema
 
 
 def main(path: Path) -> None:

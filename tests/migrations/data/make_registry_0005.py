@@ -12,11 +12,11 @@ from pathlib import Path
 
 from records import EPOCH, attempt, publish
 
-from enginecache.fingerprint import Fingerprint
-from enginecache.registry.database import Database
-from enginecache.registry.records import AnswerRecord, InflationStep, LoadRecord
-from enginecache.registry.schema import ensure_schema
-from enginecache.registry.sql import SqlRegistry
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.rows import AnswerRecord, InflationStep, LoadRecord
+from enginecache.storage.registry.schema import ensure_schema
 
 
 def main(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The machine: GPUs, installed TensorRT, and evidence that they have not changed."""

@@ -1,0 +1,1 @@
+"""Everything that decides a plan, and the key made of it."""

@@ -1,0 +1,125 @@
+"""The key: everything that decides a plan, in one canonical text.
+
+A field belongs in the key when another value of it could make another plan, or make the plan wrong for the caller. Not
+in the key: paths, names, times, working folder, host, user, device ordinal, UUID, memory size, driver version, cache
+settings, Python version, order of mappings, None against omitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginecache.files.canonical import Fields, canonical_json, key_digest
+from enginecache.host.targets import Target
+from enginecache.host.toolchain import Toolchain
+from enginecache.key.options import BuildOptions
+from enginecache.key.precision import Conversion
+from enginecache.key.profiles import Profile
+from enginecache.model import ModelIdentity
+
+KEY_VERSION = 3
+"""Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What was asked.
+
+    Attributes:
+        model_structure: Digest of the graph without the tensors' contents.
+        model_weights: Digest of the tensors' contents.
+        profiles: In the order of their index in TensorRT's runtime API.
+        options: Builder options; only their keyed fields count.
+        toolchain: TensorRT flavour, version, CUDA major and platform.
+        target: What the plan must run on.
+        conversion: What is done to the graph before it is built; None for nothing.
+        environment: Variables that the builder is given and that can change a plan, as (name, value), sorted.
+        model_value_info: Digest of the types and shapes noted inside the graph; empty where there are none, and where
+            nothing is converted: a converter reads them, TensorRT does not.
+    """
+
+    model_structure: str
+    model_weights: str
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+    toolchain: Toolchain
+    target: Target
+    conversion: Conversion | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    model_value_info: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        identity: ModelIdentity,
+        profiles: tuple[Profile, ...],
+        options: BuildOptions,
+        toolchain: Toolchain,
+        target: Target,
+        conversion: Conversion | None = None,
+        environment: tuple[tuple[str, str], ...] = (),
+    ) -> EngineKey:
+        """The key of a request whose parts are known."""
+        return cls(
+            identity.structure,
+            identity.weights,
+            profiles,
+            options,
+            toolchain,
+            target,
+            conversion,
+            environment,
+            "" if conversion is None else identity.value_info,
+        )
+
+    def fields(self) -> Fields:
+        """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
+        return {
+            "model": {
+                "structure": self.model_structure,
+                "weights": self.model_weights,
+                "value_info": self.model_value_info,
+            },
+            "profiles": [_profile_fields(profile) for profile in self.profiles],
+            "options": self.options.keyed(),
+            "conversion": None if self.conversion is None else self.conversion.fields(),
+            "toolchain": {
+                "flavour": self.toolchain.flavour,
+                "version": self.toolchain.version,
+                "cuda_major": self.toolchain.cuda_major,
+                "os": self.toolchain.os,
+                "cpu": self.toolchain.cpu,
+            },
+            "target": _target_fields(self.target),
+            "environment": dict(self.environment),
+        }
+
+    def canonical_json(self) -> str:
+        """The canonical text: sorted keys, no spaces, ASCII, defaults written out."""
+        return canonical_json(self.fields())
+
+    @property
+    def digest(self) -> str:
+        """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
+        return key_digest(KEY_VERSION, self.canonical_json())
+
+
+def _profile_fields(profile: Profile) -> Fields:
+    return {
+        name: {
+            "kind": "values" if shapes.is_values else "shape",
+            "min": list(shapes.minimum),
+            "opt": list(shapes.optimum),
+            "max": list(shapes.maximum),
+        }
+        for name, shapes in profile.ranges
+    }
+
+
+def _target_fields(target: Target) -> Fields:
+    device = target.device_model
+    return {
+        "compute_capabilities": "portable" if target.is_portable else [list(c) for c in target.compute_capabilities],
+        "and_later": target.and_later,
+        "device": None if device is None else {"name": device.name, "sm_count": device.sm_count},
+    }

@@ -1,0 +1,47 @@
+"""What a flavour of TensorRT has but ignores, and what it has but cannot do. That cannot be asked of its bindings."""
+
+from __future__ import annotations
+
+from enginecache.errors import UnsupportedOptionError
+from enginecache.host.toolchain import PRODUCTS, Flavour
+from enginecache.key.options import BuildOptions
+
+IGNORED_OPTIONS: dict[Flavour, frozenset[str]] = {
+    "tensorrt": frozenset(),
+    # Source: levels 0, 1, 3, 4 and 5 give the same bytes for light_resnet50 on TensorRT-RTX 1.7.1, 2026-11.
+    "tensorrt-rtx": frozenset({"optimization_level"}),
+}
+"""Fields of ``BuildOptions`` that a flavour can be told and does nothing with."""
+
+UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        # Source: TensorRT-RTX 1.7.1 takes the level, warns and builds the same plan; 2026-11.
+        "hardware_compatibility": (
+            "no hardware compatibility levels",
+            "its plans run on every GPU of the compute capabilities that they are built for",
+            "Name each one with --target, or use --target portable.",
+        ),
+        # Source: the build fails without a lean runtime, which its packages do not ship, 1.7.1, 2026-11; NVIDIA's
+        # documentation of TensorRT-RTX: engines do not carry over between any two of its releases.
+        "version_compatible": (
+            "no version-compatible plans",
+            "its plans do not carry over from one release to another",
+            "Leave --version-compatible out: enginecache builds anew for each release.",
+        ),
+    },
+}
+"""Fields that a flavour has but cannot do: what it lacks, why, and what to do instead."""
+
+
+def check_options(flavour: Flavour, options: BuildOptions) -> None:
+    """Refuse what the flavour is known not to do, before anything is started.
+
+    Raises:
+        UnsupportedOptionError: It has not what an option asks for.
+    """
+    defaults = BuildOptions()
+    for name, (lacks, why, instead) in UNSUPPORTED_OPTIONS[flavour].items():
+        if getattr(options, name) != getattr(defaults, name):
+            message = f"{PRODUCTS[flavour]} has {lacks}: {why}"
+            raise UnsupportedOptionError(message, instead)

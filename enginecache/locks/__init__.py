@@ -1,1 +1,0 @@
-"""Locks: one build per key."""

@@ -1,0 +1,1 @@
+"""Operations on a cache as a whole: inspect, evict, verify, repair, diagnose."""

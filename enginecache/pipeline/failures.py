@@ -1,0 +1,110 @@
+"""What failed and would fail again: remembered for a while, so that not every process tries it anew.
+
+Nothing is written for this but the attempt's row: what is in force follows from the rows and the time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from enginecache.errors import BuilderKilledError, BuildError
+from enginecache.files.units import DAY_S
+from enginecache.storage.registry.rows import BuildRecord
+
+LONGEST_S = DAY_S
+"""A new driver, more memory or another GPU may mend what no key names: once a day it is tried."""
+
+WRONG_CLOCK_S = 60.0
+"""What failed later than so long from now was written by a wrong clock.
+
+Less is a clock that was set a little, or another container's: the failure still counts. A failure from far ahead would
+count for as long as the clock was wrong; without it, there is one build too many.
+"""
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A failed build that is not tried again yet.
+
+    Attributes:
+        build: The attempt, the latest of those in a row.
+        count: How many in a row.
+        age_s: Seconds since it failed.
+        remaining_s: Seconds until it is tried again.
+    """
+
+    build: BuildRecord
+    count: int
+    age_s: float
+    remaining_s: float
+
+    @property
+    def text(self) -> str:
+        """When it failed, and for how long it is not tried again."""
+        what = "the last attempt failed" if self.count == 1 else f"the last {self.count} attempts failed, the latest"
+        age, remaining = format_duration(self.age_s), format_duration(self.remaining_s)
+        return f"{what} {age} ago, and the build is not repeated for another {remaining}"
+
+    def error(self, log: Path) -> BuildError:
+        """Return what every process reports meanwhile.
+
+        Args:
+            log: Where the attempt's log was written.
+        """
+        has_log = log.is_file()
+        deleted = "" if has_log else " The log of that attempt has been deleted."
+        fix = f"Fix the model or the options, or try again now with --rebuild (in Python: rebuild=True).{deleted}"
+        return BuildError(f"{self.build.reason} (remembered: {self.text})", fix, str(log) if has_log else "")
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether the same build would fail again: TensorRT refused it, or crashed on it by itself.
+
+    Not a builder that was killed, had no memory, ended itself with a status, or could not be started; nor what the
+    disk, the registry, the user or the installation has to do with. Bad input is found again as fast as it is
+    remembered.
+    """
+    is_refusal = isinstance(error, BuildError) and not isinstance(error, BuilderKilledError)
+    return is_refusal and not isinstance(error.__cause__, OSError)
+
+
+def failure_in_force(attempts: Sequence[BuildRecord], now: dt.datetime, ttl_s: float) -> KnownFailure | None:
+    """The failure that forbids a new attempt now, or None. Pure.
+
+    The first counts for ``ttl_s``, and each that follows in a row twice as long as the one before, up to
+    :data:`LONGEST_S`. A row ends at a success, and at an attempt that runs or was ended from outside: somebody wants it
+    tried.
+
+    Args:
+        attempts: Those at one key since its last success, newest first.
+        now: The time.
+        ttl_s: How long the first counts, in seconds; 0 for no time.
+    """
+    latest_s = now.timestamp() + WRONG_CLOCK_S
+    row = list(takewhile(lambda build: build.is_lasting, (a for a in attempts if _failed_at_s(a) <= latest_s)))
+    if not row or ttl_s <= 0:
+        return None
+    age_s = max(now.timestamp() - _failed_at_s(row[0]), 0.0)
+    remaining_s = _duration_s(len(row), ttl_s) - age_s
+    return KnownFailure(row[0], len(row), age_s, remaining_s) if remaining_s > 0 else None
+
+
+def _failed_at_s(build: BuildRecord) -> float:
+    return build.started_at.timestamp() + (build.build_seconds or 0.0)
+
+
+def _duration_s(count: int, ttl_s: float) -> float:
+    # Not 2.0 ** count, which overflows after a thousand.
+    return min(ttl_s * 2.0 ** min(count - 1, 32), max(LONGEST_S, ttl_s))
+
+
+def format_duration(seconds: float) -> str:
+    """``48 min``: the largest unit of which there are two, for people."""
+    for unit_s, unit in ((DAY_S, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"

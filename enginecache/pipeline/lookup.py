@@ -1,0 +1,263 @@
+"""From a key to the stored engine that serves it, or the reasons why none does."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from enginecache.errors import NotCachedError, RegistryError
+from enginecache.key.key import EngineKey
+from enginecache.key.matching import EXACT, Accept, Reason, distance, is_same_model, judge
+from enginecache.pipeline.failures import KnownFailure
+from enginecache.pipeline.model_memo import BlobState, FileMemo
+from enginecache.pipeline.placement import required_reach
+from enginecache.pipeline.results import Candidate
+from enginecache.storage.blob_types import BlobStore
+from enginecache.storage.last_used import UseLog
+from enginecache.storage.lock_types import KeyLocks
+from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.rows import REPAIR_FIX, EntryRecord
+
+STORE_LOCK = "store"
+"""Held for the last step of a publication and for every removal of a blob.
+
+Without it an eviction could unlink a blob after its equal is published and before the row of that is committed.
+"""
+
+STORE_LOCK_TIMEOUT_S = 60.0
+"""It is held for a few renames and one transaction, so who waits longer waits for a stopped process."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A stored engine that serves the request: a hit.
+
+    Attributes:
+        record: Its row. Its blob is whole.
+        reasons: Why it serves; then which damaged engines were set aside on the way.
+        siblings: For an engine of a wider reach, the entries of its model that it was chosen from, as
+            :meth:`~enginecache.storage.registry.base.Entries.siblings` has them: with others, another may be the right
+            one. None for one that has exactly the asked key.
+    """
+
+    record: EntryRecord
+    reasons: tuple[Reason, ...] = (EXACT,)
+    siblings: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it has exactly the asked key."""
+        return self.siblings is None
+
+
+MAX_LOOKS = 16
+"""Rounds of one search. Other processes that publish and remove cause a few; more mean that the registry is damaged."""
+
+
+@dataclass(frozen=True)
+class Miss:
+    """No stored engine serves the request as a hit.
+
+    Attributes:
+        reasons: Why; the first one's code is ``absent``, ``differs``, ``corrupt`` or, if earlier, ``set_aside``.
+        candidates: The engines of this model that are stored, best first, each with its verdict.
+    """
+
+    reasons: tuple[Reason, ...]
+    candidates: tuple[Candidate, ...] = ()
+
+    def error(self, key: EngineKey, failure: KnownFailure | None = None) -> NotCachedError:
+        """The miss as an error, for a caller who must not build; ``failure`` is what a build would be refused for."""
+        why = "; ".join(reason.text for reason in self.reasons)
+        message = f"no stored engine serves this request (key {key.digest[:12]}): {why}"
+        fix = "Leave --offline out to build it, or see `enginecache explain` with the same options."
+        if failure is not None:
+            fix = (
+                f"Building would not help: {failure.text}: {failure.build.reason}\n"
+                "Fix the model or the options, or give --rebuild (in Python: rebuild=True) in place of --offline."
+            )
+        return NotCachedError(message, fix)
+
+    @property
+    def nearest(self) -> Candidate | None:
+        """The candidate whose key is least apart from the asked one."""
+        return min(self.candidates, key=lambda candidate: distance(candidate.verdict.differing), default=None)
+
+
+class Lookup:
+    """Finds stored engines, and sets damaged ones aside. Safe across threads and processes."""
+
+    def __init__(self, registry: Registry, store: BlobStore, memo: FileMemo, locks: KeyLocks) -> None:
+        self._registry = registry
+        self._store = store
+        self._memo = memo
+        self._locks = locks
+
+    def find(self, key: EngineKey, *, force_check: bool = False) -> Match | Miss:
+        """Find the stored engine that serves the key, or say why none does. Damaged blobs are quarantined on the way.
+
+        The engine of exactly this key comes first; then, of those whose reach is wider, the narrowest, and of these the
+        newest.
+
+        Args:
+            key: What was asked.
+            force_check: Read the blob's bytes even where its fingerprint was verified before.
+
+        Raises:
+            RegistryError: The entry's row is damaged.
+        """
+        damaged: list[Reason] = []
+        for _ in range(MAX_LOOKS):
+            record = self._registry.find(key.digest)
+            if record is not None:
+                if record.key_json != key.canonical_json():
+                    message = f"the row of {key.digest[:12]} is damaged: it has the text of another key"
+                    raise RegistryError(message, REPAIR_FIX)
+                if self._is_whole(record, damaged, force_check=force_check):
+                    return Match(record)
+                continue
+            found = self._find_wider(key, damaged, force_check=force_check)
+            # Read after the search: an engine of exactly this key that was published meanwhile comes before any other.
+            if isinstance(found, Miss) or not self._registry.has_entry(key.digest):
+                return found
+        raise _contradiction()
+
+    def find_in_use(self, key: EngineKey, uses: UseLog) -> Match | Miss:
+        """Like :meth:`find`, for an engine that is about to be handed out: its use is noted.
+
+        The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
+        """
+        noted = key.digest if uses.last_used(key.digest) is not None else ""
+        damaged: tuple[Reason, ...] = ()
+        for _ in range(MAX_LOOKS):
+            if noted:
+                uses.touch(noted)
+            found = self.find(key)
+            if isinstance(found, Miss):
+                return replace(found, reasons=(*damaged, *found.reasons))
+            if found.record.key == noted:
+                return replace(found, reasons=(*found.reasons, *damaged))
+            noted = found.record.key
+            damaged += found.reasons[1:]
+        raise _contradiction()
+
+    def _find_wider(self, key: EngineKey, damaged: list[Reason], *, force_check: bool) -> Match | Miss:
+        for looks in itertools.count():
+            related = list(self._registry.relatives(key.model_structure, key.model_weights))
+            if looks > len(related) + MAX_LOOKS:
+                break
+            candidates = _judged(key, related)
+            chosen = next((c.record for c in candidates if c.verdict.level == "exact"), None)
+            if chosen is None:
+                return Miss(tuple(damaged), candidates) if damaged else self._unmatched(key, candidates)
+            if self._is_whole(chosen, damaged, force_check=force_check):
+                reasons = next(c.verdict.reasons for c in candidates if c.record is chosen)
+                return Match(chosen, (*reasons, *damaged), siblings_of(chosen, related))
+        raise _contradiction()
+
+    def _is_whole(self, record: EntryRecord, damaged: list[Reason], *, force_check: bool) -> bool:
+        """Return whether the blob is whole; if not, set it aside, and add to ``damaged`` why.
+
+        False with nothing added: it is whole after all, as another process repaired it meanwhile. Look again.
+        """
+        state = self._memo.check_blob(record.digest, record.size_bytes, force=force_check)
+        if state is BlobState.INTACT:
+            return True
+        reason = self.set_aside(record)
+        if reason is not None:
+            damaged.append(reason)
+        return False
+
+    def set_aside(self, record: EntryRecord) -> Reason | None:
+        """Quarantine a damaged blob and forget its entries; None if it is whole after all.
+
+        The check is made again under the store's lock: another process may just have published the same bytes.
+        """
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+            state = self._memo.check_blob(record.digest, record.size_bytes, force=True)
+            if state is BlobState.INTACT:
+                return None
+            what = "its file is missing" if state is BlobState.MISSING else state.value
+            # Rows first: a blob without a row is garbage, a row without a blob would be a broken promise.
+            self._registry.forget_blob(record.digest, what)
+            kept = self._store.quarantine(record.digest)
+        where = "" if kept is None else f"; the file is kept as {kept}"
+        return Reason("corrupt", f"the stored engine {record.digest[:12]} was set aside: {what}{where}")
+
+    def quarantine(self, record: EntryRecord, why: str) -> None:
+        """Set aside a blob that TensorRT does not take although its bytes are whole."""
+        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+            current = self._registry.find(record.key)
+            if current is None or current.build_id != record.build_id:
+                return  # set aside or rebuilt by another process
+            self._registry.forget_blob(record.digest, why)
+            self._store.quarantine(record.digest)
+
+    def _unmatched(self, key: EngineKey, candidates: tuple[Candidate, ...]) -> Miss:
+        """Say that the engine was damaged, if so, and in which fields the nearest one differs."""
+        damaged = self._registry.set_aside(key.digest)
+        lost = () if damaged is None else (Reason("set_aside", str(damaged)),)
+        nearest = Miss((), candidates).nearest
+        if nearest is None:
+            return Miss((*lost, Reason("absent", "no engine of this model is stored")), candidates)
+        name = f"{nearest.record.key[:12]} ({nearest.record.model_name})"
+        listed = "; ".join(str(difference) for difference in nearest.verdict.differing)
+        differs = Reason("differs", f"the nearest stored engine, {name}, differs in {listed}")
+        return Miss((*lost, differs), candidates)
+
+    def candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
+        """Return what is stored of models that share graph or weights with the key's, best first."""
+        return _judged(key, self._registry.relatives(key.model_structure, key.model_weights))
+
+    def whole(self, candidate: Candidate) -> bool:
+        """Whether the candidate's blob is there and as its digest says; a damaged one is quarantined."""
+        record = candidate.record
+        return (
+            self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
+            or self.set_aside(record) is None
+        )
+
+    def compatible(self, miss: Miss, accept: Accept) -> Candidate | None:
+        """Return the best stored engine that runs here and is not quite what was asked, if the caller takes such."""
+        if accept != "compatible":
+            return None
+        good = (candidate for candidate in miss.candidates if candidate.verdict.level == "compatible")
+        return next((candidate for candidate in good if self.whole(candidate)), None)
+
+    def note_miss(self, key: EngineKey, miss: Miss) -> None:
+        """Count the miss, with the fields that differ from the nearest engine; a busy registry counts nothing."""
+        nearest = miss.nearest
+        differing = [] if nearest is None else [difference.field for difference in nearest.verdict.differing]
+        nearest_key = None if nearest is None else nearest.record.key
+        with contextlib.suppress(RegistryError):  # a build says soon enough that nothing can be written
+            self._registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
+
+
+def _judged(key: EngineKey, related: Iterable[EntryRecord]) -> tuple[Candidate, ...]:
+    """Give each of the related entries its verdict: best first; of equals the narrower reach, then the newer.
+
+    Args:
+        key: What was asked.
+        related: Entries of models that share graph or weights with the key's, newest first.
+    """
+    asked, needed = key.fields(), required_reach(key.target)
+    judged = [
+        Candidate(record, judge(asked, needed, record.fields, record.reach, stored_version=record.key_version))
+        for record in related
+        if not record.flaw
+    ]
+    neighbours = (c for c in judged if is_same_model(c.verdict.differing))
+    return tuple(sorted(neighbours, key=lambda c: (*c.verdict.rank, len(c.record.compute_capabilities))))
+
+
+def siblings_of(record: EntryRecord, related: Iterable[EntryRecord]) -> str:
+    """Return the attempts that made the entries of the record's model, as the registry's ``siblings`` does."""
+    same = sorted((other.key, other.build_id) for other in related if other.model_digest == record.model_digest)
+    return ",".join(build_id for _, build_id in same)
+
+
+def _contradiction() -> RegistryError:
+    """Return the error for a registry that names an entry in one query and not in the next, or cannot forget it."""
+    return RegistryError("the registry is damaged: its indexes do not agree with its rows", REPAIR_FIX)

@@ -1,0 +1,139 @@
+"""What need not be hashed again, because its file has not changed since it was."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from pathlib import Path
+
+from enginecache.errors import OptionError
+from enginecache.files.digest import StreamDigest
+from enginecache.files.fingerprint import Fingerprint, has_kernel_times
+from enginecache.files.os_errors import describe_os_error
+from enginecache.key.key import KEY_VERSION
+from enginecache.key.options import PluginLibrary
+from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.storage.blob_types import BlobStore
+from enginecache.storage.registry.base import Registry
+
+
+class BlobState(enum.Enum):
+    """What checking a blob found."""
+
+    INTACT = "intact"
+    MISSING = "missing"
+    WRONG_SIZE = "its size is not the one that was stored"
+    WRONG_DIGEST = "its bytes do not have the digest in its name"
+
+
+class FileMemo:
+    """Identities of models and verdicts on blobs, by the stat fingerprints of their files."""
+
+    def __init__(self, registry: Registry, store: BlobStore) -> None:
+        self._registry = registry
+        self._store = store
+
+    def identify(self, source: ModelSource, *, force: bool = False) -> ModelIdentity:
+        """The model's identity, from the memo where none of its files has changed.
+
+        Args:
+            source: The model.
+            force: Read its files in any case.
+
+        Raises:
+            ModelError: The model cannot be read, or must not be.
+        """
+        return (None if force else self._recalled_identity(source)) or self._fresh_identity(source)
+
+    def _recalled_identity(self, source: ModelSource) -> ModelIdentity | None:
+        if source.path is None:
+            return None
+        try:
+            fingerprint = Fingerprint.of_path(source.path)
+        except (OSError, ValueError):  # ValueError: a NUL in the path
+            return None  # identify says why
+        found = self._registry.recall("model", fingerprint) if has_kernel_times(fingerprint) else None
+        if found is None or found.get("key_version") != KEY_VERSION:
+            return None
+        identity = ModelIdentity.from_record(found["identity"])
+        if not all(has_kernel_times(file.fingerprint) for file in identity.files[1:]):
+            return None
+        if identity.has_links_out and not source.follows_links:
+            return None  # identify says which
+        return None if has_changed(source, identity) else identity
+
+    def _fresh_identity(self, source: ModelSource) -> ModelIdentity:
+        identity = identify(source)
+        self.keep(source, identity)
+        return identity
+
+    def keep(self, source: ModelSource, identity: ModelIdentity) -> None:
+        """Remember an identity that was just found out, if its files may be told from changed ones."""
+        if identity.is_settled and source.path is not None:
+            found = {"key_version": KEY_VERSION, "identity": identity.to_record()}
+            self._registry.remember("model", identity.files[0].fingerprint, found)
+
+    def plugin(self, path: Path) -> PluginLibrary:
+        """A plugin library with the digest of its bytes, from the memo where the file has not changed.
+
+        Raises:
+            OptionError: It cannot be read.
+        """
+        now_ns = time.time_ns()
+        try:
+            with path.open("rb", buffering=0) as file:
+                before = Fingerprint.of_descriptor(file.fileno())
+                found = self._registry.recall("plugin", before) if has_kernel_times(before) else None
+                if found is not None:
+                    return PluginLibrary(path, found["digest"])
+                with contextlib.closing(StreamDigest()) as stream:
+                    stream.read_from(file, before.size_bytes)
+                    digest = stream.hexdigest()
+                after = Fingerprint.of_descriptor(file.fileno())
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise OptionError(
+                *describe_os_error(
+                    error,
+                    f"the plugin library {path} cannot be read",
+                    path,
+                    otherwise="Name the library's file with --plugin.",
+                )
+            ) from error
+        if before == after and after.is_conclusive(now_ns):
+            self._registry.remember("plugin", after, {"digest": digest})
+        return PluginLibrary(path, digest)
+
+    def check_blob(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
+        """Whether the blob is there and whole.
+
+        Reads the bytes only where this host has not verified this fingerprint before.
+
+        Args:
+            digest: The blob's name.
+            size_bytes: What its row says.
+            force: Read the bytes in any case.
+
+        Raises:
+            StoreError: The file is there and cannot be read.
+        """
+        fingerprint = self._store.fingerprint(digest)
+        if fingerprint is None:
+            return BlobState.MISSING
+        if fingerprint.size_bytes != size_bytes:
+            return BlobState.WRONG_SIZE
+        is_asked = not force and has_kernel_times(fingerprint)
+        found = self._registry.recall("blob", fingerprint) if is_asked else None
+        if found is not None and found.get("digest") == digest:
+            return BlobState.INTACT
+        return self._read_blob(digest)
+
+    def _read_blob(self, digest: str) -> BlobState:
+        read = self._store.read(digest)
+        if read is None:
+            return BlobState.MISSING
+        if read.digest != digest:
+            return BlobState.WRONG_DIGEST
+        if read.is_settled:
+            self._registry.remember("blob", read.fingerprint, {"digest": digest})
+        return BlobState.INTACT

@@ -1,0 +1,352 @@
+"""From a resolved request to a published engine: build, store, commit.
+
+Locks are taken in this order alone: the key's (by the caller), the device's, the timing cache's, the store's. The
+device's and the timing cache's are given back before the store's is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from enginecache.environment import Pairs
+from enginecache.errors import (
+    BuilderCrashError,
+    BuildError,
+    EngineCacheError,
+    LockTimeoutError,
+    ModelChangedError,
+    ModelError,
+    RegistryError,
+    StoreError,
+)
+from enginecache.files.os_errors import describe_os_error
+from enginecache.files.units import utc_now
+from enginecache.host.devices import Device
+from enginecache.key.key import KEY_VERSION, EngineKey
+from enginecache.key.matching import Accept
+from enginecache.key.profiles import Profile
+from enginecache.maintenance.repair import record_entry
+from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.pipeline.failures import is_lasting
+from enginecache.pipeline.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
+from enginecache.pipeline.placement import Placement
+from enginecache.pipeline.timing_caches import TimingCaches, TimingStart
+from enginecache.storage.blob_types import BlobStore, StagedBlob
+from enginecache.storage.folder import Root, build_folder_prefix
+from enginecache.storage.last_used import UseLog
+from enginecache.storage.lock_types import KeyLocks, WaitingCallback
+from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.rows import BuildRecord, EntryRecord
+from enginecache.storage.repair_files import RepairRecords
+from enginecache.storage.space import Reserve, require_space
+from enginecache.trt.build.request import Builder, BuildRequest, BuiltPlan, ProgressCallback
+from enginecache.trt.plugin_libraries import has_changed as has_library_changed
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request with everything looked up that the key is made of.
+
+    Attributes:
+        source: The model.
+        identity: Its digests and inputs.
+        profiles: Canonical.
+        placement: Who builds, for what.
+        key: All of it.
+        warnings: What the caller should know before a build.
+        accept: How far the caller goes.
+        environment: Variables that the builder is given, read once with those of the key.
+    """
+
+    source: ModelSource
+    identity: ModelIdentity
+    profiles: tuple[Profile, ...]
+    placement: Placement
+    key: EngineKey
+    warnings: tuple[str, ...] = ()
+    accept: Accept = "exact"
+    environment: Pairs = ()
+
+
+class Publication:
+    """Builds engines and publishes them. The caller holds the key's lock.
+
+    Args:
+        root: The cache folder.
+        registry: For the rows.
+        store: For the plans.
+        locks: For the device's lock, the store's, and the timing caches'.
+        builder: Makes the plans.
+        timing_caches: What TensorRT builds begin with; default: those of the root.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        registry: Registry,
+        store: BlobStore,
+        locks: KeyLocks,
+        builder: Builder,
+        timing_caches: TimingCaches | None = None,
+    ) -> None:
+        self._root = root
+        self._registry = registry
+        self._store = store
+        self._locks = locks
+        self._builder = builder
+        self._uses = UseLog(root)
+        self._timing_caches = TimingCaches(root, locks) if timing_caches is None else timing_caches
+
+    def build(
+        self,
+        resolved: Resolved,
+        progress: ProgressCallback | None = None,
+        *,
+        timeout_s: float | None = None,
+        waiting: WaitingCallback | None = None,
+        uses_timing_cache: bool = True,
+    ) -> tuple[EntryRecord, BuiltPlan]:
+        """Build the plan, keep its timing cache, store the plan durably, then commit its row.
+
+        Every attempt leaves a row and a log; a failed one leaves nothing else. Builds that measure tactics on one GPU
+        run one at a time, whatever their keys: they would disturb each other's measurements. Waiting for the GPU is no
+        attempt.
+
+        Args:
+            resolved: What to build.
+            progress: Called with each step of the build.
+            timeout_s: Longest wait for the GPU, in seconds; None waits as long as it takes.
+            waiting: Called about once a second while another build has the GPU.
+            uses_timing_cache: Whether the build may begin with a kept timing cache, and adds to it.
+
+        Returns:
+            The entry, and the plan with its warnings; a timing cache that was not kept is one.
+
+        Raises:
+            LockTimeoutError: Another build still had the GPU.
+            EngineCacheError: Whatever the builder, the store or the registry says.
+        """
+        placement = resolved.placement
+        slot = self._timing_caches.slot(
+            placement.toolchain, placement.device, resolved.key.options, resolved.key.environment
+        )
+        slot = slot if uses_timing_cache else None
+        with contextlib.ExitStack() as device:
+            self._take_device(device, placement, timeout_s, waiting)
+            start = None if slot is None else self._timing_caches.begin(slot)
+            return self._publish(resolved, progress, start, device)
+
+    def _take_device(
+        self,
+        held: contextlib.ExitStack,
+        placement: Placement,
+        timeout_s: float | None,
+        waiting: WaitingCallback | None,
+    ) -> None:
+        """Take the GPU's lock; TensorRT-RTX measures nothing and takes none."""
+        device = placement.device
+        if device is None or placement.toolchain.flavour == "tensorrt-rtx":
+            return
+        say = None if waiting is None else lambda wait: waiting(replace(wait, device=device.name))
+        try:
+            held.enter_context(self._locks.hold(device_lock(device), timeout_s, say))
+        except LockTimeoutError as error:
+            message = f"{device.name} (device {device.ordinal}) is busy with another build: {error.what}"
+            raise LockTimeoutError(message, error.fix) from error
+
+    def _publish(
+        self,
+        resolved: Resolved,
+        progress: ProgressCallback | None,
+        start: TimingStart | None,
+        device: contextlib.ExitStack,
+    ) -> tuple[EntryRecord, BuiltPlan]:
+        # Before the row: a full disk would take it for a registry that is out of order.
+        require_space(self._root, resolved.source, resolved.identity, resolved.key.options)
+        attempt = BuildRecord(
+            id=uuid.uuid4().hex,
+            key=resolved.key.digest,
+            state="running",
+            started_at=utc_now(),
+            host=platform.node(),
+            pid=os.getpid(),
+        )
+        self._registry.start_build(attempt)
+        with self._recorded(attempt), self._work_dir(attempt) as work_dir:
+            built = self._build(self._request(resolved, attempt, work_dir, start), progress)
+            if start is not None and built.timing_cache:
+                # With the GPU in hand: the next build on it begins with what this one has measured. The measurements
+                # are good whatever becomes of the plan.
+                kept = self._timing_caches.keep(start, built.timing_cache)
+                built = replace(built, warnings=(*built.warnings, *kept))
+            device.close()
+            staged = self._store.stage(built.plan_path)
+            record = self._commit(resolved, attempt, built, staged, start)
+        return record, built
+
+    def _build(self, request: BuildRequest, progress: ProgressCallback | None) -> BuiltPlan:
+        """Build; what TensorRT says of a model that is not the one of the key any more is no verdict on that one."""
+        try:
+            return self._builder.build(request, progress)
+        except BuildError as error:
+            # A builder that reports compares the files itself, while it holds them; a dead one cannot. It may have died
+            # of a file that has its old bytes again by now: here any other time stamp is a change.
+            if _has_changed(request, is_read_again=type(error) is BuilderCrashError):
+                what = (
+                    f"{request.source.name}, its external data or a plugin library changed while its engine was built"
+                )
+                fix = "Nothing was published. Run it again when nothing writes to them."
+                raise ModelChangedError(f"{what}: {error.what}", fix) from error
+            raise
+
+    def log_path(self, build_id: str) -> Path:
+        """Where the attempt's log is."""
+        return self._root.log_path(build_id)
+
+    def _request(
+        self, resolved: Resolved, attempt: BuildRecord, work_dir: Path, start: TimingStart | None
+    ) -> BuildRequest:
+        return BuildRequest(
+            source=resolved.source,
+            identity=resolved.identity,
+            profiles=resolved.profiles,
+            options=resolved.key.options,
+            toolchain=resolved.placement.toolchain,
+            target=resolved.placement.target,
+            device=resolved.placement.device,
+            work_dir=work_dir,
+            log_path=self.log_path(attempt.id),
+            conversion=resolved.key.conversion,
+            timing_cache=None if start is None else start.data,
+            environment=resolved.environment,
+        )
+
+    def _commit(
+        self,
+        resolved: Resolved,
+        attempt: BuildRecord,
+        built: BuiltPlan,
+        staged: StagedBlob,
+        start: TimingStart | None,
+    ) -> EntryRecord:
+        device = resolved.placement.device
+        record = EntryRecord(
+            key=resolved.key.digest,
+            key_json=resolved.key.canonical_json(),
+            key_version=KEY_VERSION,
+            model_digest=resolved.identity.digest,
+            model_name=_storable(resolved.source.name),
+            digest=staged.digest,
+            size_bytes=staged.size_bytes,
+            backend=resolved.placement.toolchain.flavour,
+            tensorrt_version=built.loaded_version,
+            compute_capabilities=built.reach.to_texts(),
+            device_name=None if device is None else device.name,
+            driver_version=None if device is None else device.driver_version,
+            build_id=attempt.id,
+            build_seconds=built.build_seconds,
+            created_at=utc_now(),
+            timing_cache_digest=start.digest if start is not None and built.took_timing_cache else None,
+        )
+        try:
+            with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
+                previous = self._registry.find(record.key)
+                self._store.publish(staged)
+                try:
+                    self._uses.touch(record.key)  # before the row: no eviction takes it for long unused
+                    record_entry(self._root, self._registry, record)
+                    self._require_attempt(attempt)
+                    self._registry.publish(record, resolved.key.fields())
+                except BaseException:
+                    # Nobody else can have named it while the lock is held. On a full disk it is in the way.
+                    self._delete_unnamed(staged.digest)
+                    raise
+                self._retire(previous)
+        except BaseException:
+            self._store.discard(staged)
+            raise
+        return record
+
+    def _require_attempt(self, attempt: BuildRecord) -> None:
+        """Record the attempt again where the registry was made anew while it ran: the entry names its row."""
+        if all(build.id != attempt.id for build in self._registry.builds(attempt.key)):
+            self._registry.start_build(attempt)
+
+    def _retire(self, previous: EntryRecord | None) -> None:
+        # Its path may just have been handed out. The entry is committed: nothing here may fail the build.
+        with contextlib.suppress(StoreError, RegistryError):
+            if previous is not None and not self._registry.is_referenced(previous.digest):
+                self._store.retire(previous.digest)
+                RepairRecords(self._root).delete(previous.digest)  # nobody asks for it again
+
+    def _delete_unnamed(self, digest: str) -> None:
+        with contextlib.suppress(StoreError, RegistryError):
+            if not self._registry.is_referenced(digest):
+                self._store.delete(digest)
+
+    @contextlib.contextmanager
+    def _recorded(self, attempt: BuildRecord) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            # The first error is the one to tell; a registry that fails as well must not hide it.
+            seconds, reason = time.monotonic() - started, _storable(_reason(error))
+            with contextlib.suppress(RegistryError), Reserve(self._root).lent():
+                self._registry.fail_build(attempt.id, seconds, reason, is_lasting=is_lasting(error))
+            raise
+
+    @contextlib.contextmanager
+    def _work_dir(self, attempt: BuildRecord) -> Iterator[Path]:
+        try:
+            path = Path(tempfile.mkdtemp(prefix=build_folder_prefix(attempt.id), dir=self._root.tmp))
+            path.chmod(self._root.folder_mode)  # what a crash leaves in a shared root, the group may clean up
+        except OSError as error:
+            doing = f"no folder for the build can be made in {self._root.tmp}"
+            raise StoreError(*describe_os_error(error, doing, self._root.tmp, in_cache=True)) from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.log_path(attempt.id).chmod(self._root.file_mode)
+
+
+def device_lock(device: Device) -> str:
+    """Name of the lock that builds on this GPU hold; of the whole GPU also for a MIG instance.
+
+    The UUID names it in every container and on every host; without NVML the PCI bus has to.
+    """
+    return "device-" + re.sub(r"[^A-Za-z0-9-]", "-", device.uuid or device.pci_bus_id)
+
+
+def _has_changed(request: BuildRequest, *, is_read_again: bool) -> bool:
+    if has_changed(request.source, request.identity) or any(map(has_library_changed, request.options.plugins)):
+        return True
+    if not is_read_again and request.identity.is_settled:
+        return False
+    try:
+        return identify(request.source).digest != request.identity.digest
+    except ModelError:  # it cannot be read: a failing disk ends the builder too
+        return True
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, EngineCacheError):
+        return error.what
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+
+
+def _storable(text: str) -> str:
+    """``text`` with escapes where a file name in it is not UTF-8, which no database takes."""
+    return text.encode(errors="backslashreplace").decode()

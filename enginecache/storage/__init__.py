@@ -1,0 +1,1 @@
+"""One opened cache folder: registry, blobs, locks, last uses."""

@@ -1,0 +1,200 @@
+"""Blobs in a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from enginecache.errors import StoreError
+from enginecache.files.digest import SMALL_BYTES, StreamDigest
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.files.mounts import status_of
+from enginecache.files.os_errors import describe_os_error
+from enginecache.storage.blob_types import ReadBlob, StagedBlob
+from enginecache.storage.folder import Root
+from enginecache.storage.names import digest_of_blob, files_in, folders_in
+from enginecache.storage.open_folder import is_real_folder, make_folder, sync_folder
+
+CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SUFFIX = ".engine"
+
+
+class LocalBlobStore:
+    """Implements :class:`~enginecache.storage.blob_types.BlobStore` below a root's ``engines/``.
+
+    Not safe on NFS: whether a rename survives a crash there is the server's choice.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is. Only a digest becomes a path: nothing else from a row or file does.
+
+        Raises:
+            StoreError: ``digest`` is not one.
+        """
+        if _DIGEST.fullmatch(digest) is None:
+            raise StoreError(f"{digest!r} is not a digest", "The registry is damaged: run `enginecache verify`.")
+        return self._root.engines.joinpath(digest[:2], f"{digest}{_SUFFIX}")
+
+    def stage(self, source: Path) -> StagedBlob:
+        """Copy ``source`` to a durable temporary file while hashing it.
+
+        The builder's own file is never adopted by a rename: its process may still hold a writable descriptor.
+        """
+        with _translated("an engine cannot be stored"):
+            descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
+            try:
+                with os.fdopen(descriptor, "wb") as target, source.open("rb", buffering=0) as plan:
+                    digest, size = _copy(plan, target)
+                    target.flush()
+                    os.fchmod(target.fileno(), self._root.blob_mode)
+                    os.fsync(target.fileno())
+            except BaseException:
+                _drop(Path(name))
+                raise
+        return StagedBlob(digest, size, Path(name))
+
+    def publish(self, staged: StagedBlob) -> Path:
+        """Give staged bytes their name.
+
+        A blob that is there already is replaced by its equal: readers keep the old inode, and damage is healed.
+        """
+        target = self.path(staged.digest)
+        with _translated("an engine cannot be stored"):
+            make_folder(target.parent, self._root.folder_mode, self._root.tmp)
+            staged.path.rename(target)
+            sync_folder(target.parent)
+        return target
+
+    def discard(self, staged: StagedBlob) -> None:
+        """Drop staged bytes. Never fails: what stays is garbage, and the error that led here is the one to tell."""
+        _drop(staged.path)
+
+    def fingerprint(self, digest: str) -> Fingerprint | None:
+        """What the file system says of the blob; None where there is no regular file, or its folder is a link."""
+        if not is_real_folder(self.path(digest).parent):
+            return None
+        with _translated("an engine cannot be read"):
+            try:
+                *numbers, mode = status_of(self.path(digest), follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        return Fingerprint(*numbers) if stat.S_ISREG(mode) else None
+
+    def read(self, digest: str) -> ReadBlob | None:
+        """Hash the whole blob, in pieces; None where there is no regular file."""
+        now_ns = time.time_ns()
+        if self.fingerprint(digest) is None:
+            return None
+        with _translated("an engine cannot be read"):
+            try:
+                descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                before = Fingerprint.of_descriptor(file.fileno())
+                with contextlib.closing(StreamDigest(is_short=before.size_bytes < SMALL_BYTES)) as stream:
+                    stream.read_from(file, before.size_bytes)
+                    found = stream.hexdigest()
+                after = Fingerprint.of_descriptor(file.fileno())
+        return ReadBlob(found, after, before == after and after.is_conclusive(now_ns))
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Move the blob to ``quarantine/``, with the time in its name: the same digest may fail twice."""
+        if not is_real_folder(self.path(digest).parent):
+            return None  # what a link leads to is not enginecache's
+        target = self._root.quarantine / f"{digest}.{time.time_ns()}{_SUFFIX}"
+        with _translated("a damaged engine cannot be set aside"):
+            try:
+                self.path(digest).rename(target)
+            except FileNotFoundError:
+                return None
+            sync_folder(self.path(digest).parent)
+            sync_folder(self._root.quarantine)
+        return target
+
+    def retire(self, digest: str) -> None:
+        """Move the blob's ctime, which its age as garbage counts from; no error if it is gone."""
+        if self.fingerprint(digest) is None:
+            return  # chmod would follow a link
+        with _translated("an engine cannot be retired"), contextlib.suppress(FileNotFoundError):
+            try:
+                self.path(digest).chmod(self._root.blob_mode)
+            except PermissionError:
+                # Another user's, in a shared folder. Only a new file of ours is young: its times cannot be set by who
+                # may only read it, nor may it be linked (fs.protected_hardlinks), and a rename that goes there and back
+                # leaves a moment without it.
+                self._replace_by_copy(digest)
+
+    def _replace_by_copy(self, digest: str) -> None:
+        staged = self.stage(self.path(digest))
+        if staged.digest == digest:
+            self.publish(staged)
+        else:
+            self.discard(staged)  # damaged: whoever is given its path is told so
+
+    def delete(self, digest: str) -> int:
+        """Delete the blob; readers that have it mapped keep their bytes."""
+        path = self.path(digest)
+        if not is_real_folder(path.parent):
+            return 0
+        with _translated("an engine cannot be deleted"):
+            try:
+                status = path.lstat()
+                if not stat.S_ISREG(status.st_mode):
+                    return 0
+                path.unlink()
+            except FileNotFoundError:
+                return 0
+            sync_folder(path.parent)
+        return status.st_size
+
+    def digests(self) -> Iterator[str]:
+        """Digests of all blobs; files of other names are not blobs."""
+        with _translated("the engines cannot be listed"):
+            for folder, prefix in sorted(folders_in(self._root.engines)):
+                found = (digest_of_blob(prefix, name) for _, name in files_in(folder))
+                yield from sorted(digest for digest in found if digest is not None)
+
+
+def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
+    """Copy ``source`` to ``target``; the digest and size in bytes of what was copied."""
+    size = 0
+    with contextlib.closing(StreamDigest()) as stream:
+        while piece := source.read(CHUNK_BYTES):
+            stream.write(piece)
+            target.write(piece)
+            size += len(piece)
+        return stream.hexdigest(), size
+
+
+def _drop(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _store_error(what: str, error: OSError) -> StoreError:
+    # A rename names two files, and either may be the one that is in the way: a mount point, say.
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    where = f" ({' to '.join(names)})" if names else ""
+    return StoreError(*describe_os_error(error, f"{what}{where}", in_cache=True))
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise _store_error(what, error) from error

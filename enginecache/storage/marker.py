@@ -1,0 +1,127 @@
+"""The file that says that a folder is a cache of enginecache's: ``CACHEDIR.TAG``.
+
+Its first line is the standard one, for which backup tools skip the folder. Its second line is enginecache's own, with
+the format of what is in the folder. Without it, a folder is used only where it is empty, and nothing in it is touched.
+
+Source: Bryan Ford, "Cache Directory Tagging Specification", 0.6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+
+from enginecache.errors import StoreError
+from enginecache.files.os_errors import shell_path
+from enginecache.storage.names import TEMPORARY_PREFIX, is_staged
+from enginecache.storage.open_folder import rename_to_new, sync_folder
+
+NAME = "CACHEDIR.TAG"
+SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+FORMAT = 1
+"""Of the folder: its files and their names. Raised only where an older release must not use the folder any more; the
+registry has versions of its own."""
+
+TEXT = f"{SIGNATURE}\n# enginecache cache folder, format {FORMAT}\n"
+
+_OWN_LINE = re.compile(r"# enginecache cache folder, format (\d{1,9})")
+_EMPTY_VOLUMES = frozenset({"lost+found", ".snapshot"})
+"""In new volumes: made by ``mkfs.ext4``, and shown by NetApp's file servers."""
+
+_CACHE_NAMES = frozenset({"engines", "registry.sqlite"})
+_MAX_BYTES = 4096
+_NAMES_SHOWN = 3
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a folder is a cache; False where it is as good as empty, and may become one. Makes nothing.
+
+    Raises:
+        StoreError: It holds something else, or a later release's cache.
+        OSError: It cannot be looked at.
+    """
+    text = _read(folder / NAME)
+    if text is None:
+        names = _names_in(folder)
+        if not names:
+            return False
+        text = _read(folder / NAME)  # again: another process may have made the cache while the names were listed
+        if text is None:
+            raise _not_a_cache(folder, names)
+    first, own, *_ = [*text.split("\n"), "", ""]
+    found = _OWN_LINE.fullmatch(own)
+    if first != SIGNATURE or found is None:
+        raise _not_a_cache(folder, _names_in(folder))
+    if int(found[1]) > FORMAT:
+        message = f"{folder} is a cache of format {found[1]}, made by a newer enginecache; this one knows {FORMAT}"
+        raise StoreError(message, "Upgrade enginecache, or name another folder with --dir or ENGINECACHE_DIR.")
+    return True
+
+
+def write_marker(folder: Path, mode: int) -> bool:
+    """Mark an empty folder as a cache, durably and at once; whether this call did. Safe across processes.
+
+    Args:
+        folder: The folder.
+        mode: The marker's mode.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=folder)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(TEXT)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        rename_to_new(Path(name), folder / NAME)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        if isinstance(error, FileExistsError):
+            return False
+        raise
+    sync_folder(folder)
+    return True
+
+
+def _read(path: Path) -> str | None:
+    """The marker's text; None where there is none. One that is no small regular file has no text."""
+    try:
+        # Without O_NONBLOCK a pipe of that name would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if path.is_symlink():
+            return ""
+        raise
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, _MAX_BYTES).decode("ascii", "replace") if is_regular else ""
+    finally:
+        os.close(descriptor)
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names that are there, without those of an empty volume and what a process that died in making a cache left."""
+    return sorted(name for name in os.listdir(folder) if name not in _EMPTY_VOLUMES and not is_staged(name))  # noqa: PTH208
+
+
+def _not_a_cache(folder: Path, names: list[str]) -> StoreError:
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    message = f"{folder} is not a cache of enginecache's and is not empty (it has {shown}): nothing in it is touched"
+    new = shell_path(folder / "enginecache")
+    fix = f"Name an empty folder, or a new one such as {new}, with --dir or ENGINECACHE_DIR."
+    if set(names) >= _CACHE_NAMES:
+        text = TEXT.replace("\n", "\\n")
+        fix += (
+            f"\nIf enginecache made it, and {NAME} was lost or damaged, write that again: "
+            f"printf '{text}' > {shell_path(folder / NAME)}"
+        )
+    return StoreError(message, fix)

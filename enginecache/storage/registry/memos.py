@@ -1,0 +1,169 @@
+"""What was found in files, in SQL: kept for the boot and the mount in which they were read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import blake3
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from enginecache.config import runtime_folder
+from enginecache.errors import RegistryError
+from enginecache.files.canonical import canonical_json
+from enginecache.files.fingerprint import Fingerprint
+from enginecache.storage.registry.connection import Session
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.rows import MemoKind
+from enginecache.storage.registry.tables import file_memo
+
+MAX_OF_OTHER_BOOTS = 100
+"""The newest, for other hosts that share the folder: their boots are not to be told from earlier ones of this host."""
+
+MAX_MEMOS = 250_000
+"""Of all boots and mounts; each start of a container adds its own. More than twice the largest cache that is tested."""
+
+_SEAL = "blake3"
+_RECALL = """
+    SELECT found FROM file_memo
+    WHERE boot = :boot AND kind = :kind AND mount = :mount AND device = :device AND inode = :inode
+      AND size_bytes = :size_bytes AND mtime_ns = :mtime_ns AND ctime_ns = :ctime_ns
+"""
+
+
+class SqlMemos(Session):
+    """Memos of files.
+
+    Where this user cannot write the registry, they are kept in a file of the user's runtime folder, which is in memory
+    and ends with the boot or the session.
+    """
+
+    _is_pruned = False
+
+    def recall(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
+        """Return what was found in a file of this fingerprint within this boot, or None."""
+        row = self._row(kind, fingerprint)
+        if row is None:
+            return None
+        with self._looking() as connection:
+            found = connection.execute(_RECALL, row).fetchone()
+        if found is None:
+            found = self._recalled_for_user(row)
+        return None if found is None else _unsealed(found[0], row)
+
+    def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
+        """Keep what was found in a file; a registry that is busy, or not made yet, just forgets."""
+        place = self._row(kind, fingerprint)
+        if place is None or not self._database.is_made:
+            return
+        row = {**place, "found": json.dumps({**found, _SEAL: _seal(found, place)})}
+        if self._is_read_only():
+            self._remember_for_user(row)
+            return
+        with contextlib.suppress(RegistryError), self._hasty.writing() as connection:
+            self._keep(connection, row)
+
+    def _row(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
+        """The place of a memo; None where there can be none."""
+        if not self._boot:
+            return None
+        # Device, inode and mount are unsigned 64-bit numbers; SQLite's integers are signed.
+        return {
+            "boot": self._boot,
+            "kind": kind,
+            "mount": str(fingerprint.mount),
+            "device": str(fingerprint.device),
+            "inode": str(fingerprint.inode),
+            "size_bytes": fingerprint.size_bytes,
+            "mtime_ns": _signed(fingerprint.mtime_ns),
+            "ctime_ns": _signed(fingerprint.ctime_ns),
+        }
+
+    def _keep(self, connection: sa.Connection, row: dict[str, Any]) -> None:
+        # Replaced, not updated: the row's number then tells which is newest, whatever the clock says.
+        connection.execute(insert(file_memo).prefix_with("OR REPLACE").values(row))
+        if not self._is_pruned:
+            _prune(connection, self._boot)
+            self._is_pruned = True
+
+    # In the user's runtime folder
+
+    def _is_read_only(self) -> bool:
+        path = self._database.path
+        return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+    def _recalled_for_user(self, row: dict[str, Any]) -> Any:
+        if not self._is_read_only():
+            return None
+        path = _user_file(is_made=False)
+        if path is None:
+            return None
+        with contextlib.suppress(RegistryError, ValueError), Database(path, busy_timeout_s=0.0).looking() as connection:
+            return connection.execute(_RECALL, row).fetchone()
+        return None
+
+    def _remember_for_user(self, row: dict[str, Any]) -> None:
+        path = _user_file(is_made=True)
+        if path is None:
+            return
+        with contextlib.suppress(RegistryError), Database(path, 0.0, may_make=True).writing() as connection:
+            file_memo.create(connection, checkfirst=True)
+            self._keep(connection, row)
+
+
+def _signed(time_ns: int) -> int:
+    """A time as one of SQLite's integers, which end in the year 2262: a file can be given a later date.
+
+    Two dates that are 584 years apart become one. The ctimes of a file never are.
+    """
+    return (time_ns + 2**63) % 2**64 - 2**63
+
+
+def _prune(connection: sa.Connection, boot: str) -> None:
+    """Delete what no reading can use: rows of other boots, and the oldest of too many."""
+    number = sa.literal_column("rowid", sa.Integer)
+    newest = sa.select(sa.func.max(number)).select_from(file_memo).scalar_subquery()
+    is_other = sa.or_(file_memo.c.boot < boot, file_memo.c.boot > boot)  # two ranges of the index; != would be none
+    connection.execute(sa.delete(file_memo).where(is_other, number <= newest - MAX_OF_OTHER_BOOTS))
+    connection.execute(sa.delete(file_memo).where(number <= newest - MAX_MEMOS))
+
+
+def _user_file(*, is_made: bool) -> Path | None:
+    """The file in the runtime folder; None where there is no folder that nobody but this user may write to."""
+    folder = runtime_folder()
+    if folder is None:
+        return None
+    with contextlib.suppress(OSError):
+        if is_made:
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        # Its parent too: who owns that can put another folder in this one's place.
+        if _is_private(folder.lstat()) and _is_private(folder.parent.lstat()):
+            return folder / "files.sqlite"
+    return None
+
+
+def _is_private(status: os.stat_result) -> bool:
+    is_closed = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022
+    return is_closed and status.st_uid == os.geteuid()
+
+
+def _seal(found: dict[str, Any], place: dict[str, Any]) -> str:
+    """Digest of a memo with what it is about: a flipped bit in a model's digest would make another key of it."""
+    # On one thread: starting others costs a hit a millisecond.
+    return blake3.blake3(canonical_json({"found": found, "place": place}).encode("ascii")).hexdigest()
+
+
+def _unsealed(text: str | None, place: dict[str, Any]) -> dict[str, Any] | None:
+    """What a memo's text says; None where it is not what was written."""
+    try:
+        found = json.loads(text or "null")
+        seal = found.pop(_SEAL)
+        return dict(found) if seal == _seal(found, place) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,212 @@
+"""The schema's version: made, upgraded and checked with Alembic; read without it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from enginecache.errors import EngineCacheError, RegistryError, SchemaError
+from enginecache.storage.registry.database import Database, unavailable
+from enginecache.storage.registry.rows import REPAIR_FIX, damaged_registry
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0005"
+"""Revision that this release writes: the newest script in ``migrations/versions``."""
+
+KNOWN = ("0001", "0002", "0003", "0004", HEAD)
+"""Revisions that this release can upgrade from, oldest first."""
+
+READER = 2
+"""This release's number as a reader. A registry names the oldest reader that understands it."""
+
+_ALEMBIC = threading.Lock()
+"""Alembic's ``context`` is one per process: two threads at once would run their scripts on each other's database."""
+
+
+def ensure_schema(database: Database, mode: int) -> None:
+    """Make the registry, or upgrade it, or do nothing where it is current. Idempotent; safe across processes.
+
+    Args:
+        database: The registry; its folder exists.
+        mode: File mode for a new file.
+
+    Raises:
+        SchemaError: A newer release wrote it, and it says that this one cannot read it.
+        RegistryError: It cannot be opened.
+    """
+    revision = current_revision(database.path)
+    if revision == HEAD or (revision is not None and revision not in KNOWN):
+        require_readable(database.path, revision)
+        return
+    if revision is None:
+        _create_file(database.path, mode)
+    upgrade(database)
+
+
+def current_revision(path: Path) -> str | None:
+    """The revision that the file says it has; None where there is no registry yet.
+
+    Reads with ``sqlite3`` alone, so that opening a current registry loads no Alembic.
+
+    Raises:
+        RegistryError: The file is no SQLite database, or cannot be read.
+    """
+    try:
+        # An empty file is one whose making was interrupted, or is under way in another process.
+        if path.stat().st_size == 0:
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unavailable(path, error) from error
+    with _reading(path) as connection:
+        if not _has_table(connection, "alembic_version"):
+            return None
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def require_readable(path: Path, revision: str) -> None:
+    """Refuse a registry whose schema this release cannot read. Changes nothing.
+
+    Args:
+        path: The registry.
+        revision: From :func:`current_revision`; one that is not in :data:`KNOWN` is a newer release's.
+
+    Raises:
+        SchemaError: It says that only a later reader understands it.
+        RegistryError: It cannot be read.
+    """
+    with _reading(path) as connection:
+        row = connection.execute("SELECT oldest_reader FROM schema_info").fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise damaged_registry(path, "it does not say who can read it")
+    if row[0] > READER:
+        message = f"the registry {path} has schema {revision}, which a newer enginecache wrote"
+        raise SchemaError(message, "Upgrade enginecache, or name another folder with --dir or ENGINECACHE_DIR.")
+
+
+def upgrade(database: Database) -> str:
+    """Run the migrations up to :data:`HEAD`, all or nothing; the revision that it has then.
+
+    Two processes at once: the second waits for the write lock, then finds nothing left to do.
+
+    Raises:
+        SchemaError: It has a revision that this release does not know.
+        RegistryError: It cannot be opened or written.
+    """
+    from alembic import command
+    from alembic.util.exc import CommandError
+
+    try:
+        with _ALEMBIC, database.migrating() as connection:
+            command.upgrade(_alembic_config(connection), HEAD)
+    except CommandError as error:
+        message = f"the registry {database.path} cannot be upgraded: {error}"
+        raise SchemaError(
+            message, "Upgrade enginecache, or name another folder with --dir or ENGINECACHE_DIR."
+        ) from error
+    return HEAD
+
+
+def check(database: Database) -> None:
+    """Compare the tables in the database with the tables in the code.
+
+    Raises:
+        SchemaError: They differ.
+    """
+    from alembic import command
+    from alembic.util.exc import CommandError
+
+    try:
+        with _ALEMBIC, database.reading() as connection:
+            command.check(_alembic_config(connection))
+    except CommandError as error:
+        message = f"the registry {database.path} differs from what this release expects: {error}"
+        raise SchemaError(
+            message, "Run `enginecache db upgrade`; if that does not help, keep the file and report it."
+        ) from error
+
+
+def _alembic_config(connection: sa.Connection) -> Config:
+    from alembic.config import Config
+
+    # Its own talk goes nowhere: standard output is data.
+    config = Config(output_buffer=io.StringIO(), stdout=io.StringIO())
+    scripts = Path(str(import_module("enginecache.migrations").__file__)).parent
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _create_file(path: Path, mode: int) -> None:
+    """An empty file of the right mode: SQLite gives its journal the database's mode.
+
+    Never opened here: closing any descriptor of the file would drop the locks that another thread's SQLite holds on it.
+    Source: SQLite, "How To Corrupt An SQLite Database File", section 2.2.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mknod(path, stat.S_IFREG | mode)
+            path.chmod(mode)  # mknod's mode is cut by the umask
+    except OSError as error:
+        raise _unavailable(path, error) from error
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60.0)) as connection:
+            yield connection
+    except UnicodeDecodeError as error:  # SQLite quotes damaged text in its errors
+        raise damaged_registry(path, error) from error
+    except sqlite3.Error as error:
+        raise _unavailable(path, error) from error
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+    return found.fetchone() is not None
+
+
+def _unavailable(path: Path, error: Exception) -> EngineCacheError:
+    if tells_damage(error):
+        return RegistryError(f"the registry {path} is unavailable: {error}", REPAIR_FIX)
+    return unavailable(path, error)
+
+
+_OUTSIDE = (
+    "locked",
+    "readonly",
+    "disk is full",
+    "disk I/O error",
+    "unable to open",
+    "out of memory",
+    "permission denied",
+    "interrupted",
+)
+"""What SQLite says when the file itself is not to blame. Its codes are in Python from 3.11 on.
+
+Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
+"""
+
+
+def tells_damage(error: BaseException | None) -> bool:
+    """Whether an error of SQLite's speaks of the file's content, and not of the disk, the time or the modes."""
+    if isinstance(error, sa.exc.DBAPIError):
+        error = error.orig
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.Error) and not any(text in str(error) for text in _OUTSIDE)

@@ -1,0 +1,151 @@
+"""A small record beside each blob: the rows that name it, for the day when the registry is lost.
+
+Only a repair reads them; the row stays the one truth. So writing one is no part of a publication's success, and what is
+not whole counts as absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import blake3
+
+from enginecache.errors import StoreError
+from enginecache.files.canonical import Fields, canonical_json
+from enginecache.files.os_errors import describe_os_error
+from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.folder import Root
+from enginecache.storage.names import digest_of_record, files_in, folders_in
+from enginecache.storage.open_folder import is_real_folder, sync_folder
+
+RECORD_SCHEMA = 1
+MAX_BYTES = 64 << 20
+"""Nothing larger is read: a record of a thousand entries has some 2 MiB."""
+
+_SUFFIX = ".json"
+
+
+class RepairRecords:
+    """One file ``engines/<2 hex>/<digest>.json`` a blob. Safe across threads and processes.
+
+    A file is one line of canonical JSON with the BLAKE3 of its other fields: what was cut, flipped, or copied from
+    another blob's is not taken for a record. Replacing is atomic and durable. Whoever writes holds the store's lock.
+
+    Args:
+        root: The cache folder.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._store = LocalBlobStore(root)
+
+    def path(self, digest: str) -> Path:
+        """Where the record of a blob is, whether it is there or not.
+
+        Raises:
+            StoreError: ``digest`` is not one.
+        """
+        return self._store.path(digest).with_suffix(_SUFFIX)
+
+    def write(self, digest: str, entries: Sequence[Fields]) -> None:
+        """Put the record in place, whatever was there.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        path = self.path(digest)
+        if path.parent.is_symlink():
+            raise StoreError(f"{path.parent} is a link, and not followed", "Move it away, and run the command again.")
+        body = {"schema": RECORD_SCHEMA, "digest": digest, "entries": list(entries)}
+        text = canonical_json({**body, "blake3": _seal(body)})
+        try:
+            descriptor, name = tempfile.mkstemp(prefix="record-", dir=self._root.tmp)
+            try:
+                with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                    file.write(text + "\n")
+                    file.flush()
+                    os.fchmod(file.fileno(), self._root.file_mode)
+                    os.fsync(file.fileno())
+                Path(name).rename(path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+            sync_folder(path.parent)
+        except OSError as error:
+            raise StoreError(
+                *describe_os_error(error, f"the record {path} cannot be written", path, in_cache=True)
+            ) from error
+
+    def read(self, digest: str) -> list[Fields] | str:
+        """The rows as they were recorded; or what is wrong, as a text that goes on from "its repair record"."""
+        try:
+            content = _read_file(self.path(digest))
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return describe_os_error(error, "cannot be read")[0]
+        try:
+            body = json.loads(content)
+            seal = body.pop("blake3")
+            if body["schema"] != RECORD_SCHEMA or body["digest"] != digest or seal != _seal(body):
+                return "is not as it was written"
+            return list(body["entries"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return "is not as it was written"
+
+    def delete(self, digest: str) -> None:
+        """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""
+        with contextlib.suppress(OSError):
+            path = self.path(digest)
+            if is_real_folder(path.parent) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
+
+    def digests(self) -> Iterator[str]:
+        """Digests that there is a record for, whether their blobs are there or not, in their order."""
+        for folder, prefix in sorted(folders_in(self._root.engines)):
+            found = (digest_of_record(prefix, name) for _, name in files_in(folder))
+            yield from sorted(digest for digest in found if digest is not None)
+
+
+class RecordedBlobStore(LocalBlobStore):
+    """A local store whose blobs take their records along when they go.
+
+    Args:
+        root: The cache folder.
+    """
+
+    def __init__(self, root: Root) -> None:
+        super().__init__(root)
+        self._records = RepairRecords(root)
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Move the blob out of the way, keeping its bytes, but not its record: it is served to nobody again."""
+        kept = super().quarantine(digest)
+        self._records.delete(digest)
+        return kept
+
+    def delete(self, digest: str) -> int:
+        """Delete the blob and its record; the bytes freed are the blob's."""
+        freed = super().delete(digest)
+        self._records.delete(digest)
+        return freed
+
+
+def _seal(body: Fields) -> str:
+    return blake3.blake3(canonical_json(body).encode("ascii")).hexdigest()
+
+
+def _read_file(path: Path) -> bytes:
+    # Without O_NONBLOCK a pipe of that name would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            return b""
+        return file.read()

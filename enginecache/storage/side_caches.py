@@ -1,0 +1,155 @@
+"""Files that save time and decide nothing: TensorRT's timing caches and TensorRT-RTX's runtime caches.
+
+Losing one costs a slower build or start, and never an engine. So one that is not whole counts as absent: it is never
+given to TensorRT, and is no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginecache.errors import StoreError
+from enginecache.files.canonical import Fields, canonical_json
+from enginecache.files.digest import digest_of
+from enginecache.files.os_errors import describe_os_error
+from enginecache.host.evidence import note_use
+from enginecache.storage.folder import ArtefactKind, Root
+from enginecache.storage.open_folder import sync_folder
+
+MAX_BYTES = 256 << 20
+"""Nothing larger is kept or read: each is held in memory two or three times over, in every process that uses it."""
+
+_SLOT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a slot holds.
+
+    Attributes:
+        data: TensorRT's bytes.
+        digest: BLAKE3 of them, 64 hex characters.
+    """
+
+    data: bytes
+    digest: str
+
+
+class Artefacts:
+    """Artefacts of one kind, one file a slot, in a folder of the root.
+
+    A file is one line, ``enginecache <kind> v1 <slot> <digest>``, and the bytes: what was cut, flipped, or copied from
+    another slot does not match its line. Replacing is atomic and durable: a reader sees the old or the new file. Safe
+    across threads and processes; who reads in order to replace holds a lock of its own. Not safe on NFS.
+
+    Args:
+        root: The cache folder.
+        kind: Which ones; also the name of their folder.
+    """
+
+    def __init__(self, root: Root, kind: ArtefactKind) -> None:
+        self._root = root
+        self._kind = kind
+        self._folder = root.artefacts(kind)
+
+    def slot(self, fields: Fields) -> str:
+        """Name of the slot for what an artefact belongs to: 64 hex characters."""
+        return digest_of(f"enginecache/{self._kind}/v1\n{canonical_json(fields)}".encode("ascii"))
+
+    def read(self, slot: str) -> Artefact | None:
+        """What the slot holds; None where that is nothing, or not whole. Notes the use, which garbage goes by.
+
+        Raises:
+            StoreError: ``slot`` is no name of one.
+        """
+        path = self._path(slot)
+        found = self._inspect(path)
+        if not isinstance(found, Artefact):
+            return None
+        with contextlib.suppress(OSError):
+            note_use(os.fspath(path))
+        return found
+
+    def replace(self, slot: str, data: bytes) -> str:
+        """Put ``data`` in the slot, whatever was there; its digest.
+
+        Raises:
+            StoreError: It cannot be written, or is larger than :data:`MAX_BYTES`.
+        """
+        path = self._path(slot)
+        if len(data) > MAX_BYTES:
+            message = f"{len(data)} bytes are too many to keep in {self._folder}: the limit is {MAX_BYTES}"
+            raise StoreError(message, "Nothing needs to be done: later work is slower, and as right as before.")
+        digest = digest_of(data)
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f"{self._kind}-", dir=self._root.tmp)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(self._first_line(slot, digest))
+                    file.write(data)
+                    file.flush()
+                    os.fchmod(file.fileno(), self._root.file_mode)
+                    os.fsync(file.fileno())
+                Path(name).rename(path)
+            except BaseException:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    Path(name).unlink()
+                raise
+            sync_folder(self._folder)
+        except OSError as error:
+            doing = f"nothing can be kept in {self._folder}"
+            raise StoreError(*describe_os_error(error, doing, self._folder, in_cache=True)) from error
+        return digest
+
+    def check(self) -> Iterator[tuple[Path, str]]:
+        """What has a slot's name and is not what it should be, with what is wrong; each may go. Reads every byte."""
+        names = os.listdir(self._folder) if self._folder.exists() else []  # noqa: PTH208  only the names are looked at
+        for name in sorted(filter(_SLOT.fullmatch, names)):
+            found = self._inspect(self._folder / name)
+            if isinstance(found, str):
+                yield self._folder / name, found
+
+    def _path(self, slot: str) -> Path:
+        if _SLOT.fullmatch(slot) is None:
+            raise StoreError(f"{slot!r} is not the name of a slot", "Please report it.")
+        return self._folder / slot
+
+    def _first_line(self, slot: str, digest: str) -> bytes:
+        return f"enginecache {self._kind} v1 {slot} {digest}\n".encode("ascii")
+
+    def _inspect(self, path: Path) -> Artefact | str | None:
+        """What a file holds, or what is wrong with it; None where there is none."""
+        try:
+            content = _read_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return describe_os_error(error, "it cannot be read", path)[0]
+        if content is None:
+            return f"it is no file, or larger than {MAX_BYTES} bytes"
+        data = content[len(self._first_line(path.name, "0" * 64)) :]
+        digest = digest_of(data)
+        if not content.startswith(self._first_line(path.name, digest)):
+            return "its bytes are not those that its first line names"
+        return Artefact(data, digest)
+
+
+def _read_file(path: Path) -> bytes | None:
+    """The bytes of a regular file; None for another sort of thing, or too many of them."""
+    # Without O_NONBLOCK a pipe of that name would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES + 1024:
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

@@ -1,1 +1,0 @@
-"""The store: immutable blobs named by their digest, in a checked folder."""

@@ -1,0 +1,1 @@
+"""Everything that runs TensorRT, in child processes or in the caller's."""
