@@ -480,11 +480,11 @@ def cold_paths(table: Table, rounds: int, folder: Path, entries: int) -> None:
         source = folder / "built"
         source.write_bytes(content)  # TensorRT's own writing, which is no part of a publication
         started = time.perf_counter()
-        staged = large._store.stage(source)
-        large._store.publish(staged)
+        staged = large._storage.blobs.stage(source)
+        large._storage.blobs.publish(staged)
         table.add("store a plan of that size", [time.perf_counter() - started], floor, "at most 1.5")
         source.unlink()
-        large._store.delete(staged.digest)
+        large._storage.blobs.delete(staged.digest)
 
 
 PLANS = """
@@ -528,7 +528,7 @@ def herd(table: Table, folder: Path, size: int = 64) -> None:
         root = folder / f"herd-{number}"
         cache = open_cache(root)
         resolved = cache.resolve(Request.of(model, ASK))  # type: ignore[arg-type]
-        with cache._locks.hold(resolved.key.digest, 10.0):  # the builder's place
+        with cache._storage.locks.hold(resolved.key.digest, 10.0):  # the builder's place
             command = [sys.executable, "-c", WAITER, str(Path(__file__).parent), str(root), str(model)]
             waiters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(size)]
             for waiter in waiters:

@@ -27,7 +27,8 @@ from enginecache.maintenance.inspect import StoredEngines
 from enginecache.pipeline.failures import KnownFailure, failure_in_force
 from enginecache.pipeline.hit_cache import Name, RecentHits
 from enginecache.pipeline.load import EngineLoader, TrialPolicy
-from enginecache.pipeline.lookup import Match, Miss
+from enginecache.pipeline.lookup import Lookup, Match, Miss
+from enginecache.pipeline.model_memo import FileMemo
 from enginecache.pipeline.placement import place
 from enginecache.pipeline.publish import Publication, Resolved
 from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
@@ -91,18 +92,17 @@ class EngineCache(StoredEngines):
         }
         super().__init__(dir if isinstance(dir, Settings) else chosen_settings(dir, given))
         config = self.config
+        self._memo = FileMemo(self._registry)
+        self._lookup = Lookup(self._storage)
         self._publication = Publication(
-            self.root,
-            self._registry,
-            self._store,
-            self._locks,
+            self._storage,
             ProcessBuilder(config.python) if builder is None else builder,
-            TimingCaches(self.root, self._locks, python=config.python),
+            TimingCaches(self.root, self._storage.locks, python=config.python),
         )
         trial = ProcessTrial(config.python, also=config.pass_environment)
-        self._loader = EngineLoader(self._registry, self._lookup.quarantine, trial=trial)
+        self._loader = EngineLoader(self._registry, self._storage.quarantine, trial=trial)
         self._place = place
-        self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
+        self._hits = RecentHits(self._storage, frozenset(config.pass_environment))
 
     def get(
         self,
@@ -207,7 +207,7 @@ class EngineCache(StoredEngines):
         resolved = self.resolve(request)
         # A rebuild is content with what another process has come to since it was asked for, engine or failure.
         outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
-        found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key, self._uses)
+        found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key)
         if isinstance(found, Match):
             entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
             self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
@@ -227,9 +227,9 @@ class EngineCache(StoredEngines):
         began_waiting = time.monotonic()
         is_published = None if rebuild else self._hits.watch_for(resolved.key.digest)
         # Who waited for an engine that is there need not wait for the others that did, one after another.
-        with self._locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
+        with self._storage.locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
             waited_s = time.monotonic() - began_waiting
-            again = self._lookup.find_in_use(resolved.key, self._uses)
+            again = self._lookup.find_in_use(resolved.key)
             is_new = isinstance(again, Match) and again.record.build_id not in outdated
             if isinstance(again, Match) and is_new and (again.is_exact or not rebuild):
                 why = (*(() if again.is_exact else again.reasons), *found.reasons)
@@ -318,7 +318,7 @@ class EngineCache(StoredEngines):
                 raise
         except (IntegrityError, NotCachedError):
             # Damage that moved no fingerprint: the medium's, not a program's. Or deleted since it was handed out.
-            self._lookup.set_aside(entry.record)
+            self._storage.set_aside(entry.record)
             if if_unloadable == "raise":
                 raise
         ask["rebuild"] = False
@@ -409,7 +409,7 @@ class EngineCache(StoredEngines):
             config = self._settings.refresh()
             if config is not self.config:
                 self.config = config
-                self._hits = RecentHits(self.root, self._registry, self._uses, frozenset(config.pass_environment))
+                self._hits = RecentHits(self._storage, frozenset(config.pass_environment))
         return self.config
 
     def _explained(self, miss: Miss) -> Miss:
@@ -438,10 +438,10 @@ class EngineCache(StoredEngines):
         reasons: Sequence[Reason],
         siblings: str | None = None,
     ) -> Entry:
-        self._uses.touch(record.key)
+        self._storage.last_used.touch(record.key)
         return Entry(
             outcome=outcome,
-            path=self._store.path(record.digest),
+            path=self._storage.path(record),
             record=record,
             source=resolved.source,
             requested_key=resolved.key.digest,

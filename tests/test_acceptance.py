@@ -372,14 +372,18 @@ def test_timeout_ends_the_wait_for_another_builder_and_names_it(folder, model):
     with EngineCache.open(dir=folder) as cache:
         cache.make()
         key = cache.explain(model, dims={"batch": (1, 32, 64)}, target="sm_89").key
-        with cache._locks.hold(key, None):
+        with cache._storage.locks.hold(key, None):
             done = run_here("get", model, *BATCH, *SM_89, "--timeout", "300ms", "-q", folder=folder)
         assert cache.builds() == []
     assert_refused(done, 5, f"timed out after 0.3 s of waiting for process {os.getpid()} on ", "--timeout")
 
 
 def test_hit_waits_for_no_lock(shared, cifar):
-    with EngineCache.open(dir=shared) as cache, cache._locks.hold(cifar["key"], None), cache._locks.hold("store", None):
+    with (
+        EngineCache.open(dir=shared) as cache,
+        cache._storage.locks.hold(cifar["key"], None),
+        cache._storage.locks.hold("store", None),
+    ):
         shown = record("get", EXAMPLE, *BATCH, *SM_89, "--timeout", "0", folder=shared)
     assert shown["outcome"] == "hit"
 

@@ -347,7 +347,7 @@ def test_timeout_while_another_builds(open_cache, model):
 
 def test_configured_timeout_holds_where_none_is_asked(open_cache, model):
     cache = open_cache(timeout_s=0.05)
-    with cache._locks.hold(cache.explain(model, dims=DIMS).key, None), pytest.raises(LockTimeoutError):
+    with cache._storage.locks.hold(cache.explain(model, dims=DIMS).key, None), pytest.raises(LockTimeoutError):
         cache.get(model, dims=DIMS)
 
 
@@ -497,8 +497,8 @@ def test_verified_blob_is_not_read_again_until_asked_for(cache, monkeypatch, mod
     entry = cache.get(model, dims=DIMS)
     cache.get(model, dims=DIMS)
     reads = []
-    real = cache._store.read
-    monkeypatch.setattr(cache._store, "read", lambda digest: (reads.append(digest), real(digest))[1])
+    real = cache._storage.blobs.read
+    monkeypatch.setattr(cache._storage.blobs, "read", lambda digest: (reads.append(digest), real(digest))[1])
     cache.get(model, dims=DIMS)
     assert cache.verify().is_clean
     assert reads == []

@@ -42,9 +42,9 @@ from enginecache.errors import (
     ToolchainError,
     UnsupportedOptionError,
 )
-from enginecache.files.units import utc_now
+from enginecache.files.units import WRONG_CLOCK_S, utc_now
 from enginecache.pipeline import publish
-from enginecache.pipeline.failures import LONGEST_S, WRONG_CLOCK_S, failure_in_force, format_duration, is_lasting
+from enginecache.pipeline.failures import LONGEST_S, failure_in_force, format_duration, is_lasting
 from enginecache.storage.registry.rows import BuildRecord
 from enginecache.trt.build import codec
 
@@ -464,5 +464,5 @@ def test_waiters_of_a_build_that_fails_are_told_its_reason_and_build_nothing(ope
 
 def test_a_refusal_is_told_while_another_process_rebuilds_for_long(open_cache, cache, model):
     refused(cache, model)
-    with cache._locks.hold(cache.explain(model, dims=DIMS).key, None):
+    with cache._storage.locks.hold(cache.explain(model, dims=DIMS).key, None):
         assert "remembered" in refused(cache, model, timeout_s=0.0).what

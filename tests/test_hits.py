@@ -434,7 +434,7 @@ def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
             # As another process would: it has the lock, publishes, and keeps the lock.
             other._publication.build(resolved)
 
-    with cache._locks.hold(resolved.key.digest, 0.0):
+    with cache._storage.locks.hold(resolved.key.digest, 0.0):
         entry = other.get(model, **ASK, waiting=waiting, timeout_s=30)
     assert entry.outcome == "hit"
     assert entry.reasons[0].code == "waited"

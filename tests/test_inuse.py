@@ -256,7 +256,7 @@ def test_priorities_outlive_the_process_and_a_use_right_after_an_eviction_counts
     cache, (gone, used, idle) = engines
     unuse(cache, gone, seconds=7200)
     cache._removal.enforce(2 * 4096)
-    cache._uses.touch(used.key)
+    cache._storage.last_used.touch(used.key)
     later = open_cache()
     (step,) = later._registry.inflation()
     assert step.value == rebuild_cost(gone.record)

@@ -9,8 +9,10 @@ from fakes import ConstantBuilder, fake_cache
 from enginecache.cache import EngineCache
 from enginecache.errors import RegistryError
 from enginecache.files.digest import digest_of
-from enginecache.pipeline.lookup import STORE_LOCK, Lookup, Match, Miss
+from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.request import Request
+from enginecache.storage.storage import _LOCK as STORE_LOCK
+from enginecache.storage.storage import Storage
 
 ASK = {"dims": {"batch": (1, 2, 4)}}
 WIDER = {"dims": {"batch": (1, 2, 8)}}
@@ -112,9 +114,9 @@ class BeforeTheLock:
     """Locks that let another process act after a damaged blob was seen and before it is set aside."""
 
     def __init__(self, cache: EngineCache, act) -> None:
-        self._locks = cache._locks
+        self._locks = cache._storage.locks
         self._act = act
-        cache._lookup._locks = self
+        cache._storage.locks = self
 
     def hold(self, name, *arguments):
         if name == STORE_LOCK and self._act is not None:
@@ -126,9 +128,9 @@ class BeforeTheLock:
 def test_a_blob_that_another_process_healed_meanwhile_is_served_and_not_quarantined(open_cache, model):
     cache = open_cache()
     entry = cache.get(model, **ASK)
-    healed = cache._store.stage(entry.path)
+    healed = cache._storage.blobs.stage(entry.path)
     flip_a_bit(entry.path)
-    BeforeTheLock(cache, lambda: cache._store.publish(healed))
+    BeforeTheLock(cache, lambda: cache._storage.blobs.publish(healed))
     found = cache._lookup.find(key_of(cache, model))
     assert isinstance(found, Match)
     assert found.record.digest == entry.digest
@@ -148,14 +150,14 @@ def test_an_entry_that_another_process_rebuilt_with_other_bytes_meanwhile_is_ser
 def test_an_offline_get_during_a_rebuild_is_a_hit(open_cache, model):
     cache, other = open_cache(), open_cache(ConstantBuilder())
     cache.get(model, **ASK)
-    check_blob = cache._memo.check_blob
+    check_blob = cache._storage.check
 
     def check_after_the_rebuild(*args, **kwargs):
-        cache._memo.check_blob = check_blob
+        cache._storage.check = check_blob
         other.get(model, **ASK, rebuild=True)
         return check_blob(*args, **kwargs)
 
-    cache._memo.check_blob = check_after_the_rebuild
+    cache._storage.check = check_after_the_rebuild
     entry = cache.get(model, **ASK, offline=True)
     assert entry.outcome == "hit"
     assert digest_of(entry.path.read_bytes()) == entry.digest
@@ -194,6 +196,6 @@ def test_a_registry_whose_queries_contradict_each_other_is_an_error_and_no_endle
     cache.get(model, **ASK)
     registry = mock.Mock(wraps=cache._registry)
     registry.find.side_effect = lambda _key: None  # as with a damaged index; the other queries see the row
-    lookup = Lookup(registry, cache._store, cache._memo, cache._locks)
+    lookup = Lookup(Storage(cache.root, registry=registry))
     with pytest.raises(RegistryError, match="indexes do not agree"):
         lookup.find(key)

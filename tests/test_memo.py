@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from models import linear, save
@@ -14,12 +15,13 @@ from enginecache.files import fingerprint, mounts
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.model import ModelSource
 from enginecache.pipeline import model_memo
-from enginecache.pipeline.model_memo import BlobState, FileMemo
+from enginecache.pipeline.model_memo import FileMemo
 from enginecache.storage.blobs import LocalBlobStore
 from enginecache.storage.folder import Root
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.registry import SqlRegistry
 from enginecache.storage.registry.schema import ensure_schema
+from enginecache.storage.storage import BlobState, Storage
 
 
 class CountingStore(LocalBlobStore):
@@ -41,7 +43,8 @@ class Bench:
         ensure_schema(self.database, 0o600)
         self.registry = SqlRegistry(self.database)
         self.store = CountingStore(self.root)
-        self.memo = FileMemo(self.registry, self.store)
+        self.memo = FileMemo(self.registry)
+        self.storage = Storage(self.root, registry=self.registry, blobs=self.store)
         self.parsed = 0
         identify = model_memo.identify
 
@@ -51,9 +54,14 @@ class Bench:
 
         monkeypatch.setattr(model_memo, "identify", counting)
 
-    def after_a_boot(self) -> FileMemo:
-        """A memo over the same registry, in the host's next boot."""
-        return FileMemo(SqlRegistry(self.database, boot="the next"), self.store)
+    def check(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
+        return self.storage.check(SimpleNamespace(digest=digest, size_bytes=size_bytes), force=force)
+
+    def after_a_boot(self) -> None:
+        """Go on in the host's next boot."""
+        self.registry = SqlRegistry(self.database, boot="the next")
+        self.memo = FileMemo(self.registry)
+        self.storage = Storage(self.root, registry=self.registry, blobs=self.store)
 
     def put(self, data: bytes) -> str:
         source = self.root.tmp / "plan"
@@ -87,7 +95,7 @@ def source(request, tmp_path):
 def test_a_settled_model_is_parsed_once(bench, source, settled):
     first = bench.memo.identify(source)
     assert bench.memo.identify(source) == first
-    assert FileMemo(bench.registry, bench.store).identify(source) == first
+    assert FileMemo(bench.registry).identify(source) == first
     assert bench.parsed == 1
 
 
@@ -173,57 +181,57 @@ def test_a_model_with_a_time_beyond_any_integer_is_parsed_once(bench, source, se
 
 def test_a_settled_blob_is_read_once(bench, settled):
     digest = bench.put(b"plan")
-    assert [bench.memo.check_blob(digest, 4) for _ in range(3)] == [BlobState.INTACT] * 3
+    assert [bench.check(digest, 4) for _ in range(3)] == [BlobState.INTACT] * 3
     assert bench.store.reads == 1
 
 
 def test_a_check_can_be_forced(bench, settled):
     digest = bench.put(b"plan")
-    bench.memo.check_blob(digest, 4)
-    assert bench.memo.check_blob(digest, 4, force=True) is BlobState.INTACT
+    bench.check(digest, 4)
+    assert bench.check(digest, 4, force=True) is BlobState.INTACT
     assert bench.store.reads == 2
 
 
 def test_a_young_blob_is_read_each_time(bench):
     digest = bench.put(b"plan")
-    assert [bench.memo.check_blob(digest, 4) for _ in range(2)] == [BlobState.INTACT] * 2
+    assert [bench.check(digest, 4) for _ in range(2)] == [BlobState.INTACT] * 2
     assert bench.store.reads == 2
 
 
 def test_a_flipped_bit_is_seen_although_size_and_mtime_are_as_before(bench, settled):
     digest = bench.put(b"plan")
-    bench.memo.check_blob(digest, 4)
+    bench.check(digest, 4)
     path = bench.store.path(digest)
     status = path.stat()
     time.sleep(0.02)
     path.chmod(0o600)
     path.write_bytes(b"plaN")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert bench.memo.check_blob(digest, 4) is BlobState.WRONG_DIGEST
-    assert bench.memo.check_blob(digest, 4) is BlobState.WRONG_DIGEST
+    assert bench.check(digest, 4) is BlobState.WRONG_DIGEST
+    assert bench.check(digest, 4) is BlobState.WRONG_DIGEST
 
 
 def test_a_verdict_on_one_blob_is_none_on_another(bench, settled):
     first, second = bench.put(b"plan"), bench.put(b"nalp")
-    bench.memo.check_blob(first, 4)
+    bench.check(first, 4)
     bench.store.path(first).rename(bench.store.path(second))
     bench.store.path(second).rename(bench.store.path(second))
-    assert bench.memo.check_blob(second, 4) is BlobState.WRONG_DIGEST
+    assert bench.check(second, 4) is BlobState.WRONG_DIGEST
 
 
 def test_a_blob_that_is_gone_or_of_another_size_is_not_read(bench, settled):
     digest = bench.put(b"plan")
-    assert bench.memo.check_blob(digest, 5) is BlobState.WRONG_SIZE
+    assert bench.check(digest, 5) is BlobState.WRONG_SIZE
     bench.store.delete(digest)
-    assert bench.memo.check_blob(digest, 4) is BlobState.MISSING
+    assert bench.check(digest, 4) is BlobState.MISSING
     assert bench.store.reads == 0
 
 
 def test_a_memo_that_cannot_be_written_still_checks(bench, settled):
     digest = bench.put(b"plan")
     with bench.database.writing():
-        assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
-    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+        assert bench.check(digest, 4) is BlobState.INTACT
+    assert bench.check(digest, 4) is BlobState.INTACT
     assert bench.store.reads == 2
 
 
@@ -296,26 +304,28 @@ def test_two_mounts_of_one_folder_do_not_displace_each_other(bench, tmp_path, se
 def test_nothing_is_believed_after_a_boot(bench, source, settled):
     digest = bench.put(b"plan")
     bench.memo.identify(source)
-    bench.memo.check_blob(digest, 4)
-    after = bench.after_a_boot()
-    assert after.identify(source) == bench.memo.identify(source)
-    assert after.check_blob(digest, 4) is BlobState.INTACT
+    bench.check(digest, 4)
+    before = bench.memo.identify(source)
+    bench.after_a_boot()
+    assert bench.memo.identify(source) == before
+    assert bench.check(digest, 4) is BlobState.INTACT
     assert (bench.parsed, bench.store.reads) == (2, 2)
 
 
 def test_an_old_blob_with_the_times_of_the_right_one_is_found_out_after_a_boot(bench, settled):
     """As a power loss leaves it: overwritten in place, and the times not yet on the disk."""
     digest = bench.put(b"plan")
-    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    assert bench.check(digest, 4) is BlobState.INTACT
     other = bench.store.path(digest)
     kept = other.stat()
     other.chmod(0o600)
     other.write_bytes(b"plaN")
     changed = Fingerprint.of_path(other)
     bench.registry.remember("blob", changed, {"digest": digest})  # as if the times were still the old ones
-    assert bench.memo.check_blob(digest, 4) is BlobState.INTACT
+    assert bench.check(digest, 4) is BlobState.INTACT
     assert kept.st_size == changed.size_bytes
-    assert bench.after_a_boot().check_blob(digest, 4) is BlobState.WRONG_DIGEST
+    bench.after_a_boot()
+    assert bench.check(digest, 4) is BlobState.WRONG_DIGEST
 
 
 @pytest.mark.parametrize("kernel", ["told the mount", "did not"])

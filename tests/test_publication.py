@@ -121,7 +121,7 @@ def test_a_registry_that_fails_at_the_commit_leaves_no_row_and_no_blob(open_cach
     cache = open_cache()
 
     def spoil_the_commit(_request):
-        with cache._database.writing() as connection:
+        with cache._storage.database.writing() as connection:
             connection.exec_driver_sql(
                 "CREATE TRIGGER spoils BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'spoiled'); END"
             )
@@ -129,7 +129,7 @@ def test_a_registry_that_fails_at_the_commit_leaves_no_row_and_no_blob(open_cach
     cache._publication._builder.before = spoil_the_commit
     with pytest.raises(RegistryError, match="spoiled"):
         cache.get(model, **ASK)
-    with cache._database.writing() as connection:
+    with cache._storage.database.writing() as connection:
         connection.exec_driver_sql("DROP TRIGGER spoils")
     assert cache.entries() == []
     assert list(cache.root.tmp.iterdir()) == []
@@ -212,13 +212,13 @@ def test_an_old_blob_that_cannot_be_deleted_is_garbage_and_the_build_a_success(o
 def test_an_interrupt_after_the_commit_leaves_a_success(open_cache, model):
     cache = open_cache(NumberedBuilder())
     cache.get(model, **ASK)
-    retire = cache._store.retire
+    retire = cache._storage.blobs.retire
 
     def interrupted(digest):
         retire(digest)
         raise KeyboardInterrupt
 
-    cache._store.retire = interrupted
+    cache._storage.blobs.retire = interrupted
     with pytest.raises(KeyboardInterrupt):
         cache.get(model, **ASK, rebuild=True)
     assert [build.state for build in cache.builds()] == ["succeeded", "succeeded"]
@@ -231,7 +231,7 @@ from pathlib import Path
 from fakes import fake_cache
 cache = fake_cache(Path(sys.argv[1]))
 owner, method, when = sys.argv[3:]
-target = getattr(cache, owner)
+target = getattr(cache._storage, owner)
 original = getattr(target, method)
 def crash(*args, **kwargs):
     if when == "after":
@@ -245,11 +245,11 @@ cache.get(sys.argv[2], dims={"batch": (1, 2, 4)})
 @pytest.mark.parametrize(
     ("owner", "method", "when", "blobs", "entries"),
     [
-        ("_store", "stage", "before", 0, 0),
-        ("_store", "publish", "before", 0, 0),
-        ("_store", "publish", "after", 1, 0),
-        ("_registry", "publish", "before", 1, 0),
-        ("_registry", "publish", "after", 1, 1),
+        ("blobs", "stage", "before", 0, 0),
+        ("blobs", "publish", "before", 0, 0),
+        ("blobs", "publish", "after", 1, 0),
+        ("registry", "publish", "before", 1, 0),
+        ("registry", "publish", "after", 1, 1),
     ],
 )
 def test_a_crash_leaves_a_blob_without_a_row_but_never_a_row_without_a_blob(
@@ -351,7 +351,7 @@ def test_a_failed_build_keeps_no_timing_cache(open_cache, model):
 
 def test_a_timing_cache_that_is_not_kept_is_a_warning_and_the_build_a_success(open_cache, model):
     cache = open_cache(TimingBuilder(), ON_A_GPU)
-    timing_caches = TimingCaches(cache.root, cache._locks, lambda *_: None)
+    timing_caches = TimingCaches(cache.root, cache._storage.locks, lambda *_: None)
     cache._publication._timing_caches = timing_caches
     resolved = asked(cache, model, 4)
     slot = timing_caches.slot(TENSORRT, H100, resolved.key.options)
@@ -406,7 +406,7 @@ def test_builds_that_measure_on_one_gpu_run_one_at_a_time(open_cache, model, pla
 def test_who_waits_too_long_for_a_gpu_is_told_for_whom_and_leaves_no_attempt(open_cache, model):
     cache = open_cache(TimingBuilder(), ON_A_GPU)
     heard = []
-    with cache._locks.hold(device_lock(H100), None), pytest.raises(LockTimeoutError) as caught:
+    with cache._storage.locks.hold(device_lock(H100), None), pytest.raises(LockTimeoutError) as caught:
         cache._publication.build(asked(cache, model, 4), timeout_s=0.1, waiting=heard.append)
     assert caught.value.what.startswith(f"{H100.name} (device 0) is busy with another build: timed out after 0.1 s")
     assert f"process {os.getpid()} on" in caught.value.what
@@ -417,20 +417,20 @@ def test_who_waits_too_long_for_a_gpu_is_told_for_whom_and_leaves_no_attempt(ope
 
 def test_a_gpu_is_free_when_the_plan_is_there_and_when_the_build_failed(open_cache, model):
     cache = open_cache(TimingBuilder(), ON_A_GPU)
-    stage, states = cache._store.stage, []
+    stage, states = cache._storage.blobs.stage, []
 
     def stage_with_the_gpu_free(path):
-        with cache._locks.hold(device_lock(H100), 0.0):
+        with cache._storage.locks.hold(device_lock(H100), 0.0):
             states.append("free")
         return stage(path)
 
-    cache._store.stage = stage_with_the_gpu_free
+    cache._storage.blobs.stage = stage_with_the_gpu_free
     cache._publication.build(asked(cache, model, 4))
     assert states == ["free"]
     cache._publication._builder.before = fail_with(BuildError("TensorRT refused node 7")).before
     with pytest.raises(BuildError):
         cache._publication.build(asked(cache, model, 8))
-    with cache._locks.hold(device_lock(H100), 0.0):
+    with cache._storage.locks.hold(device_lock(H100), 0.0):
         pass
 
 

@@ -16,8 +16,8 @@ from enginecache.errors import RegistryError, StoreError
 from enginecache.files.canonical import key_digest
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import DAY_S
-from enginecache.maintenance import repair as recovery
 from enginecache.maintenance.inspect import StoredEngines
+from enginecache.storage import rebuild as recovery
 from enginecache.storage.registry import integrity, schema
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.registry import SqlRegistry
@@ -531,6 +531,6 @@ def test_a_record_that_tells_of_another_key_is_of_no_use(open_cache, model):
         {"key_json": "{}", "key": key_digest(2, "{}")},
     ):
         records.write(stored.digest, [{**fields, **change}])
-        assert recovery.recorded_entries(records, stored.digest) == "is of no use: it is not about this engine"
+        assert records.entries(stored.digest) == "is of no use: it is not about this engine"
     records.write(stored.digest, [fields])
-    assert recovery.recorded_entries(records, stored.digest) == [stored.record]
+    assert records.entries(stored.digest) == [stored.record]

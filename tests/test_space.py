@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fakes import FakeBuilder, fake_cache
@@ -15,6 +16,7 @@ from enginecache.config import Config
 from enginecache.errors import RegistryError, StoreError
 from enginecache.key.options import BuildOptions
 from enginecache.model import ModelSource, identify
+from enginecache.pipeline.publish import _plan_bytes
 from enginecache.storage.folder import Root
 from enginecache.storage.space import RESERVE_BYTES, SLACK_BYTES, Reserve, needed_bytes, require_space
 from enginecache.trt.build.process import ProcessBuilder
@@ -58,40 +60,44 @@ def assert_nothing_is_left(cache: EngineCache) -> None:
 # The estimate
 
 
+def plan_bytes(model, **options) -> int:
+    """The estimate for the plan of a model."""
+    source = ModelSource.of(model)
+    resolved = mock.Mock(source=source, identity=identify(source))
+    resolved.key.options = BuildOptions(**options)
+    return _plan_bytes(resolved)
+
+
 def test_what_a_build_needs_is_twice_the_model_with_its_external_data_and_some_slack(tmp_path):
     model = linear(features=64)
     inline, outside = save(model, tmp_path / "a.onnx"), save(model, tmp_path / "b.onnx", external="b.bin")
     parts = outside.stat().st_size + (tmp_path / "b.bin").stat().st_size
     for path, size in ((inline, inline.stat().st_size), (outside, parts)):
-        source = ModelSource.of(path)
-        assert needed_bytes(source, identify(source), BuildOptions()) == SLACK_BYTES + 2 * size
-    source = ModelSource.of(inline.read_bytes())
-    assert needed_bytes(source, identify(source), BuildOptions()) == SLACK_BYTES + 2 * inline.stat().st_size
+        assert needed_bytes(plan_bytes(path)) == SLACK_BYTES + 2 * size
+    assert needed_bytes(plan_bytes(inline.read_bytes())) == SLACK_BYTES + 2 * inline.stat().st_size
 
 
 def test_a_stripped_plan_needs_no_room_for_weights(tmp_path):
-    source = ModelSource.of(save(linear(features=64), tmp_path / "a.onnx"))
-    assert needed_bytes(source, identify(source), BuildOptions(strip_plan=True)) == SLACK_BYTES
+    model = save(linear(features=64), tmp_path / "a.onnx")
+    assert needed_bytes(plan_bytes(model, strip_plan=True)) == SLACK_BYTES
 
 
 def test_too_little_room_is_told_with_both_numbers_and_the_ways_out(disk, model):
     root = Root.open(disk / "cache")
-    source = ModelSource.of(model)
     fill(disk, leave_bytes=10 * MIB)
     with pytest.raises(
         StoreError, match=r"model\.onnx: about 16(\.0)? ?MiB are needed in .*, and .* ?MiB are free"
     ) as caught:
-        require_space(root, source, identify(source), BuildOptions())
+        require_space(root, model.name, model.stat().st_size)
     assert "enginecache prune" in caught.value.fix
     assert "--dir" in caught.value.fix
     fill(disk).unlink()
-    require_space(root, source, identify(source), BuildOptions())
+    require_space(root, model.name, model.stat().st_size)
 
 
 def test_a_folder_that_is_gone_is_an_error_and_not_a_traceback(tmp_path, model):
-    source = ModelSource.of(model)
     with pytest.raises(StoreError):
-        require_space(Root(tmp_path / "none"), source, identify(source), BuildOptions())
+        require_space(Root(tmp_path / "none"), model.name, model.stat().st_size)
 
 
 # The reserve
@@ -273,14 +279,14 @@ def test_a_disk_that_fills_up_before_the_plan_is_stored_is_a_store_error_and_lea
 
 def test_a_disk_that_fills_up_before_the_commit_is_an_error_and_leaves_nothing(open_on, disk, model, monkeypatch):
     cache = open_on()
-    publish = cache._store.publish
+    publish = cache._storage.blobs.publish
 
     def publish_and_fill(staged):
         path = publish(staged)
         fill(disk)
         return path
 
-    monkeypatch.setattr(cache._store, "publish", publish_and_fill)
+    monkeypatch.setattr(cache._storage.blobs, "publish", publish_and_fill)
     with pytest.raises(RegistryError, match="disk is full"):
         cache.get(model, **ASK)
     monkeypatch.undo()

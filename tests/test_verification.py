@@ -138,7 +138,7 @@ def test_an_orphan_that_got_a_row_since_the_list_was_made_stays(open_cache, mode
 def test_an_entry_removed_while_it_is_checked_is_no_finding(open_cache, model, deep):
     cache, other = open_cache(), open_cache()
     record = cache.get(model, **ASK).record
-    check_blob = cache._memo.check_blob
+    check_blob = cache._storage.check
 
     def check_then_remove(*args, **kwargs):
         state = check_blob(*args, **kwargs)
@@ -150,9 +150,9 @@ def test_an_entry_removed_while_it_is_checked_is_no_finding(open_cache, model, d
         return check_blob(*args, **kwargs)
 
     for check in (check_then_remove, remove_then_check):
-        cache._memo.check_blob = check
+        cache._storage.check = check
         assert cache.verify(deep=deep).findings == ()
-        cache._memo.check_blob = check_blob
+        cache._storage.check = check_blob
         record = cache.get(model, **ASK).record
 
 
@@ -162,8 +162,8 @@ def test_only_a_deep_check_reads_what_was_verified_before(open_cache, model, mon
     cache.get(model, **ASK)
     cache.verify()
     reads = []
-    read = cache._store.read
-    cache._store.read = lambda digest: (reads.append(digest), read(digest))[1]
+    read = cache._storage.blobs.read
+    cache._storage.blobs.read = lambda digest: (reads.append(digest), read(digest))[1]
     cache.verify()
     assert reads == []
     cache.verify(deep=True)
@@ -471,14 +471,14 @@ def test_an_engine_that_cannot_be_read_is_a_finding_and_stops_nothing(open_cache
     cache = open_cache()
     first, second = cache.get(model, **ASK), cache.get(model, **WIDER)
     flip_a_bit(second.path)
-    read = cache._store.read
+    read = cache._storage.blobs.read
 
     def fail(digest):
         if digest == first.digest:
             raise StoreError(f"an engine cannot be read: Input/output error ({first.path})", "")
         return read(digest)
 
-    cache._store.read = fail
+    cache._storage.blobs.read = fail
     found = cache.verify(deep=True)
     assert {finding.subject: finding.kind for finding in found.findings} == {
         first.key: "unreadable",
@@ -499,7 +499,7 @@ def test_a_repair_that_fails_leaves_its_finding(open_cache, model, monkeypatch):
         raise StoreError("read-only", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache._store, "quarantine", refuse)
+        patch.setattr(cache._storage.blobs, "quarantine", refuse)
         patch.setattr(cache._registry, "forget_blob", refuse)
         found = cache.verify(repair=True)
     assert (kinds(found), found.is_clean) == (["digest"], False)
@@ -535,7 +535,7 @@ def test_an_attempt_whose_process_is_gone_is_abandoned_after_the_grace_time(open
     cache._registry.abandon_build("a" * 32)
     execute(cache, "DELETE FROM builds")
     running(cache, key, 1.1)
-    with cache._locks.hold(key, 0.0):
+    with cache._storage.locks.hold(key, 0.0):
         assert cache.verify(repair=True).findings == ()  # it runs
     assert kinds(cache.verify()) == ["build"]
     assert [build.state for build in cache.builds()] == ["running"]

@@ -170,7 +170,7 @@ def test_an_engine_of_a_wider_reach_that_appears_while_waiting_is_served(cache, 
 
     key = cache.resolve(Request.of(model, ONE)).key.digest
     held = contextlib.ExitStack()
-    held.enter_context(other._locks.hold(key, 0.0))
+    held.enter_context(other._storage.locks.hold(key, 0.0))
     found = cache.get(model, **ONE, waiting=publish_wider)
     assert (found.outcome, codes(found)) == ("hit", ["waited", "wider_reach", "absent"])
     assert builder.count == 1
@@ -183,7 +183,7 @@ def test_load_takes_an_engine_of_a_wider_reach_and_after_a_bad_one_the_next(cach
     def load(entry, **_):
         loaded.append(entry.key)
         if entry.key == narrow.key:
-            cache._lookup.quarantine(entry.record, "TensorRT refuses it")
+            cache._storage.quarantine(entry.record, "TensorRT refuses it")
             raise LoadError("TensorRT refuses it")
         return "an engine"
 

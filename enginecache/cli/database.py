@@ -35,8 +35,8 @@ def upgrade(json: Json = False, dir: Dir = None) -> None:
       enginecache db upgrade
       enginecache db upgrade --dir /var/cache/enginecache
     """
-    from enginecache.maintenance.repair import require_registry
     from enginecache.storage.folder import Root
+    from enginecache.storage.rebuild import require_registry
     from enginecache.storage.registry import schema
     from enginecache.storage.registry.database import Database
 

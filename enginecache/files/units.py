@@ -12,6 +12,13 @@ DAY_S = 86400.0
 LONGEST_S = 36525 * DAY_S
 """A hundred years: longer ones overflow dates and time-outs."""
 
+WRONG_CLOCK_S = 60.0
+"""What failed later than so long from now was written by a wrong clock.
+
+Less is a clock that was set a little, or another container's: the failure still counts. A failure from far ahead would
+count for as long as the clock was wrong; without it, there is one build too many.
+"""
+
 _SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
 _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 MAX_BYTES = 1 << 62

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_count, require_seconds
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError, shown
@@ -18,16 +18,9 @@ from enginecache.host.toolchain import installed_toolchains
 from enginecache.maintenance import eviction, orphans, verify
 from enginecache.maintenance.findings import Finding, Found, Verification, settle
 from enginecache.maintenance.removal import Removal, Used
-from enginecache.maintenance.repair import Recovered, Recovery, require_registry
-from enginecache.pipeline.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S, Lookup
-from enginecache.pipeline.model_memo import BlobState, FileMemo
-from enginecache.pipeline.results import Entry
 from enginecache.storage.folder import Root
-from enginecache.storage.last_used import UseLog
-from enginecache.storage.locks import LocalKeyLocks
 from enginecache.storage.names import files_in, is_quarantined
-from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.rebuild import require_registry
 from enginecache.storage.registry.rows import (
     AnswerRecord,
     BuildRecord,
@@ -37,15 +30,25 @@ from enginecache.storage.registry.rows import (
     Standing,
 )
 from enginecache.storage.registry.schema import ensure_schema
-from enginecache.storage.repair_files import RecordedBlobStore
 from enginecache.storage.space import Reserve
+from enginecache.storage.storage import BlobState, Storage
 
 if TYPE_CHECKING:
     import datetime as dt
 
     from typing_extensions import Self
 
-Stored = str | EntryRecord | Entry | Used
+
+class HasRecord(Protocol):
+    """What knows its row, such as :class:`enginecache.Entry`."""
+
+    @property
+    def record(self) -> EntryRecord:
+        """The row."""
+        ...
+
+
+Stored = str | EntryRecord | HasRecord
 """A stored engine: its key or the first characters of it, its row, or what :meth:`EngineCache.get` returned."""
 
 BUILD_ANEW = "Run `enginecache get` again with its model and options, which builds it anew."
@@ -64,15 +67,10 @@ class StoredEngines:
         self._settings = config if isinstance(config, Settings) else None
         self.config = config = config.config if isinstance(config, Settings) else config
         self.root = Root.find(config.dir, config.shared)
-        self._database = Database(self.root.registry_path)
+        self._storage = Storage(self.root)
+        self._registry = self._storage.registry
         self._prepare()
-        self._registry = SqlRegistry(self._database)
-        self._store = RecordedBlobStore(self.root)
-        self._locks = LocalKeyLocks(self.root)
-        self._uses = UseLog(self.root)
-        self._memo = FileMemo(self._registry, self._store)
-        self._lookup = Lookup(self._registry, self._store, self._memo, self._locks)
-        self._removal = Removal(self.root, self._registry, self._store, self._locks, self._uses, self._usability)
+        self._removal = Removal(self._storage, self._usability)
 
     @classmethod
     def open(
@@ -143,7 +141,7 @@ class StoredEngines:
         """
         is_new = self.root.make(self.config.shared)
         require_registry(self.root)
-        ensure_schema(self._database, self.root.file_mode)
+        ensure_schema(self._storage.database, self.root.file_mode)
         return is_new
 
     def _prepare(self) -> None:
@@ -153,8 +151,8 @@ class StoredEngines:
         if self.config.shared:
             self.root.share()
         require_registry(self.root)
-        if self._database.is_made:
-            ensure_schema(self._database, self.root.file_mode)
+        if self._storage.database.is_made:
+            ensure_schema(self._storage.database, self.root.file_mode)
 
     def _look(self) -> None:
         """Find out whether another process has made the cache since this one looked."""
@@ -229,16 +227,16 @@ class StoredEngines:
             NotCachedError: There is no such entry, or its blob was damaged or missing.
         """
         record = self.find(prefix)
-        if self._memo.check_blob(record.digest, record.size_bytes) is not BlobState.INTACT:
-            reason = self._lookup.set_aside(record)
-            if reason is not None:
-                raise NotCachedError(reason.text, BUILD_ANEW)
-        self._uses.touch(record.key)
+        if self._storage.check(record) is not BlobState.INTACT:
+            why = self._storage.set_aside(record)
+            if why is not None:
+                raise NotCachedError(why, BUILD_ANEW)
+        self._storage.last_used.touch(record.key)
         return record
 
     def path(self, engine: Stored) -> Path:
         """Return where the plan is."""
-        return self._store.path(self._record(engine).digest)
+        return self._storage.path(self._record(engine))
 
     def _record(self, engine: Stored) -> EntryRecord:
         """Return the row of what a caller names.
@@ -250,9 +248,9 @@ class StoredEngines:
         """
         if isinstance(engine, EntryRecord):
             return engine
-        if isinstance(engine, Entry | Used):
-            return engine.record
-        return self.find(engine)
+        if not isinstance(engine, str) and not isinstance(getattr(engine, "record", None), EntryRecord):
+            raise _no_key(engine)
+        return self.find(engine) if isinstance(engine, str) else engine.record
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
         """Attempts to build, newest first."""
@@ -276,12 +274,12 @@ class StoredEngines:
     def last_uses(self) -> list[dt.datetime]:
         """Return when each stored engine was last used, in no order. How often is not recorded."""
         keys = self._registry.keys()
-        return [used_at for key, used_at in self._uses.all().items() if key in keys]
+        return [used_at for key, used_at in self._storage.last_used.all().items() if key in keys]
 
     def is_intact(self, engine: Stored) -> bool:
         """Return whether the plan is there and has its digest."""
         record = self._record(engine)
-        return self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
+        return self._storage.check(record) is BlobState.INTACT
 
     def remember_answer(self, answer: AnswerRecord) -> None:
         """Let :mod:`enginecache.cli.fast_path` answer a command line; see :mod:`enginecache.cli.remember`."""
@@ -370,20 +368,12 @@ class StoredEngines:
         return _verified(root, config, lambda: StoredEngines(config), deep=deep, repair=repair)
 
     def _found(self, *, deep: bool) -> Found:
-        entries = verify.EntryChecks(
-            self.root,
-            self._registry,
-            self._store,
-            self._memo,
-            self._lookup.set_aside,
-            self._lookup.quarantine,
-            lambda: self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S),
-        )
+        entries = verify.EntryChecks(self._storage)
         return itertools.chain(
             verify.check_folders(self.root),
             entries.check(self._registry.examine(), deep=deep),
             verify.check_artefacts(self.root),
-            verify.check_builds(self._registry, self._locks, self.config.grace_s),
+            verify.check_builds(self._registry, self._storage.locks, self.config.grace_s),
         )
 
     def _orphan(self, item: eviction.Garbage) -> tuple[Finding, Callable[[], bool]]:
@@ -395,7 +385,7 @@ class StoredEngines:
             return [], []  # no cache, whose folder a prune would have to make first
         named = self._registry.named()
         unfinished = self._registry.unfinished_builds()
-        running = [build.id for build in unfinished if verify.is_under_way(build, self._locks)]
+        running = [build.id for build in unfinished if verify.is_under_way(build, self._storage.locks)]
         return orphans.find_garbage(self.root, named.__contains__, self.config.grace_s, running=running)
 
     def _usability(self) -> Callable[[Standing], bool]:
@@ -426,13 +416,8 @@ def _verified(
     if repair:
         root.make(config.shared)  # for the locks, and what is set aside
     with Reserve(root).lent() if repair else contextlib.nullcontext():
-        damage = verify.check_registry(root, _recovery(root), repair=repair)
+        damage = verify.check_registry(root, Storage(root).rebuild_registry, repair=repair)
         if damage is not None and not damage.is_repaired:
             return Verification(0, (damage,))
         found = open_engines()._verify(deep=deep, repair=repair)  # noqa: SLF001  its own
         return found if damage is None else dataclasses.replace(found, findings=(damage, *found.findings))
-
-
-def _recovery(root: Root) -> Callable[[], Recovered | None]:
-    locks = LocalKeyLocks(root)
-    return Recovery(root, locks, locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S)).run

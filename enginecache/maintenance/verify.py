@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import get_args
 
 from enginecache.errors import EngineCacheError, StoreError
-from enginecache.files.units import utc_now
+from enginecache.files.units import WRONG_CLOCK_S, utc_now
 from enginecache.maintenance.findings import Finding, Found, Kept, Kind
-from enginecache.maintenance.repair import Recovered, find_registry_damage, recorded_entries, sound_entries
-from enginecache.pipeline.failures import WRONG_CLOCK_S
-from enginecache.pipeline.model_memo import BlobState, FileMemo
-from enginecache.storage.blob_types import BlobStore
 from enginecache.storage.folder import FOLDERS, ArtefactKind, Root
 from enginecache.storage.lock_types import KeyLocks
 from enginecache.storage.names import files_in, folders_in, is_engines_folder, is_file_of, is_quarantined
+from enginecache.storage.rebuild import Rebuilt, find_registry_damage
 from enginecache.storage.registry.base import Registry
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord, ExaminedRow
-from enginecache.storage.repair_files import RepairRecords
 from enginecache.storage.side_caches import Artefacts
+from enginecache.storage.storage import BlobState, Storage
 
 _KINDS: dict[BlobState, Kind] = {
     BlobState.MISSING: "dangling",
@@ -38,7 +35,7 @@ _RESTORE = "take it from the record beside the engine"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
-def check_registry(root: Root, recover: Callable[[], Recovered | None], *, repair: bool) -> Finding | None:
+def check_registry(root: Root, rebuild: Callable[[], Rebuilt | None], *, repair: bool) -> Finding | None:
     """Whether the registry is whole as a file; what is wrong with it, mended where that is asked.
 
     Raises:
@@ -54,7 +51,7 @@ def check_registry(root: Root, recover: Callable[[], Recovered | None], *, repai
     finding = Finding("registry", str(root.registry_path), text, what)
     if not repair:
         return finding
-    done = recover()
+    done = rebuild()
     if done is not None:
         text = (
             f"{text}; back are {done.entries} entries and {done.pins} pins; {done.lost_blobs} stored engines have no "
@@ -71,33 +68,15 @@ class EntryChecks:
     a finding, and again, with the store's lock held, before it is mended.
 
     Args:
-        root: For modes and owners.
-        registry: The rows.
-        store: The blobs.
-        memo: Which blobs need no reading.
-        set_aside: Quarantines an entry's blob that is damaged, and forgets its entries.
-        quarantine: The same for one that cannot be read, with the reason.
-        store_held: Takes the store's lock.
+        storage: The folder.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        registry: Registry,
-        store: BlobStore,
-        memo: FileMemo,
-        set_aside: Callable[[EntryRecord], object],
-        quarantine: Callable[[EntryRecord, str], object],
-        store_held: Callable[[], contextlib.AbstractContextManager[object]],
-    ) -> None:
-        self._root = root
-        self._registry = registry
-        self._store = store
-        self._memo = memo
-        self._set_aside = set_aside
-        self._quarantine = quarantine
-        self._store_held = store_held
-        self._records = RepairRecords(root)
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._root = root = storage.root
+        self._registry = storage.registry
+        self._blobs = storage.blobs
+        self._records = storage.records
         self._owner = (root.engines if root.engines.exists() else root.path).lstat().st_uid
 
     def check(self, rows: Iterable[ExaminedRow], *, deep: bool) -> Found:
@@ -130,38 +109,25 @@ class EntryChecks:
         recorded = self._recorded(row)
         if recorded is None:
             forget = "forget the entry; the next get builds it anew"
-            yield Finding("row", subject, text, forget), lambda: self._forget(row)
+            yield Finding("row", subject, text, forget), lambda: self._storage.forget_row(row)
         else:
-            yield Finding("row", subject, text, _RESTORE), lambda: self._restore(recorded)
-
-    def _forget(self, row: ExaminedRow) -> None:
-        with self._store_held():
-            if row in self._registry.examine():  # not replaced since
-                self._registry.forget_entry(row.key)
-
-    def _restore(self, entry: EntryRecord) -> bool:
-        with self._store_held():
-            recorded = recorded_entries(self._records, entry.digest)
-            is_current = not isinstance(recorded, str) and entry in recorded  # not rebuilt since
-            if is_current:
-                self._registry.restore([entry])
-        return is_current
+            yield Finding("row", subject, text, _RESTORE), lambda: self._storage.restore_row(recorded)
 
     def _recorded(self, row: ExaminedRow) -> EntryRecord | None:
         """What a damaged row said, from the record beside a blob that is whole; its digest may be what is damaged."""
         digests = list(self._records.digests())
         for digest in sorted(digests, key=lambda digest: digest != row.digest):
-            found = recorded_entries(self._records, digest)
+            found = self._records.entries(digest)
             entry = None if isinstance(found, str) else next((entry for entry in found if entry.key == row.key), None)
             if entry is not None:
                 with contextlib.suppress(StoreError):
-                    read = self._store.read(digest)
+                    read = self._blobs.read(digest)
                     return entry if read is not None and read.digest == digest else None
         return None
 
     def _blob(self, record: EntryRecord, *, deep: bool) -> Found:
         try:
-            state = self._memo.check_blob(record.digest, record.size_bytes, force=deep)
+            state = self._storage.check(record, force=deep)
         except StoreError as error:
             yield from self._unreadable(record, error)
             return
@@ -175,15 +141,14 @@ class EntryChecks:
             row = ExaminedRow(record.key, record.digest, record)
             yield from self._row(row, f"it says {record.size_bytes} bytes, and the engine is whole with another size")
             return
-        what = "its file is missing" if state is BlobState.MISSING else state.value
-        text = f"the engine {record.digest[:12]} of {record.model_name}: {what}"
+        text = f"the engine {record.digest[:12]} of {record.model_name}: {state.value}"
         repair = "forget the entry" if state is BlobState.MISSING else "quarantine the file and forget the entry"
         finding = Finding(_KINDS[state], record.key, text, f"{repair}; the next get builds it anew")
-        yield finding, lambda: (self._set_aside(record), True)[1]
+        yield finding, lambda: (self._storage.set_aside(record), True)[1]
 
     def _has_recorded_size(self, record: EntryRecord) -> bool:
         recorded = self._recorded(ExaminedRow(record.key, record.digest, record))
-        fingerprint = self._store.fingerprint(record.digest)
+        fingerprint = self._blobs.fingerprint(record.digest)
         return recorded is not None and fingerprint is not None and recorded.size_bytes == fingerprint.size_bytes
 
     def _unreadable(self, record: EntryRecord, error: StoreError) -> Found:
@@ -194,12 +159,12 @@ class EntryChecks:
         repair = "quarantine the file and forget the entry; the next get builds it anew"
         yield (
             Finding("unreadable", record.key, f"the engine {record.digest[:12]}: {error.what}", repair),
-            lambda: self._quarantine(record, error.what),
+            lambda: self._storage.quarantine(record, error.what),
         )
 
     def _status(self, record: EntryRecord) -> Found:
         """What is wrong with a blob's mode and owner."""
-        path = self._store.path(record.digest)
+        path = self._blobs.path(record.digest)
         try:
             status = path.lstat()
         except OSError:
@@ -207,66 +172,48 @@ class EntryChecks:
         mode = stat.S_IMODE(status.st_mode)
         if mode != self._root.blob_mode:
             text = f"{path} has mode {mode:04o}, not {self._root.blob_mode:04o}"
-            yield Finding("mode", record.key, text, "set the mode"), lambda: self._store.retire(record.digest)
+            yield Finding("mode", record.key, text, "set the mode"), lambda: self._blobs.retire(record.digest)
         if status.st_uid != self._owner and not self._root.is_shared:
             text = f"{path} belongs to user {status.st_uid}, and the cache to user {self._owner}"
-            yield Finding("owner", record.key, text, "put an own copy in its place"), lambda: self._own(record.digest)
-
-    def _own(self, digest: str) -> bool:
-        """Replace another user's blob by a copy: its owner could make it writable at any time."""
-        with self._store_held():
-            staged = self._store.stage(self._store.path(digest))
-            try:
-                is_whole = staged.digest == digest
-                if is_whole:
-                    os.chown(staged.path, self._owner, -1)
-                    self._store.publish(staged)
-            finally:
-                self._store.discard(staged)
-        return is_whole
+            yield (
+                Finding("owner", record.key, text, "put an own copy in its place"),
+                lambda: self._storage.own(record.digest, self._owner),
+            )
 
     def _record(self, digest: str, listed: Sequence[EntryRecord]) -> Found:
         """Compare a blob's record with its rows."""
-        if not self._compared(digest, listed):
+        if not _compared(self._records.entries(digest), listed):
             return
-        with contextlib.ExitStack() as held:
-            with contextlib.suppress(EngineCacheError):  # in a folder that is read-only there are no locks
-                held.enter_context(self._store_held())
-            found = self._compared(digest, sound_entries(self._registry, digest))
+        found = _compared(*self._storage.recorded_and_sound(digest))
         for subject, what, recorded in found:
             if recorded is None:
                 text = f"the repair record of the engine {digest[:12]} {what}"
                 repair = "write it anew from the row"
-                yield Finding("record", subject, text, repair), lambda: self._write_record(digest)
+                yield Finding("record", subject, text, repair), lambda: self._storage.write_record(digest)
             else:
                 text = f"the row of {subject[:12]} is damaged: {what}"
-                yield Finding("row", subject, text, _RESTORE), lambda entry=recorded: self._restore(entry)  # type: ignore[misc]
+                yield Finding("row", subject, text, _RESTORE), lambda entry=recorded: self._storage.restore_row(entry)  # type: ignore[misc]
 
-    def _compared(self, digest: str, rows: Sequence[EntryRecord]) -> list[tuple[str, str, EntryRecord | None]]:
-        """What differs: the subject, a text, and the entry as it should be where the row is to blame."""
-        recorded = recorded_entries(self._records, digest)
-        if not rows:
-            return []
-        if isinstance(recorded, str):
-            return [(rows[0].key, recorded, None)]
-        found: list[tuple[str, str, EntryRecord | None]] = []
-        by_key = {entry.key: entry for entry in recorded}
-        for row in rows:
-            entry = by_key.get(row.key)
-            if entry is None or entry.build_id != row.build_id:
-                return [(row.key, "is not that of its last build", None)]
-            differing = _differing(row, entry)
-            if differing:
-                # A row never changes after its attempt, and the record has a digest of its own: the row is to blame.
-                found.append((row.key, f"it differs from its record in {', '.join(differing)}", entry))
-        return found
 
-    def _write_record(self, digest: str) -> bool:
-        with self._store_held():
-            rows = sound_entries(self._registry, digest)
-            if rows:
-                self._records.write(digest, [row.to_json() for row in rows])
-        return True
+def _compared(
+    recorded: list[EntryRecord] | str, rows: Sequence[EntryRecord]
+) -> list[tuple[str, str, EntryRecord | None]]:
+    """What differs: the subject, a text, and the entry as it should be where the row is to blame."""
+    if not rows:
+        return []
+    if isinstance(recorded, str):
+        return [(rows[0].key, recorded, None)]
+    found: list[tuple[str, str, EntryRecord | None]] = []
+    by_key = {entry.key: entry for entry in recorded}
+    for row in rows:
+        entry = by_key.get(row.key)
+        if entry is None or entry.build_id != row.build_id:
+            return [(row.key, "is not that of its last build", None)]
+        differing = _differing(row, entry)
+        if differing:
+            # A row never changes after its attempt, and the record has a digest of its own: the row is to blame.
+            found.append((row.key, f"it differs from its record in {', '.join(differing)}", entry))
+    return found
 
 
 def _by_digest(entries: Iterable[EntryRecord]) -> dict[str, list[EntryRecord]]:

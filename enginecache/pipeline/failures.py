@@ -12,18 +12,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from enginecache.errors import BuilderKilledError, BuildError
-from enginecache.files.units import DAY_S
+from enginecache.files.units import DAY_S, WRONG_CLOCK_S
 from enginecache.storage.registry.rows import BuildRecord
 
 LONGEST_S = DAY_S
 """A new driver, more memory or another GPU may mend what no key names: once a day it is tried."""
-
-WRONG_CLOCK_S = 60.0
-"""What failed later than so long from now was written by a wrong clock.
-
-Less is a clock that was set a little, or another container's: the failure still counts. A failure from far ahead would
-count for as long as the clock was wrong; without it, there is one build too many.
-"""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,7 @@ from enginecache.host.evidence import watch
 from enginecache.host.surroundings import Things, are_telling, surroundings
 from enginecache.model import ModelIdentity
 from enginecache.pipeline.results import Entry
-from enginecache.storage.folder import Root
-from enginecache.storage.last_used import UseLog
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.storage import Storage
 
 LOOK_EVERY_S = 1.0
 """So long a new TensorRT, GPU or setting may go unnoticed in a running process. A use is noted as often, which is
@@ -124,18 +122,16 @@ class RecentHits:
     """A process's recent hits. Safe across threads, and carried across a fork.
 
     Args:
-        root: The cache folder.
-        registry: Whose rows must still be there.
-        uses: Where uses are noted.
+        storage: Where the rows must still be, and uses are noted.
         also: Names of further variables that are part of a key.
     """
 
-    def __init__(self, root: Root, registry: Registry, uses: UseLog, also: frozenset[str] = frozenset()) -> None:
+    def __init__(self, storage: Storage, also: frozenset[str] = frozenset()) -> None:
         self._also = also
-        self._root = root.path
-        self._files = (str(root.registry_path), f"{root.registry_path}-wal")
-        self._registry = registry
-        self._uses = uses
+        self._root = storage.root.path
+        self._files = (str(storage.root.registry_path), f"{storage.root.registry_path}-wal")
+        self._registry = storage.registry
+        self._uses = storage.last_used
         self._hits: dict[Name, _Hit] = {}
 
     def name(self, model: object, ask: Mapping[str, Any]) -> Name | None:

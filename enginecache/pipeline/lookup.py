@@ -11,23 +11,10 @@ from enginecache.errors import NotCachedError, RegistryError
 from enginecache.key.key import EngineKey
 from enginecache.key.matching import EXACT, Accept, Reason, distance, is_same_model, judge
 from enginecache.pipeline.failures import KnownFailure
-from enginecache.pipeline.model_memo import BlobState, FileMemo
 from enginecache.pipeline.placement import required_reach
 from enginecache.pipeline.results import Candidate
-from enginecache.storage.blob_types import BlobStore
-from enginecache.storage.last_used import UseLog
-from enginecache.storage.lock_types import KeyLocks
-from enginecache.storage.registry.base import Registry
 from enginecache.storage.registry.rows import REPAIR_FIX, EntryRecord
-
-STORE_LOCK = "store"
-"""Held for the last step of a publication and for every removal of a blob.
-
-Without it an eviction could unlink a blob after its equal is published and before the row of that is committed.
-"""
-
-STORE_LOCK_TIMEOUT_S = 60.0
-"""It is held for a few renames and one transaction, so who waits longer waits for a stopped process."""
+from enginecache.storage.storage import BlobState, Storage
 
 
 @dataclass(frozen=True)
@@ -89,11 +76,9 @@ class Miss:
 class Lookup:
     """Finds stored engines, and sets damaged ones aside. Safe across threads and processes."""
 
-    def __init__(self, registry: Registry, store: BlobStore, memo: FileMemo, locks: KeyLocks) -> None:
-        self._registry = registry
-        self._store = store
-        self._memo = memo
-        self._locks = locks
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._registry = storage.registry
 
     def find(self, key: EngineKey, *, force_check: bool = False) -> Match | Miss:
         """Find the stored engine that serves the key, or say why none does. Damaged blobs are quarantined on the way.
@@ -124,11 +109,12 @@ class Lookup:
                 return found
         raise _contradiction()
 
-    def find_in_use(self, key: EngineKey, uses: UseLog) -> Match | Miss:
+    def find_in_use(self, key: EngineKey) -> Match | Miss:
         """Like :meth:`find`, for an engine that is about to be handed out: its use is noted.
 
         The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
         """
+        uses = self._storage.last_used
         noted = key.digest if uses.last_used(key.digest) is not None else ""
         damaged: tuple[Reason, ...] = ()
         for _ in range(MAX_LOOKS):
@@ -162,38 +148,12 @@ class Lookup:
 
         False with nothing added: it is whole after all, as another process repaired it meanwhile. Look again.
         """
-        state = self._memo.check_blob(record.digest, record.size_bytes, force=force_check)
-        if state is BlobState.INTACT:
+        if self._storage.check(record, force=force_check) is BlobState.INTACT:
             return True
-        reason = self.set_aside(record)
-        if reason is not None:
-            damaged.append(reason)
+        why = self._storage.set_aside(record)
+        if why is not None:
+            damaged.append(Reason("corrupt", why))
         return False
-
-    def set_aside(self, record: EntryRecord) -> Reason | None:
-        """Quarantine a damaged blob and forget its entries; None if it is whole after all.
-
-        The check is made again under the store's lock: another process may just have published the same bytes.
-        """
-        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
-            state = self._memo.check_blob(record.digest, record.size_bytes, force=True)
-            if state is BlobState.INTACT:
-                return None
-            what = "its file is missing" if state is BlobState.MISSING else state.value
-            # Rows first: a blob without a row is garbage, a row without a blob would be a broken promise.
-            self._registry.forget_blob(record.digest, what)
-            kept = self._store.quarantine(record.digest)
-        where = "" if kept is None else f"; the file is kept as {kept}"
-        return Reason("corrupt", f"the stored engine {record.digest[:12]} was set aside: {what}{where}")
-
-    def quarantine(self, record: EntryRecord, why: str) -> None:
-        """Set aside a blob that TensorRT does not take although its bytes are whole."""
-        with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
-            current = self._registry.find(record.key)
-            if current is None or current.build_id != record.build_id:
-                return  # set aside or rebuilt by another process
-            self._registry.forget_blob(record.digest, why)
-            self._store.quarantine(record.digest)
 
     def _unmatched(self, key: EngineKey, candidates: tuple[Candidate, ...]) -> Miss:
         """Say that the engine was damaged, if so, and in which fields the nearest one differs."""
@@ -214,10 +174,7 @@ class Lookup:
     def whole(self, candidate: Candidate) -> bool:
         """Whether the candidate's blob is there and as its digest says; a damaged one is quarantined."""
         record = candidate.record
-        return (
-            self._memo.check_blob(record.digest, record.size_bytes) is BlobState.INTACT
-            or self.set_aside(record) is None
-        )
+        return self._storage.check(record) is BlobState.INTACT or self._storage.set_aside(record) is None
 
     def compatible(self, miss: Miss, accept: Accept) -> Candidate | None:
         """Return the best stored engine that runs here and is not quite what was asked, if the caller takes such."""

@@ -1,9 +1,8 @@
-"""What need not be hashed again, because its file has not changed since it was."""
+"""Memoize digests of models and plugin libraries by the stat fingerprints of their files."""
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import time
 from pathlib import Path
 
@@ -14,25 +13,14 @@ from enginecache.files.os_errors import describe_os_error
 from enginecache.key.key import KEY_VERSION
 from enginecache.key.options import PluginLibrary
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
-from enginecache.storage.blob_types import BlobStore
 from enginecache.storage.registry.base import Registry
 
 
-class BlobState(enum.Enum):
-    """What checking a blob found."""
-
-    INTACT = "intact"
-    MISSING = "missing"
-    WRONG_SIZE = "its size is not the one that was stored"
-    WRONG_DIGEST = "its bytes do not have the digest in its name"
-
-
 class FileMemo:
-    """Identities of models and verdicts on blobs, by the stat fingerprints of their files."""
+    """Identities of models and digests of plugin libraries, by the stat fingerprints of their files."""
 
-    def __init__(self, registry: Registry, store: BlobStore) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._store = store
 
     def identify(self, source: ModelSource, *, force: bool = False) -> ModelIdentity:
         """The model's identity, from the memo where none of its files has changed.
@@ -103,37 +91,3 @@ class FileMemo:
         if before == after and after.is_conclusive(now_ns):
             self._registry.remember("plugin", after, {"digest": digest})
         return PluginLibrary(path, digest)
-
-    def check_blob(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
-        """Whether the blob is there and whole.
-
-        Reads the bytes only where this host has not verified this fingerprint before.
-
-        Args:
-            digest: The blob's name.
-            size_bytes: What its row says.
-            force: Read the bytes in any case.
-
-        Raises:
-            StoreError: The file is there and cannot be read.
-        """
-        fingerprint = self._store.fingerprint(digest)
-        if fingerprint is None:
-            return BlobState.MISSING
-        if fingerprint.size_bytes != size_bytes:
-            return BlobState.WRONG_SIZE
-        is_asked = not force and has_kernel_times(fingerprint)
-        found = self._registry.recall("blob", fingerprint) if is_asked else None
-        if found is not None and found.get("digest") == digest:
-            return BlobState.INTACT
-        return self._read_blob(digest)
-
-    def _read_blob(self, digest: str) -> BlobState:
-        read = self._store.read(digest)
-        if read is None:
-            return BlobState.MISSING
-        if read.digest != digest:
-            return BlobState.WRONG_DIGEST
-        if read.is_settled:
-            self._registry.remember("blob", read.fingerprint, {"digest": digest})
-        return BlobState.INTACT

@@ -35,20 +35,16 @@ from enginecache.host.devices import Device
 from enginecache.key.key import KEY_VERSION, EngineKey
 from enginecache.key.matching import Accept
 from enginecache.key.profiles import Profile
-from enginecache.maintenance.repair import record_entry
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.pipeline.failures import is_lasting
-from enginecache.pipeline.lookup import STORE_LOCK, STORE_LOCK_TIMEOUT_S
 from enginecache.pipeline.placement import Placement
 from enginecache.pipeline.timing_caches import TimingCaches, TimingStart
-from enginecache.storage.blob_types import BlobStore, StagedBlob
-from enginecache.storage.folder import Root, build_folder_prefix
-from enginecache.storage.last_used import UseLog
-from enginecache.storage.lock_types import KeyLocks, WaitingCallback
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.blob_types import StagedBlob
+from enginecache.storage.folder import build_folder_prefix
+from enginecache.storage.lock_types import WaitingCallback
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord
-from enginecache.storage.repair_files import RepairRecords
 from enginecache.storage.space import Reserve, require_space
+from enginecache.storage.storage import Storage
 from enginecache.trt.build.request import Builder, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.trt.plugin_libraries import has_changed as has_library_changed
 
@@ -82,30 +78,18 @@ class Publication:
     """Builds engines and publishes them. The caller holds the key's lock.
 
     Args:
-        root: The cache folder.
-        registry: For the rows.
-        store: For the plans.
-        locks: For the device's lock, the store's, and the timing caches'.
+        storage: Where the plans and rows go; its locks are taken for the device.
         builder: Makes the plans.
-        timing_caches: What TensorRT builds begin with; default: those of the root.
+        timing_caches: Begin TensorRT's builds; default: those of the folder.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        registry: Registry,
-        store: BlobStore,
-        locks: KeyLocks,
-        builder: Builder,
-        timing_caches: TimingCaches | None = None,
-    ) -> None:
-        self._root = root
-        self._registry = registry
-        self._store = store
-        self._locks = locks
+    def __init__(self, storage: Storage, builder: Builder, timing_caches: TimingCaches | None = None) -> None:
+        self._storage = storage
+        self._root = storage.root
+        self._registry = storage.registry
+        self._locks = storage.locks
         self._builder = builder
-        self._uses = UseLog(root)
-        self._timing_caches = TimingCaches(root, locks) if timing_caches is None else timing_caches
+        self._timing_caches = TimingCaches(self._root, self._locks) if timing_caches is None else timing_caches
 
     def build(
         self,
@@ -172,7 +156,7 @@ class Publication:
         device: contextlib.ExitStack,
     ) -> tuple[EntryRecord, BuiltPlan]:
         # Before the row: a full disk would take it for a registry that is out of order.
-        require_space(self._root, resolved.source, resolved.identity, resolved.key.options)
+        require_space(self._root, resolved.source.name, _plan_bytes(resolved))
         attempt = BuildRecord(
             id=uuid.uuid4().hex,
             key=resolved.key.digest,
@@ -190,7 +174,7 @@ class Publication:
                 kept = self._timing_caches.keep(start, built.timing_cache)
                 built = replace(built, warnings=(*built.warnings, *kept))
             device.close()
-            staged = self._store.stage(built.plan_path)
+            staged = self._storage.blobs.stage(built.plan_path)
             record = self._commit(resolved, attempt, built, staged, start)
         return record, built
 
@@ -258,41 +242,8 @@ class Publication:
             created_at=utc_now(),
             timing_cache_digest=start.digest if start is not None and built.took_timing_cache else None,
         )
-        try:
-            with self._locks.hold(STORE_LOCK, STORE_LOCK_TIMEOUT_S):
-                previous = self._registry.find(record.key)
-                self._store.publish(staged)
-                try:
-                    self._uses.touch(record.key)  # before the row: no eviction takes it for long unused
-                    record_entry(self._root, self._registry, record)
-                    self._require_attempt(attempt)
-                    self._registry.publish(record, resolved.key.fields())
-                except BaseException:
-                    # Nobody else can have named it while the lock is held. On a full disk it is in the way.
-                    self._delete_unnamed(staged.digest)
-                    raise
-                self._retire(previous)
-        except BaseException:
-            self._store.discard(staged)
-            raise
+        self._storage.commit(staged, record, resolved.key.fields(), attempt)
         return record
-
-    def _require_attempt(self, attempt: BuildRecord) -> None:
-        """Record the attempt again where the registry was made anew while it ran: the entry names its row."""
-        if all(build.id != attempt.id for build in self._registry.builds(attempt.key)):
-            self._registry.start_build(attempt)
-
-    def _retire(self, previous: EntryRecord | None) -> None:
-        # Its path may just have been handed out. The entry is committed: nothing here may fail the build.
-        with contextlib.suppress(StoreError, RegistryError):
-            if previous is not None and not self._registry.is_referenced(previous.digest):
-                self._store.retire(previous.digest)
-                RepairRecords(self._root).delete(previous.digest)  # nobody asks for it again
-
-    def _delete_unnamed(self, digest: str) -> None:
-        with contextlib.suppress(StoreError, RegistryError):
-            if not self._registry.is_referenced(digest):
-                self._store.delete(digest)
 
     @contextlib.contextmanager
     def _recorded(self, attempt: BuildRecord) -> Iterator[None]:
@@ -320,6 +271,13 @@ class Publication:
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.log_path(attempt.id).chmod(self._root.file_mode)
+
+
+def _plan_bytes(resolved: Resolved) -> int:
+    """Return how large the plan may become: as large as the model. A stripped plan has no weights."""
+    if resolved.key.options.strip_plan:
+        return 0
+    return sum(file.fingerprint.size_bytes for file in resolved.identity.files) + len(resolved.source.data or b"")
 
 
 def device_lock(device: Device) -> str:

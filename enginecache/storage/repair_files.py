@@ -23,6 +23,7 @@ from enginecache.storage.blobs import LocalBlobStore
 from enginecache.storage.folder import Root
 from enginecache.storage.names import digest_of_record, files_in, folders_in
 from enginecache.storage.open_folder import is_real_folder, sync_folder
+from enginecache.storage.registry.rows import EntryRecord
 
 RECORD_SCHEMA = 1
 MAX_BYTES = 64 << 20
@@ -98,6 +99,19 @@ class RepairRecords:
             return list(body["entries"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return "is not as it was written"
+
+    def entries(self, digest: str) -> list[EntryRecord] | str:
+        """Return the entries in a blob's record; or what is wrong, as a text that goes on from "its repair record"."""
+        found = self.read(digest)
+        if isinstance(found, str):
+            return found
+        try:
+            entries = [EntryRecord.from_json(fields) for fields in found]
+        except ValueError as error:
+            return f"is of no use: {error}"
+        if any(entry.digest != digest or entry.flaw for entry in entries):
+            return "is of no use: it is not about this engine"
+        return entries
 
     def delete(self, digest: str) -> None:
         """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""

@@ -12,8 +12,6 @@ from pathlib import Path
 from enginecache.errors import StoreError
 from enginecache.files.os_errors import FEW_INODES, describe_os_error, explain_full_disk, free_inodes
 from enginecache.files.units import format_size
-from enginecache.key.options import BuildOptions
-from enginecache.model import ModelIdentity, ModelSource
 from enginecache.storage.folder import Root
 
 PLAN_COPIES = 2
@@ -30,11 +28,13 @@ RESERVE_BYTES = 1 << 20
 """What the registry needs to write its journal for one transaction, many times over."""
 
 
-def needed_bytes(source: ModelSource, identity: ModelIdentity, options: BuildOptions) -> int:
-    """What a build is estimated to need: for the plan twice, and some slack."""
-    model_bytes = sum(file.fingerprint.size_bytes for file in identity.files) + len(source.data or b"")
-    # A stripped plan has no weights; what is left of it fits the slack.
-    return SLACK_BYTES + (0 if options.strip_plan else PLAN_COPIES * model_bytes)
+def needed_bytes(model_bytes: int) -> int:
+    """Return what a build is estimated to need, in bytes: for the plan twice, and some slack.
+
+    Args:
+        model_bytes: Size of the model with its external data; 0 if its weights are not in the plan.
+    """
+    return SLACK_BYTES + PLAN_COPIES * model_bytes
 
 
 def free_bytes(folder: Path) -> int:
@@ -47,23 +47,22 @@ def free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def require_space(root: Root, source: ModelSource, identity: ModelIdentity, options: BuildOptions) -> None:
+def require_space(root: Root, model_name: str, model_bytes: int) -> None:
     """Refuse a build that would run out of room: a minute spent on it is a minute lost. Sets the reserve aside as well.
 
     An estimate, and no promise: others write to the same file system, and a quota shows only when it is met.
 
     Args:
         root: The cache folder.
-        source: The model.
-        identity: Its files and their sizes.
-        options: What is asked of the builder.
+        model_name: For the message.
+        model_bytes: As for :func:`needed_bytes`.
 
     Raises:
         StoreError: This user may not write to the folder, or its file system has less room than the estimate.
     """
     require_writable(root)
     Reserve(root).keep()
-    needed = needed_bytes(source, identity, options)
+    needed = needed_bytes(model_bytes)
     try:
         free, inodes = free_bytes(root.tmp), free_inodes(root.tmp)
     except OSError as error:
@@ -72,10 +71,10 @@ def require_space(root: Root, source: ModelSource, identity: ModelIdentity, opti
     if inodes is not None and inodes < FEW_INODES:
         why, fix = explain_full_disk(root.tmp)
         prune = "`enginecache prune --older-than 30d` deletes engines, which are files."
-        raise StoreError(f"too little room to build {source.name}: {why}", f"{fix}\n{prune}")
+        raise StoreError(f"too little room to build {model_name}: {why}", f"{fix}\n{prune}")
     if free < needed:
         message = (
-            f"too little room to build {source.name}: about {format_size(needed)} are needed in {root.path}, "
+            f"too little room to build {model_name}: about {format_size(needed)} are needed in {root.path}, "
             f"and {format_size(free)} are free"
         )
         fix = "Free some with `enginecache prune --older-than 30d`, or name a folder on another disk with --dir."

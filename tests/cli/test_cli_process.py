@@ -180,6 +180,9 @@ def test_ctrl_c_under_a_memory_limit_is_an_interrupt_and_no_lack_of_memory(tmp_p
 
 
 def test_ctrl_c_before_the_command_line_is_parsed_is_an_interrupt_too(tmp_path):
-    program = "import enginecache.cli.fast_path as door\ndef stop(*_): raise KeyboardInterrupt\ndoor.answer = stop\ndoor.main()"
+    program = (
+        "from enginecache.cli import fast_path\ndef stop(*_): raise KeyboardInterrupt\n"
+        "fast_path.answer = stop\nfast_path.main()"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "interrupted\n")

@@ -228,7 +228,7 @@ def test_what_the_builder_raises_becomes_text_and_an_exit_code(cli, model, build
 
 def test_waiting_longer_than_the_time_out_is_exit_5(cli, model, cache):
     key = cli("explain", model, *BATCH, "--json").json["key"]
-    with cache._locks.hold(key, None):
+    with cache._storage.locks.hold(key, None):
         ran = cli("get", model, *BATCH, "--timeout", "0.2s")
     assert (ran.code, ran.out) == (5, "")
     assert re.search(

@@ -133,7 +133,7 @@ def join(_slot: TimingSlot, current: bytes, ours: bytes) -> bytes:
 
 def timing_caches(case: Path) -> TimingCaches:
     with cache_in(case) as cache:
-        return TimingCaches(cache.root, cache._locks, join)
+        return TimingCaches(cache.root, cache._storage.locks, join)
 
 
 def with_timing_cache(case: Path) -> None:

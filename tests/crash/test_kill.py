@@ -113,7 +113,7 @@ def test_terminated_parent_leaves_no_builder_and_no_lock(folder):
     assert (status, output) == (-signal.SIGTERM, "")
     assert "Traceback" not in errors
     assert_builds(folder, SHORT)
-    with EngineCache.open(dir=folder) as cache, cache._locks.hold(cache.builds()[-1].key, 0.0):
+    with EngineCache.open(dir=folder) as cache, cache._storage.locks.hold(cache.builds()[-1].key, 0.0):
         pass
 
 
@@ -127,7 +127,7 @@ def test_interrupted_parent_ends_its_builder_before_it_ends_itself(folder):
     assert "Traceback" not in errors
     assert states(folder) == [("failed", "interrupted")]
     assert garbage(folder) == []
-    with EngineCache.open(dir=folder) as cache, cache._locks.hold(cache.builds()[0].key, 0.0):
+    with EngineCache.open(dir=folder) as cache, cache._storage.locks.hold(cache.builds()[0].key, 0.0):
         pass
 
 
@@ -135,7 +135,7 @@ def test_interrupted_waiter_ends_and_leaves_nothing(folder):
     with EngineCache.open(dir=folder) as cache:
         cache.make()
         key = cache.explain(EXAMPLE, dims={"batch": (1, 2, 4)}, target="sm_89").key
-        with cache._locks.hold(key, None):
+        with cache._storage.locks.hold(key, None):
             waiter = start("get", *SHORT, folder=folder)
             assert waiter.stderr.readline().startswith(f"waiting for process {os.getpid()} on ")
             waiter.send_signal(signal.SIGINT)
@@ -175,10 +175,10 @@ cache.get(sys.argv[2], dims={{"batch": (1, 2, 4)}}, target="sm_89")
 @pytest.mark.parametrize(
     ("point", "left"),
     [
-        ("cache._store.stage", ["a temporary file"]),
-        ("cache._store.publish", ["a temporary file"] * 2),
+        ("cache._storage.blobs.stage", ["a temporary file"]),
+        ("cache._storage.blobs.publish", ["a temporary file"] * 2),
         ("cache._registry.publish", ["a stored engine without a row", "a temporary file"]),
-        ("cache._uses.touch", []),
+        ("cache._storage.last_used.touch", []),
     ],
 )
 def test_death_at_any_step_of_a_publication_leaves_garbage_at_most(folder, point, left):

@@ -374,9 +374,9 @@ class CacheModel(RuleBasedStateMachine):
         self.builder.before = (lambda _: os._exit(9)) if point == "builder" else None
         cache = self.cache
         if point == "stage":
-            cache._store.stage = lambda *_: os._exit(9)
+            cache._storage.blobs.stage = lambda *_: os._exit(9)
         elif point == "publish":
-            cache._store.publish = lambda *_: os._exit(9)
+            cache._storage.blobs.publish = lambda *_: os._exit(9)
         elif point == "row":
             cache._registry.publish = lambda *_: os._exit(9)
         elif point == "end":

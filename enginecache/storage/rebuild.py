@@ -1,4 +1,4 @@
-"""The way back from a lost registry: what is recorded beside each blob, and a new registry made of that.
+"""Rebuild a lost registry from the records next to the blobs.
 
 Comes back: every engine whose bytes have the digest in their name, and whose record is whole; pins, as far as the
 damaged file still tells them. Does not: attempts to build and their reasons, remembered failures, misses, what came of
@@ -25,7 +25,6 @@ from enginecache.storage.folder import Root
 from enginecache.storage.lock_types import KeyLocks
 from enginecache.storage.open_folder import sync_folder
 from enginecache.storage.registry import schema
-from enginecache.storage.registry.base import Registry
 from enginecache.storage.registry.database import BUSY_TIMEOUT_S, Database
 from enginecache.storage.registry.integrity import find_damage
 from enginecache.storage.registry.registry import SqlRegistry
@@ -40,7 +39,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Recovered:
+class Rebuilt:
     """What a new registry was made of.
 
     Attributes:
@@ -54,37 +53,6 @@ class Recovered:
     entries: int
     pins: int
     lost_blobs: int
-
-
-def record_entry(root: Root, registry: Registry, entry: EntryRecord) -> None:
-    """Write down beside the blob what its row is about to say, with what the other rows of the blob say.
-
-    Before the row is committed: then there is no moment at which a crash leaves a row without its record. What is
-    recorded and never committed is a whole engine of that key all the same. Best effort. The caller holds the store's
-    lock.
-    """
-    with contextlib.suppress(StoreError, RegistryError):
-        others = [other for other in sound_entries(registry, entry.digest) if other.key != entry.key]
-        RepairRecords(root).write(entry.digest, [other.to_json() for other in (*others, entry)])
-
-
-def sound_entries(registry: Registry, digest: str) -> list[EntryRecord]:
-    """The entries of a blob whose rows are not damaged."""
-    return [entry for entry in registry.entries_of(digest) if not entry.flaw]
-
-
-def recorded_entries(records: RepairRecords, digest: str) -> list[EntryRecord] | str:
-    """The entries in a blob's record; or what is wrong with it, as a text that goes on from "its repair record"."""
-    found = records.read(digest)
-    if isinstance(found, str):
-        return found
-    try:
-        entries = [EntryRecord.from_json(fields) for fields in found]
-    except ValueError as error:
-        return f"is of no use: {error}"
-    if any(entry.digest != digest or entry.flaw for entry in entries):
-        return "is of no use: it is not about this engine"
-    return entries
 
 
 def require_registry(root: Root) -> None:
@@ -125,7 +93,7 @@ def _is_absent(path: Path) -> bool:
         return isinstance(error, FileNotFoundError)
 
 
-class Recovery:
+class RegistryRebuild:
     """Makes a lost registry anew. Safe across processes: of two at once, one does it, and the other finds it done.
 
     A ``get`` that runs meanwhile loses no row: it publishes under the store's lock, which is held while the files
@@ -148,7 +116,7 @@ class Recovery:
         self._records = RepairRecords(root)
         self._checked: dict[tuple[str, Fingerprint], bool] = {}
 
-    def run(self) -> Recovered | None:
+    def run(self) -> Rebuilt | None:
         """Set a damaged registry aside, and put one in its place that has what the records tell; None if it is whole.
 
         Raises:
@@ -165,13 +133,13 @@ class Recovery:
                 new = self._make(Path(folder) / "registry.sqlite", entries, pins)
                 kept = self._exchange(new)
                 lost = self._keep_for_people(entries)
-        return Recovered(kept, len(entries), len(pins), lost)
+        return Rebuilt(kept, len(entries), len(pins), lost)
 
     def _entries(self) -> list[EntryRecord]:
         """What the records tell of whole blobs: the newest of each key."""
         newest: dict[str, EntryRecord] = {}
         for digest in self._records.digests():
-            found = recorded_entries(self._records, digest)
+            found = self._records.entries(digest)
             if isinstance(found, str) or not self._is_whole(digest):
                 continue
             for entry in found:
