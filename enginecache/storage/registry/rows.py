@@ -18,7 +18,6 @@ from enginecache.errors import OptionError, RegistryError
 from enginecache.files.canonical import Fields, key_digest
 from enginecache.host.targets import Reach
 from enginecache.host.toolchain import Flavour
-from enginecache.key.key import KEY_VERSION
 
 BuildState = Literal["running", "succeeded", "failed", "abandoned"]
 MemoKind = Literal["model", "blob", "plugin"]
@@ -93,15 +92,8 @@ class EntryRecord:
 
     @property
     def is_as_written(self) -> bool:
-        """Whether its row has the right seal. Rows of older key versions may have none: no request finds them.
-
-        The key tells whether the version is the row's own: an edited one must not make a row without a seal good.
-        """
-        if self.seal is None:
-            return True
-        if not self.seal and self.key_version < KEY_VERSION:
-            return self.key == key_digest(self.key_version, self.key_json)
-        return self.seal == self.right_seal
+        """Whether its row has the right seal."""
+        return self.seal is None or self.seal == self.right_seal
 
     @property
     def reach(self) -> Reach:

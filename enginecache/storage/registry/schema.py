@@ -22,13 +22,13 @@ from enginecache.storage.registry.rows import REPAIR_FIX, damaged_registry
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0005"
+HEAD = "0001"
 """Revision that this release writes: the newest script in ``migrations/versions``."""
 
-KNOWN = ("0001", "0002", "0003", "0004", HEAD)
+KNOWN = (HEAD,)
 """Revisions that this release can upgrade from, oldest first."""
 
-READER = 2
+READER = 1
 """This release's number as a reader. A registry names the oldest reader that understands it."""
 
 _ALEMBIC = threading.Lock()
