@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -99,6 +100,18 @@ def has_kernel_times(fingerprint: Fingerprint, mounts: str | None = None, blocks
         mounts: Text of ``/proc/self/mountinfo``; default: read now. Source: Linux, proc_pid_mountinfo(5).
         blocks: Default: ``/sys/dev/block``. Source: Linux, sysfs(5).
     """
+    if mounts is None and blocks is None and fingerprint.mount:
+        return _has_kernel_times_in(fingerprint.device, fingerprint.mount)
+    return _has_kernel_times(fingerprint, mounts, blocks)
+
+
+@functools.lru_cache(maxsize=256)
+def _has_kernel_times_in(device: int, mount: int) -> bool:
+    """Return the answer for every file of one mount, whose number no other mount has before the next boot."""
+    return _has_kernel_times(Fingerprint(device, 0, 0, 0, 0, mount), None, None)
+
+
+def _has_kernel_times(fingerprint: Fingerprint, mounts: str | None, blocks: Path | None) -> bool:
     found = _file_system(fingerprint.device, mounts)
     if found is None and fingerprint.mount:
         # Files on btrfs, and on an overlay's further layers, have numbers of devices that no list of mounts shows.

@@ -6,10 +6,11 @@ tell it. Where they contradict each other, or are silent about the CUDA version,
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -120,7 +121,17 @@ def require_toolchain(
     Raises:
         ToolchainError: It is not installed, not whole, or its version or CUDA version cannot be told.
     """
-    packages = _packages(flavour, path)
+    return _toolchain(flavour, cuda_major, path, dpkg_status, _listed_names(path))
+
+
+def _toolchain(
+    flavour: Flavour,
+    cuda_major: int | None,
+    path: Sequence[str] | None,
+    dpkg_status: Path,
+    listed: Collection[str] | None,
+) -> Toolchain:
+    packages = _packages(flavour, path, listed)
     if not _has_module(module_name(flavour), path):
         raise ToolchainError(_what_is_missing(flavour, packages), _INSTALL[flavour])
     version = _version(flavour, packages)
@@ -144,10 +155,11 @@ def inspect_toolchains(
         path: Folders to look in.
         dpkg_status: Debian's list of installed packages.
     """
+    listed = _listed_names(path)
 
     def inspect(flavour: Flavour) -> ToolchainFinding:
         try:
-            toolchain = require_toolchain(flavour, cuda_major, path=path, dpkg_status=dpkg_status)
+            toolchain = _toolchain(flavour, cuda_major, path, dpkg_status, listed)
         except ToolchainError as error:
             return ToolchainFinding(flavour, None, error.what, error.fix)
         return ToolchainFinding(flavour, toolchain)
@@ -176,16 +188,35 @@ def supported_targets(toolchain: Toolchain) -> frozenset[ComputeCapability] | No
     return frozenset(NAMEABLE_COMPUTE_CAPABILITIES)
 
 
-def _packages(flavour: Flavour, path: Sequence[str] | None) -> tuple[_Package, ...]:
-    """The flavour's distributions: its bindings, its libraries and what requires them.
+def _packages(flavour: Flavour, path: Sequence[str] | None, listed: Collection[str] | None) -> tuple[_Package, ...]:
+    """Return the flavour's distributions: its bindings, its libraries and what requires them.
 
-    They are looked up by name, as reading every installed distribution would be ten times slower.
+    They are looked up by name, as reading every installed distribution would be ten times slower; and only the names
+    that a folder lists.
     """
     found: dict[_Package, None] = {}
     for cuda in ("", *(f"-cu{major}" for major in _CUDA_MAJORS)):
         for part in ("-bindings", "-libs", ""):
-            found.update(dict.fromkeys(_installed(f"{flavour}{cuda}{part}", path)))
+            name = f"{flavour}{cuda}{part}"
+            if listed is None or name in listed:
+                found.update(dict.fromkeys(_installed(name, path)))
     return tuple(found)
+
+
+def _listed_names(path: Sequence[str] | None) -> Collection[str] | None:
+    """Return the names of TensorRT's distributions in the folders of a search path; None where it has other things."""
+    names: set[str] = set()
+    for folder in sys.path if path is None else path:
+        try:
+            found = os.listdir(folder or ".")  # noqa: PTH208  strings are all that is needed of them
+        except (FileNotFoundError, PermissionError):
+            continue
+        except OSError:
+            return None  # an archive, which importlib.metadata looks into
+        for name in found:
+            if name[:8].lower() == "tensorrt" and name.endswith((".dist-info", ".egg-info")):
+                names.add(re.sub(r"[-_.]+", "-", name.rpartition(".")[0].partition("-")[0]).lower())
+    return names
 
 
 def _installed(name: str, path: Sequence[str] | None) -> Iterator[_Package]:

@@ -7,6 +7,7 @@ settings, Python version, order of mappings, None against omitted.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from enginecache.files.canonical import Fields, canonical_json, key_digest
@@ -94,14 +95,15 @@ class EngineKey:
             "environment": dict(self.environment),
         }
 
-    def canonical_json(self) -> str:
-        """The canonical text: sorted keys, no spaces, ASCII, defaults written out."""
+    @functools.cached_property
+    def text(self) -> str:
+        """The canonical text: JSON with sorted keys, no spaces, ASCII, defaults written out."""
         return canonical_json(self.fields())
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
-        return key_digest(KEY_VERSION, self.canonical_json())
+        return key_digest(KEY_VERSION, self.text)
 
 
 def _profile_fields(profile: Profile) -> Fields:

@@ -97,7 +97,7 @@ class Lookup:
         for _ in range(MAX_LOOKS):
             record = self._registry.find(key.digest)
             if record is not None:
-                if record.key_json != key.canonical_json():
+                if record.key_json != key.text:
                     message = f"the row of {key.digest[:12]} is damaged: it has the text of another key"
                     raise RegistryError(message, REPAIR_FIX)
                 if self._is_whole(record, damaged, force_check=force_check):

@@ -226,7 +226,7 @@ class Publication:
         device = resolved.placement.device
         record = EntryRecord(
             key=resolved.key.digest,
-            key_json=resolved.key.canonical_json(),
+            key_json=resolved.key.text,
             key_version=KEY_VERSION,
             model_digest=resolved.identity.digest,
             model_name=_storable(resolved.source.name),

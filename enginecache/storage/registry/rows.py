@@ -100,9 +100,9 @@ class EntryRecord:
         """The GPUs that the plan runs on, by compute capability."""
         return Reach.from_texts(self.compute_capabilities)
 
-    @property
+    @functools.cached_property
     def fields(self) -> Fields:
-        """The key as plain JSON values."""
+        """The key as plain JSON values. Not to be changed."""
         fields: Fields = json.loads(self.key_json)
         return fields
 
