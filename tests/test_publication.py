@@ -4,11 +4,13 @@ import dataclasses
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fakes import H100, TOOLCHAIN, FakeBuilder, fake_cache, place_with
@@ -245,7 +247,7 @@ cache.get(sys.argv[2], dims={"batch": (1, 2, 4)})
 @pytest.mark.parametrize(
     ("owner", "method", "when", "blobs", "entries"),
     [
-        ("blobs", "stage", "before", 0, 0),
+        ("blobs", "adopt", "before", 0, 0),
         ("blobs", "publish", "before", 0, 0),
         ("blobs", "publish", "after", 1, 0),
         ("registry", "publish", "before", 1, 0),
@@ -417,14 +419,14 @@ def test_who_waits_too_long_for_a_gpu_is_told_for_whom_and_leaves_no_attempt(ope
 
 def test_a_gpu_is_free_when_the_plan_is_there_and_when_the_build_failed(open_cache, model):
     cache = open_cache(TimingBuilder(), ON_A_GPU)
-    stage, states = cache._storage.blobs.stage, []
+    stage, states = cache._storage.blobs.adopt, []
 
     def stage_with_the_gpu_free(path):
         with cache._storage.locks.hold(device_lock(H100), 0.0):
             states.append("free")
         return stage(path)
 
-    cache._storage.blobs.stage = stage_with_the_gpu_free
+    cache._storage.blobs.adopt = stage_with_the_gpu_free
     cache._publication.build(asked(cache, model, 4))
     assert states == ["free"]
     cache._publication._builder.before = fail_with(BuildError("TensorRT refused node 7")).before
@@ -438,3 +440,23 @@ def test_a_gpu_is_known_by_its_uuid_else_by_its_bus():
     assert device_lock(H100) == "device-GPU-00000000-0000-0000-0000-000000000001"
     assert device_lock(dataclasses.replace(H100, uuid="")) == "device-00000000-17-00-0"
     assert device_lock(dataclasses.replace(H100, uuid="../GPU/1")) == "device----GPU-1"
+
+
+def test_a_plan_that_was_just_built_is_not_read_again_by_the_next_process(open_cache, model):
+    """Each of a herd of processes would read all of it."""
+    open_cache().get(model, **ASK)
+    other = open_cache()
+    with mock.patch.object(type(other._storage.blobs), "read", side_effect=AssertionError("read")):
+        assert other.get(model, **ASK).outcome == "hit"
+
+
+def test_a_plan_that_was_changed_right_after_its_publication_is_found_out(open_cache, model):
+    cache = open_cache()
+    for _ in range(5):
+        entry = cache.get(model, **ASK)
+        status = entry.path.stat()
+        entry.path.chmod(0o600)
+        entry.path.write_bytes(bytes([entry.path.read_bytes()[0] ^ 1]) + entry.path.read_bytes()[1:])
+        entry.path.chmod(stat.S_IMODE(status.st_mode))
+        os.utime(entry.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert open_cache().get(model, **ASK).outcome == "built"

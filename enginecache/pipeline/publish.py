@@ -174,7 +174,7 @@ class Publication:
                 kept = self._timing_caches.keep(start, built.timing_cache)
                 built = replace(built, warnings=(*built.warnings, *kept))
             device.close()
-            staged = self._storage.blobs.stage(built.plan_path)
+            staged = self._storage.blobs.adopt(built.plan_path)
             record = self._commit(resolved, attempt, built, staged, start)
         return record, built
 

@@ -47,6 +47,10 @@ class BlobStore(Protocol):
         """Copy ``source`` to a durable temporary file while hashing it; the source is left alone."""
         ...
 
+    def adopt(self, plan: Path) -> StagedBlob:
+        """Make a plan durable and hash it where its builder left it, without a copy; its builder has ended."""
+        ...
+
     def publish(self, staged: StagedBlob) -> Path:
         """Give staged bytes their name, durably and atomically. Idempotent for equal bytes."""
         ...

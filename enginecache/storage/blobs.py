@@ -47,10 +47,7 @@ class LocalBlobStore:
         return self._root.engines.joinpath(digest[:2], f"{digest}{_SUFFIX}")
 
     def stage(self, source: Path) -> StagedBlob:
-        """Copy ``source`` to a durable temporary file while hashing it.
-
-        The builder's own file is never adopted by a rename: its process may still hold a writable descriptor.
-        """
+        """Copy ``source`` to a durable temporary file while hashing it."""
         with _translated("an engine cannot be stored"):
             descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
             try:
@@ -63,6 +60,25 @@ class LocalBlobStore:
                 _drop(Path(name))
                 raise
         return StagedBlob(digest, size, Path(name))
+
+    def adopt(self, plan: Path) -> StagedBlob:
+        """Hash a plan where its builder left it, and make it durable; nobody has it open for writing any more.
+
+        It is copied if another file system or another user has it, or if it has a second name.
+        """
+        with _translated("an engine cannot be stored"):
+            descriptor = os.open(plan, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                status = os.fstat(descriptor)
+                is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+                if not is_ours or status.st_dev != self._root.tmp.stat().st_dev:
+                    return self.stage(plan)
+                with contextlib.closing(StreamDigest()) as stream:
+                    stream.read_from(file, status.st_size)
+                    digest = stream.hexdigest()
+                os.fchmod(descriptor, self._root.blob_mode)
+                os.fsync(descriptor)
+        return StagedBlob(digest, status.st_size, plan)
 
     def publish(self, staged: StagedBlob) -> Path:
         """Give staged bytes their name.

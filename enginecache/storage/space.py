@@ -14,10 +14,10 @@ from enginecache.files.os_errors import FEW_INODES, describe_os_error, explain_f
 from enginecache.files.units import format_size
 from enginecache.storage.folder import Root
 
-PLAN_COPIES = 2
-"""The builder's file and the staged copy of it are there at one time.
+PLAN_TO_MODEL = 1.5
+"""Size of a plan, as a multiple of its model's.
 
-Each is taken to be as large as the model. TensorRT-RTX 1.7.1 plans had 0.3 to 1.3 times the size of their model
+TensorRT-RTX 1.7.1 plans had 0.3 to 1.3 times the size of their model
 (measured 2026-11); half precision makes plans of half the size, so the estimate is rather too high than too low.
 """
 
@@ -29,12 +29,12 @@ RESERVE_BYTES = 1 << 20
 
 
 def needed_bytes(model_bytes: int) -> int:
-    """Return what a build is estimated to need, in bytes: for the plan twice, and some slack.
+    """Return what a build is estimated to need, in bytes: for the plan, and some slack.
 
     Args:
         model_bytes: Size of the model with its external data; 0 if its weights are not in the plan.
     """
-    return SLACK_BYTES + PLAN_COPIES * model_bytes
+    return SLACK_BYTES + int(PLAN_TO_MODEL * model_bytes)
 
 
 def free_bytes(folder: Path) -> int:

@@ -115,6 +115,37 @@ def test_the_builders_own_file_is_copied_and_left_alone(store, plan):
     assert (plan.stat().st_ino, plan.stat().st_mode) == (before.st_ino, before.st_mode)
 
 
+def test_an_adopted_plan_is_the_blob_itself_and_is_not_copied(store, tmp_path):
+    plan = tmp_path / "cache/tmp/plan"
+    plan.write_bytes(b"vtrt" + os.urandom(12345))
+    inode, data = plan.stat().st_ino, plan.read_bytes()
+    staged = store.adopt(plan)
+    assert (staged.digest, staged.size_bytes) == (blake3.blake3(data).hexdigest(), len(data))
+    store.publish(staged)
+    assert store.path(staged.digest).stat().st_ino == inode
+    assert not plan.exists()
+    assert not os.access(store.path(staged.digest), os.X_OK)
+    assert store.path(staged.digest).stat().st_mode & 0o222 == 0
+
+
+def test_a_plan_with_a_second_name_is_copied(store, tmp_path):
+    """Whoever has the other name could change the blob."""
+    plan = tmp_path / "cache/tmp/plan"
+    plan.write_bytes(b"vtrt" + os.urandom(12345))
+    (tmp_path / "other").hardlink_to(plan)
+    staged = store.adopt(plan)
+    store.publish(staged)
+    (tmp_path / "other").write_bytes(b"changed")
+    assert store.read(staged.digest).digest == staged.digest
+
+
+def test_a_link_in_the_place_of_a_plan_is_not_followed(store, tmp_path, plan):
+    link = tmp_path / "cache/tmp/plan"
+    link.symlink_to(plan)
+    with pytest.raises(StoreError, match="cannot be stored"):
+        store.adopt(link)
+
+
 def test_discarded_bytes_leave_nothing_and_discarding_again_is_no_error(store, plan, tmp_path):
     staged = store.stage(plan)
     store.discard(staged)
