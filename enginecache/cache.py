@@ -17,6 +17,7 @@ from enginecache.errors import (
     NotCachedError,
     OptionError,
 )
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import utc_now
 from enginecache.host.devices import current_device, find_device
 from enginecache.key.key import EngineKey
@@ -449,6 +450,7 @@ class EngineCache(StoredEngines):
             plugins=resolved.key.options.plugins,
             loader=self._loader,
             siblings=siblings,
+            files=_files_of(resolved),
             reasons=(*reasons, *older_driver(resolved.placement.device, record.driver_version)),
         )
 
@@ -469,6 +471,15 @@ class EngineCache(StoredEngines):
 
 _DEFAULTS = EngineCache.get.__kwdefaults__ or {}
 _EXPLAIN_DEFAULTS = EngineCache.explain.__kwdefaults__ or {}
+
+
+def _files_of(resolved: Resolved) -> tuple[tuple[str, Fingerprint], ...]:
+    source = resolved.source
+    if source.path is None:
+        return ()
+    first, *others = resolved.identity.files
+    external = ((str(source.path_of(file.location)), file.fingerprint) for file in others)
+    return ((str(source.path), first.fingerprint), *external)
 
 
 def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:

@@ -61,6 +61,12 @@ def get(
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
     copy = None if output is None else _copy_path(output, asked)
     cache = open_cache(asked.folder)
+    before = None
+    if copy is None and not rebuild and not asked.ask.get("verify_model"):
+        from enginecache.cli.remember import look, remember
+
+        with contextlib.suppress(OSError, ValueError):
+            before = look(cache, sys.argv[1:])
     with BuildDisplay(asked.model.name, is_quiet=quiet) as display:
         entry = cache.get(
             asked.model,
@@ -81,14 +87,12 @@ def get(
     if copy is not None and not quiet:
         say(f"copied to {copy}")
     put(_printed(entry, is_json=json), is_answer=True)
-    if copy is None and not rebuild:
-        from enginecache.cli.remember import remember
-
+    if before is not None:
         warned = "".join(f"{printable(f'warning: {text}')}\n" for text in unknown_variables())  # as by every command
         said = warned + ("" if quiet else f"{_said(entry, ELAPSED)}\n")
         printed = _printed(entry, is_json=json, elapsed=ELAPSED)
         with contextlib.suppress(EngineCacheError, OSError, ValueError):  # the answer was given
-            remember(cache, asked.model, asked.ask, entry, said.encode(), encoded(printed), sys.argv[1:])
+            remember(cache, before, asked.model, entry, said.encode(), encoded(printed), sys.argv[1:])
 
 
 def _copy_path(text: str, asked: Asked) -> Path:

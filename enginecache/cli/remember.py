@@ -9,30 +9,67 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from enginecache.cache import EngineCache
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.host.evidence import command_of, folder_of, seal_of, watch
-from enginecache.host.surroundings import are_telling, surroundings
-from enginecache.pipeline.publish import Resolved
-from enginecache.pipeline.request import Ask, Request
+from enginecache.host.surroundings import Things, are_telling, surroundings
 from enginecache.pipeline.results import Entry
 from enginecache.storage.registry.rows import AnswerRecord
 
 
+@dataclass(frozen=True)
+class Before:
+    """The environment of an answer, as it was before the request was resolved.
+
+    Attributes:
+        since_ns: When it was looked at, in nanoseconds since the epoch.
+        things: What was looked at.
+        watched: How it looked.
+    """
+
+    since_ns: int
+    things: Things
+    watched: bytes
+
+
+def look(cache: EngineCache, arguments: Sequence[str]) -> Before | None:
+    """Look at what the answer to a command line will depend on; None where the answer cannot be remembered.
+
+    Args:
+        cache: Where the engine is looked for.
+        arguments: The command line, without the program.
+
+    Raises:
+        OSError: The current folder was deleted, or a folder cannot be read.
+    """
+    if folder_of(arguments, os.environ) != str(cache.root.path):
+        return None
+    since_ns = time.time_ns()
+    things = [*surroundings(cache.root.path), *(("variable", name) for name in cache.config.pass_environment)]
+    return Before(since_ns, things, watch(things)) if are_telling(things, since_ns=since_ns) else None
+
+
 def remember(
-    cache: EngineCache, model: Path, ask: Ask, entry: Entry, said: bytes, printed: bytes, arguments: Sequence[str]
+    cache: EngineCache,
+    before: Before,
+    model: Path,
+    entry: Entry,
+    said: bytes,
+    printed: bytes,
+    arguments: Sequence[str],
 ) -> bool:
     """Let the same command line be answered the same way, as long as nothing that decided the answer changes.
 
-    Everything is looked at before the request is resolved once more, and after that: what changed meanwhile, or may
+    Everything that was looked at before the request was resolved is looked at again: what changed meanwhile, or may
     have, is not remembered.
 
     Args:
         cache: Where the entry is.
+        before: What :func:`look` saw.
         model: The model, as it was named.
-        ask: What was asked of its engine.
         entry: The answer.
         said: What standard error got, with :data:`~enginecache.host.evidence.ELAPSED` for the seconds.
         printed: What standard output got, likewise.
@@ -40,29 +77,18 @@ def remember(
 
     Returns:
         Whether it may be answered so; best effort, as a busy registry forgets it.
-
-    Raises:
-        EngineCacheError: The request has another answer by now.
     """
-    is_plain = entry.is_plain_hit and not ask.get("verify_model")
-    if not is_plain or folder_of(arguments, os.environ) != str(cache.root.path):
+    if not entry.is_plain_hit:
         return False
-    since_ns = time.time_ns()
-    things = [*surroundings(cache.root.path), *(("variable", name) for name in cache.config.pass_environment)]
-    if not are_telling(things, since_ns=since_ns):
-        return False  # nor will they be below; to know it here saves the rest
-    before = watch(things)
-    resolved = cache.resolve(Request.of(model, ask))
-    files = _files(resolved, entry, model)
+    files = _files(entry, model)
     paths = [path for path, _ in files]
-    watched = watch([*things, *(("stat", path) for path in paths)])
+    watched = watch([*before.things, *(("stat", path) for path in paths)])
     is_same = (
-        resolved.key.digest == entry.requested_key
-        and cache.is_intact(entry.record)
-        and watched.startswith(before + b"\0")
+        cache.is_intact(entry.record)
+        and watched.startswith(before.watched + b"\0")
         and all(_is_of(path, fingerprint) for path, fingerprint in files)
     )
-    if not is_same or not are_telling(things, paths, since_ns=since_ns):
+    if not is_same or not are_telling(before.things, paths, since_ns=before.since_ns):
         return False
     command = command_of(arguments, os.environ)
     seal = seal_of(command, entry.key, watched, said, printed)
@@ -72,11 +98,11 @@ def remember(
     return True
 
 
-def _files(resolved: Resolved, entry: Entry, model: Path) -> list[tuple[str, Fingerprint | None]]:
+def _files(entry: Entry, model: Path) -> list[tuple[str, Fingerprint | None]]:
     """The model's files, the plugins and the blob, each with the fingerprint that its digest was taken of, if known."""
-    external = [(str(resolved.source.path_of(file.location)), file.fingerprint) for file in resolved.identity.files[1:]]
+    (_, fingerprint), *external = entry.files
     plugins = [(str(plugin.path), None) for plugin in entry.plugins]
-    return [(str(model), resolved.identity.files[0].fingerprint), *external, *plugins, (str(entry.path), None)]
+    return [(str(model), fingerprint), *external, *plugins, (str(entry.path), None)]
 
 
 def _is_of(path: str, fingerprint: Fingerprint | None) -> bool:

@@ -195,8 +195,8 @@ class RecentHits:
         since_ns = time.time_ns() - int(entry.elapsed_seconds * 1e9)
         plan = str(entry.path)
         try:
-            paths = [str(source.path), *(str(source.path_of(file.location)) for file in identity.files[1:]), plan]
-            fingerprints = [*(file.fingerprint for file in identity.files), Fingerprint.of_path(plan)]
+            paths = [*(path for path, _ in entry.files), plan]
+            fingerprints = [*(fingerprint for _, fingerprint in entry.files), Fingerprint.of_path(plan)]
             things = surroundings(self._root)
             seen = watch(things)
         except (OSError, ValueError):

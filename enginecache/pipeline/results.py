@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import time_json
 from enginecache.key.matching import EXACT, WIDER_REACH, Reason, Verdict
 from enginecache.key.options import PluginLibrary
@@ -38,6 +39,7 @@ class Entry:
         reasons: Why this outcome, and warnings.
         plugins: The libraries of plugins that it was built with.
         loader: What loads it.
+        files: The model's files, each with the fingerprint that its digest was taken of; empty for model bytes.
         siblings: What a hit of a wider reach was chosen from; see :class:`enginecache.pipeline.lookup.Match`.
     """
 
@@ -51,6 +53,7 @@ class Entry:
     plugins: tuple[PluginLibrary, ...] = ()
     loader: EngineLoader | None = field(default=None, repr=False, compare=False)
     siblings: str | None = field(default=None, repr=False, compare=False)
+    files: tuple[tuple[str, Fingerprint], ...] = field(default=(), repr=False, compare=False)
 
     def load(self, *, trial: TrialPolicy = "auto", trusted: bool = False) -> Any:
         """Deserialize the engine in this process, on the CUDA device that is current. Builds nothing.
