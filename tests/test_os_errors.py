@@ -9,9 +9,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from users import as_user
 
 from enginecache.errors import printable
-from enginecache.files.os_errors import FEW_INODES, describe_os_error, free_inodes, is_out_of_descriptors, shell_path
+from enginecache.files.digest import SMALL_BYTES, StreamDigest, digest_of
+from enginecache.files.os_errors import (
+    FEW_INODES,
+    can_start_threads,
+    describe_os_error,
+    free_inodes,
+    is_out_of_descriptors,
+    shell_path,
+)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
+USER = 54399
+"""A user who runs nothing else: the limit counts all of a user's processes and threads."""
 
 GIB = 1 << 30
 
@@ -202,3 +215,26 @@ def test_command_that_advice_suggests_runs_as_it_stands(monkeypatch, tmp_path, n
     assert shell_path(folder) in command or number in {errno.ELOOP, errno.EEXIST}
     ran = subprocess.run(["bash", "-nc", command], capture_output=True, check=False, timeout=60)
     assert ran.returncode == 0
+
+
+@needs_root
+def test_threads_that_the_limit_forbids_are_known_before_they_are_needed():
+    def few():
+        resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))
+        return can_start_threads(3), can_start_threads(4), can_start_threads(3)
+
+    assert as_user(USER, USER, few) == (True, False, True)
+    assert can_start_threads(4) is True
+
+
+@needs_root
+def test_digest_is_the_same_where_no_thread_may_be_started():
+    data = bytes(range(256)) * (SMALL_BYTES // 100)
+
+    def digests():
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        stream = StreamDigest()
+        stream.write(data)
+        return digest_of(data), stream.hexdigest()
+
+    assert as_user(USER, USER, digests) == (digest_of(data),) * 2

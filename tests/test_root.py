@@ -296,6 +296,15 @@ def test_a_root_of_another_user_is_refused_with_both_names_and_the_ways_out(open
 
 
 @needs_root
+def test_nobody_is_advised_to_take_over_a_closed_folder_that_need_not_be_a_cache(open_folder):
+    (open_folder / "home").mkdir(mode=0o700)
+    refused = as_user(ALICE, ALICE, lambda: Root.find(open_folder / "home"))
+    assert f"home belongs to root (0), and user {ALICE} may not look into it" in refused
+    assert "chown" not in refused
+    assert "--dir" in refused
+
+
+@needs_root
 def test_the_advice_to_share_another_users_cache_works_when_followed(open_folder):
     path = open_folder / "cache"
     StoredEngines(Config(dir=open_folder / "loads")).make()  # what another user may not be able to import

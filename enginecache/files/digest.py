@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import blake3
 
+from enginecache.files.os_errors import can_start_threads
+
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -28,11 +30,15 @@ MAX_THREADS = 8
 
 def digest_of(data: Buffer) -> str:
     """Digest of bytes that are in memory, 64 hex characters; a mapped file is not copied."""
-    return blake3.blake3(data, max_threads=_threads()).hexdigest()
+    with memoryview(data) as view:
+        threads = 1 if view.nbytes < SMALL_BYTES else _threads()
+        return blake3.blake3(view, max_threads=threads).hexdigest()
 
 
 def _threads() -> int:
-    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    """How many threads a hasher is given: one, this one, where no more may be started, for want of which it panics."""
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    return threads if threads == 1 or can_start_threads(threads) else 1
 
 
 class StreamDigest:

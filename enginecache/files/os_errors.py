@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import shlex
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,27 @@ def is_out_of_descriptors() -> bool:
         for descriptor in opened:
             os.close(descriptor)
     return False
+
+
+def can_start_threads(count: int) -> bool:
+    """Whether this process may have so many threads more. Starts and ends them: the limit counts a user's on the host.
+
+    For native code that does not say so itself: BLAKE3 panics, and TensorRT waits for ever for a thread that it lacks.
+    """
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait, daemon=True) for _ in range(count)]
+    started = 0
+    try:
+        for thread in threads:
+            thread.start()
+            started += 1
+    except (RuntimeError, MemoryError):
+        return False
+    finally:
+        end.set()
+        for thread in threads[:started]:
+            thread.join()
+    return True
 
 
 def free_inodes(path: AnyPath) -> int | None:

@@ -274,7 +274,7 @@ def check_artefacts(root: Root) -> Found:
     for kind in get_args(ArtefactKind):
         for path, problem in Artefacts(root, kind).check():
             is_ours = _is_regular(path)
-            repair = "delete the file; later work is slower once" if is_ours else "none: move it away yourself"
+            repair = "delete the file; later work is slower once" if is_ours else "leave it: move it away yourself"
             finding = Finding("artefact", str(path), f"{path}: {problem}", repair)
             yield finding, lambda path=path: _delete(path)  # type: ignore[misc]
 

@@ -256,7 +256,7 @@ def _is_cache(path: Path, status: os.stat_result) -> bool:
         is_marked = marker.is_marked(path)
     except PermissionError:
         if status.st_uid != os.geteuid():
-            raise _foreign(path, status) from None
+            raise _closed(path, status) from None
         raise
     _check_owner(path, status)  # after the marker: it may make a file for a moment
     return is_marked
@@ -379,13 +379,23 @@ def _foreign(path: Path, status: os.stat_result) -> StoreError:
     owner = _user_name(status.st_uid)
     message = f"{path} belongs to {owner}, neither to this user nor to root: its owner chooses which engines are served"
     top = path.parent if os.path.lexists(path.parent / marker.NAME) else path
-    where, group = shell_path(top), top.lstat().st_gid
-    fix = (
-        f"Run as {owner}, or take it over (`chown -R {os.geteuid()} {where}`), or name another with --dir.\n"
-        f"To share it: its owner runs `ENGINECACHE_SHARED=group enginecache ls --dir {where}` once; this user joins "
-        f"the group {group} (fsGroup or supplementalGroups on Kubernetes)."
+    fix = f"Run as {owner}, or take it over (`chown -R {os.geteuid()} {shell_path(top)}`), or name another with --dir."
+    return StoreError(message, f"{fix}\nTo share it: {_sharing(top)}")
+
+
+def _closed(path: Path, status: os.stat_result) -> StoreError:
+    """The error for another user's folder that cannot be looked into: it need not be a cache, so nobody may take it."""
+    owner = _user_name(status.st_uid)
+    message = f"{path} belongs to {owner}, and user {os.geteuid()} may not look into it"
+    fix = f"Run as {owner}, or name another with --dir or ENGINECACHE_DIR."
+    return StoreError(message, f"{fix}\nIf it is a cache, it can be shared: {_sharing(path)}")
+
+
+def _sharing(path: Path) -> str:
+    return (
+        f"its owner runs `ENGINECACHE_SHARED=group enginecache ls --dir {shell_path(path)}` once; this user joins the "
+        f"group {path.lstat().st_gid} (fsGroup or supplementalGroups on Kubernetes)."
     )
-    return StoreError(message, fix)
 
 
 def _user_name(uid: int) -> str:

@@ -89,6 +89,13 @@ def test_driver_is_the_reason_where_nothing_else_was_said(request_):
             "Free memory",
         ),
         (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (Unexpected exception Resource temporarily "
+            "unavailable)",
+            BuilderKilledError,
+            "could not start a thread",
+            "ulimit -u",
+        ),
+        (
             NO_FP32,
             BuildError,
             "FP32 GEMM is not supported, and FP16 is",

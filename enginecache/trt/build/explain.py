@@ -18,6 +18,7 @@ from enginecache.errors import (
     ProfileError,
     UnsupportedOptionError,
 )
+from enginecache.files.os_errors import explain_threads
 from enginecache.files.units import format_size
 from enginecache.host.toolchain import PRODUCTS
 from enginecache.key.advice import rename
@@ -261,6 +262,11 @@ def _assertion(context: _Context) -> EngineCacheError:
     return BuildError(f"{what}: {context.line}", _SIMPLIFY)
 
 
+def _out_of_threads(context: _Context) -> EngineCacheError:
+    why, fix = explain_threads()
+    return BuilderKilledError(f"{product(context.request)} could not start a thread: {why}", fix)
+
+
 _REPLACE = (
     "Replace the operator in the graph, or fold it where its inputs are constant: "
     "`polygraphy surgeon sanitize MODEL --fold-constants -o OUT`."
@@ -276,6 +282,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[_Context], EngineCacheError | Non
         re.compile(r"out of memory|OutOfMemory|bad_alloc|cudaError 2:|cudaErrorMemoryAllocation", re.IGNORECASE),
         _out_of_memory,
     ),
+    (re.compile(r"Resource temporarily unavailable|pthread_create"), _out_of_threads),
     (re.compile(r"^(?P<name>.*): Input dimensions with this name have different"), _shared_dimension_name),
     (re.compile(r"Dimensions with name (?P<name>.*) must be equal"), _shared_dimension_name),
     (

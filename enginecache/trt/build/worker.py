@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.errors import BuilderKilledError, EngineCacheError, StoreError
-from enginecache.files.os_errors import describe_os_error
+from enginecache.files.os_errors import can_start_threads, describe_os_error, explain_threads
 from enginecache.key.precision import check_typing
 from enginecache.trt.build.adapter import SerializedPlan, build_plan
 from enginecache.trt.build.codec import (
@@ -34,6 +34,10 @@ from enginecache.trt.build.open_files import pinned
 from enginecache.trt.build.request import BuildRequest
 from enginecache.trt.child import Reports, end_process, receive_request
 from enginecache.trt.loaded_version import check_loaded, library_version, load_module
+
+NEEDED_THREADS = 8
+"""TensorRT-RTX 1.7.1 starts four on two cores, and a build that may start one to three of them ends never or is
+refused. Measured 2026-12 under ``ulimit -u``."""
 
 
 def main() -> None:
@@ -81,6 +85,9 @@ def _translated() -> Iterator[None]:
 
 
 def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
+    if not can_start_threads(NEEDED_THREADS):
+        why, fix = explain_threads()
+        raise BuilderKilledError(f"the builder needs {NEEDED_THREADS} threads: {why}", fix)
     trt = load_module(request.toolchain.flavour)
     version = check_loaded(trt, request.toolchain, library_version(request.toolchain.flavour))
     if request.options.precision:
