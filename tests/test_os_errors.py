@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from enginecache.files.os_errors import (
     is_out_of_descriptors,
     shell_path,
 )
+from enginecache.storage.registry.database import unavailable
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 USER = 54399
@@ -238,3 +240,10 @@ def test_digest_is_the_same_where_no_thread_may_be_started():
         return digest_of(data), stream.hexdigest()
 
     assert as_user(USER, USER, digests) == (digest_of(data),) * 2
+
+
+def test_registry_that_lacks_an_inode_for_its_journal_says_so(monkeypatch, tmp_path):
+    file_system(monkeypatch, free_bytes=GIB, free_inodes=0)
+    error = unavailable(tmp_path / "registry.sqlite", sqlite3.OperationalError("unable to open database file"))
+    assert "unable to open database file: No space left on device" in error.what
+    assert "has no inodes left" in error.what

@@ -223,10 +223,12 @@ def test_worker_without_memory_says_so(tmp_path):
 @pytest.mark.parametrize("status", [1, -signal.SIGABRT])
 def test_builder_that_may_start_no_thread_is_not_to_be_remembered(tmp_path, line, status):
     log = tmp_path / "build.log"
-    log.write_text(f"{line}\n")
+    log.write_text(f"Traceback (most recent call last):\n{line}\n")
     error = child._death(status, log)
     assert type(error) is BuilderKilledError
     assert error.what == "the builder could not start a thread and died"
+    assert "Traceback" not in str(error)
+    assert str(log) in str(error)
     assert "ulimit -u" in error.fix
     assert not is_lasting(error)
 

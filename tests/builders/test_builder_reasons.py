@@ -89,8 +89,7 @@ def test_driver_is_the_reason_where_nothing_else_was_said(request_):
             "Free memory",
         ),
         (
-            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin (Unexpected exception Resource temporarily "
-            "unavailable)",
+            "Error Code 1: Myelin ([x.h:1: f] Unexpected exception Resource temporarily unavailable)",
             BuilderKilledError,
             "could not start a thread",
             "ulimit -u",

@@ -200,8 +200,10 @@ def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_s
 def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCacheError:
     """The error for a worker that ended without a result; ``has_model`` where TensorRT had been given the model."""
     tail = log_tail(log_path)
-    last = "\n".join(["The log's last lines:", *(f"  {line}" for line in tail)]) if tail else "The log is empty."
     what, advice = _cause(status, tail)
+    if is_out_of_memory(tail) or is_out_of_threads(tail):
+        return BuilderKilledError(what, advice, str(log_path))  # the log has a traceback, which says no more
+    last = "\n".join(["The log's last lines:", *(f"  {line}" for line in tail)]) if tail else "The log is empty."
     if not has_model and not is_from_outside(status, tail):
         what = f"the builder process ended {describe_status(status)} before it had opened the model"
         advice = "Python or TensorRT could not be loaded; `enginecache doctor` checks the installation."

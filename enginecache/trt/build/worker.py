@@ -32,7 +32,7 @@ from enginecache.trt.build.fallback import build_converted
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.open_files import pinned
 from enginecache.trt.build.request import BuildRequest
-from enginecache.trt.child import Reports, end_process, receive_request
+from enginecache.trt.child import Reports, end_process, memory_limit_bytes, receive_request
 from enginecache.trt.loaded_version import check_loaded, library_version, load_module
 
 NEEDED_THREADS = 8
@@ -85,7 +85,8 @@ def _translated() -> Iterator[None]:
 
 
 def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
-    if not can_start_threads(NEEDED_THREADS):
+    # Threads take address space, with the heaps that they leave behind: where that is limited, TensorRT needs it more.
+    if memory_limit_bytes() is None and not can_start_threads(NEEDED_THREADS):
         why, fix = explain_threads()
         raise BuilderKilledError(f"the builder needs {NEEDED_THREADS} threads: {why}", fix)
     trt = load_module(request.toolchain.flavour)
