@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from mounts import small_disk
 
 from enginecache.errors import StoreError
 from enginecache.files.fingerprint import Fingerprint
@@ -139,3 +140,12 @@ def test_the_longest_name_that_the_file_system_takes_is_a_target(tmp_path, lengt
     export_plan(tmp_path / "plan", tmp_path / ("d" * length), tmp_path / "cache")
     assert (tmp_path / ("d" * length)).read_bytes() == b"plan"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_full_file_system_is_named_with_what_is_free(plan):
+    with small_disk(1 << 20) as disk:
+        with pytest.raises(StoreError, match="No space left on device") as caught:
+            export_plan(plan, disk / "m.plan", plan.parent / "cache")
+        assert names_in(disk) == []
+        assert f"the file system of {disk} is full" in caught.value.what
+        assert f"`df {disk}`" in caught.value.fix

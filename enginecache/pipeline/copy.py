@@ -163,7 +163,9 @@ def export_plan(plan: Path, target: Path, keep_out: Path) -> None:
                 temporary.unlink()
             raise
     except OSError as error:
-        what, fix = describe_os_error(error, f"the engine cannot be copied to {target}", otherwise="")
+        what, fix = describe_os_error(
+            error, f"the engine cannot be copied to {target}", error.filename or target, otherwise=""
+        )
         kept = "The engine is in the cache; name a writable file with -o."
         raise StoreError(what, "\n".join(filter(None, (fix, kept)))) from error
 

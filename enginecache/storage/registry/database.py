@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from enginecache.errors import EngineCacheError, OutOfMemoryError, RegistryError, ResourceError
-from enginecache.files.os_errors import describe_os_error, is_out_of_descriptors
+from enginecache.files.os_errors import describe_os_error, free_inodes, is_out_of_descriptors
 
 BUSY_TIMEOUT_S = 60.0
 WAL_EXIT_S = 10.0
@@ -146,19 +146,23 @@ def unavailable(path: Path, error: Exception) -> EngineCacheError:
     if "disk is full" in str(found):
         return RegistryError(*describe_os_error(OSError(errno.ENOSPC, ""), f"{doing}: {found}", path, in_cache=True))
     if "unable to open" in str(found):
-        closed = _folder_error(path.parent)
-        if closed is not None:
-            return RegistryError(*describe_os_error(closed, f"{doing}: {found}", path, in_cache=True))
+        cause = _folder_error(path.parent)
+        if cause is not None:
+            return RegistryError(*describe_os_error(cause, f"{doing}: {found}", path, in_cache=True))
     return RegistryError(f"{doing}: {found}", fix_for(error, path))
 
 
 def _folder_error(folder: Path) -> OSError | None:
-    """Why a folder cannot be opened. Never the file: closing it would drop the locks of this process's connections."""
+    """Why a folder cannot be opened, or get a file such as the registry's journal.
+
+    Never the registry itself: closing it would drop the locks of this process's connections.
+    """
     try:
         os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        is_full = free_inodes(folder) == 0
     except OSError as error:
         return error
-    return None
+    return OSError(errno.ENOSPC, "") if is_full else None
 
 
 def _has_tables(path: Path) -> bool:
