@@ -33,6 +33,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
+from enginecache.config import Config
 from enginecache.maintenance.eviction import inflation_after, plan_prune
 from enginecache.storage.registry.rows import InflationStep, Standing
 
@@ -201,7 +202,8 @@ class Planned:
 
     def _enforce(self, now: dt.datetime) -> None:
         stored = list(self._stored.values())
-        plan = plan_prune(stored, (), now, max_size_bytes=self._capacity_bytes, inflation=self._inflation)
+        limit = self._capacity_bytes
+        plan = plan_prune(stored, (), now, Config.keep_recent_s, max_size_bytes=limit, inflation=self._inflation)
         for going in plan.entries:
             del self._stored[int(going.standing.key, 16)]
         self._size_bytes = plan.kept_bytes

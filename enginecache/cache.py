@@ -70,6 +70,7 @@ class EngineCache(StoredEngines):
         backend: Backend | None = None,
         timeout_s: float | None = None,
         max_size_bytes: int | None = None,
+        keep_recent_s: float | None = None,
         grace_s: float | None = None,
         failure_ttl_s: float | None = None,
         cuda_major: int | None = None,
@@ -84,6 +85,7 @@ class EngineCache(StoredEngines):
             "backend": backend,
             "timeout_s": timeout_s,
             "max_size_bytes": max_size_bytes,
+            "keep_recent_s": keep_recent_s,
             "grace_s": grace_s,
             "failure_ttl_s": failure_ttl_s,
             "cuda_major": cuda_major,
@@ -245,7 +247,8 @@ class EngineCache(StoredEngines):
                 waiting=ask.get("waiting"),
                 uses_timing_cache=ask.get("timing_cache", True),
             )
-        above = self._removal.enforce_limit(self.config.max_size_bytes)
+        config = self.config
+        above = self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=record.digest)
         warned = (Reason("warning", text) for text in (*resolved.warnings, *built.warnings, *above))
         return self._entry("built", resolved, record, started, (*found.reasons, *new, *warned))
 

@@ -56,6 +56,8 @@ class Config:
         backend: Which TensorRT flavour builds; ``auto`` chooses.
         timeout_s: Longest wait for another builder, in seconds; None waits as long as it lives.
         max_size_bytes: What the cache is kept under, after each build and by ``prune``; None is no limit.
+        keep_recent_s: No eviction takes an engine that was used or published so few seconds ago. 0 protects none, also
+            not one whose path was handed out a moment ago.
         grace_s: Age in seconds under which files that no row names are left alone.
         failure_ttl_s: How long in seconds a build that TensorRT refused is not tried again; twice as long after each
             further failure, up to a day. 0 tries every time.
@@ -72,6 +74,7 @@ class Config:
     backend: Backend = "auto"
     timeout_s: float | None = None
     max_size_bytes: int | None = None
+    keep_recent_s: float = 600.0
     grace_s: float = DAY_S
     failure_ttl_s: float = 3600.0
     cuda_major: int | None = None
@@ -106,7 +109,7 @@ class Config:
         for name, value, choices in (("shared", self.shared, SHARED), ("backend", self.backend, BACKENDS)):
             if value not in choices:
                 raise ConfigError(f"{name}: {_choice_error(value, choices)}", "Take one of these.")
-        for name in ("timeout_s", "grace_s", "failure_ttl_s"):
+        for name in ("timeout_s", "keep_recent_s", "grace_s", "failure_ttl_s"):
             require_seconds(name, getattr(self, name))
         require_count("max_size_bytes", self.max_size_bytes)
         require_count("cuda_major", self.cuda_major)
@@ -328,6 +331,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "backend": ("backend", _parse_choice(*BACKENDS)),
     "timeout": ("timeout_s", parse_duration_s),
     "max_size": ("max_size_bytes", parse_size),
+    "keep_recent": ("keep_recent_s", parse_duration_s),
     "grace": ("grace_s", parse_duration_s),
     "failure_ttl": ("failure_ttl_s", parse_duration_s),
     "cuda_major": ("cuda_major", _parse_major),

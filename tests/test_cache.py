@@ -548,7 +548,30 @@ def test_a_limit_that_cannot_be_kept_is_a_warning_and_fails_no_build(open_cache,
         entry = cache.get(path, dims=DIMS)
     assert cache.stats().entries == 2  # both used just now
     (warning,) = [reason.text for reason in entry.reasons if reason.code == "warning"]
-    assert "4 KiB above its limit of 4 KiB" in warning
+    assert warning == (
+        "the cache is 4 KiB above its limit of 4 KiB: "
+        "pinned engines and engines used within the last 10 min stay (`keep_recent`)"
+    )
+
+
+def test_the_next_build_removes_what_recent_use_kept_above_the_limit(open_cache, models):
+    cache = open_cache(max_size_bytes=4096)
+    above = [cache.get(path, dims=DIMS) for path in models[:2]]
+    idle(cache, *above)
+    last = cache.get(models[2], dims=DIMS)
+    assert codes(last) == ["differs"]  # no warning
+    assert [used.record.key for used in cache.entries()] == [last.key]
+
+
+def test_without_a_time_to_keep_a_build_leaves_its_own_engine_alone(open_cache, models):
+    cache = open_cache(FakeBuilder(seconds=0.2), max_size_bytes=4096, keep_recent_s=0.0)
+    dear = cache.get(models[0], dims=DIMS)
+    cheap = open_cache(FakeBuilder(), max_size_bytes=4096, keep_recent_s=0.0).get(models[1], dims=DIMS)
+    assert (dear.path.exists(), cheap.path.exists()) == (False, True)
+    small = open_cache(max_size_bytes=1024, keep_recent_s=0.0).get(models[2], dims=DIMS)
+    (warning,) = [reason.text for reason in small.reasons if reason.code == "warning"]
+    assert warning.endswith("above its limit of 1 KiB: pinned engines stay, and the one just built")
+    assert [used.record.key for used in cache.entries()] == [small.key]
 
 
 # explain
@@ -731,7 +754,7 @@ def test_damaged_blob_that_two_entries_share_is_a_miss_for_both(open_cache, mode
 
 def test_prune_takes_the_least_recently_used_and_frees_what_it_said(cache, models):
     entries = [cache.get(path, dims=DIMS) for path in models]
-    for entry, seconds in zip(entries, (200.0, 400.0, 300.0), strict=True):
+    for entry, seconds in zip(entries, (2000.0, 4000.0, 3000.0), strict=True):
         unuse(cache, entry, seconds=seconds)
     plan = cache.plan_prune(max_size_bytes=4096)
     assert [going.standing.key for going in plan.entries] == [entries[1].key, entries[2].key]

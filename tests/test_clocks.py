@@ -158,7 +158,7 @@ def standing(cache, model):
 def test_absurd_limits_and_clocks_plan_nothing_that_is_not_old(open_cache, model, ahead_s, limits):
     found = standing(open_cache(), model)
     now = utc_now() + dt.timedelta(seconds=ahead_s)
-    assert plan_prune([found], [], now, **limits).is_empty
+    assert plan_prune([found], [], now, 0.0, **limits).is_empty
 
 
 @pytest.mark.parametrize(

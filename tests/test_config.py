@@ -30,7 +30,7 @@ def test_defaults_are_the_users_cache_folder_and_no_limits(tmp_path):
     config = Config.load({})
     assert config == Config(dir=tmp_path / "xdg-cache/enginecache")
     assert (config.shared, config.backend, config.timeout_s, config.max_size_bytes) == ("", "auto", None, None)
-    assert (config.grace_s, config.cuda_major) == (86400.0, None)
+    assert (config.keep_recent_s, config.grace_s, config.cuda_major) == (600.0, 86400.0, None)
     with pytest.raises(FrozenInstanceError):
         config.dir = Path("/")
 
@@ -41,6 +41,7 @@ shared = "group"
 backend = "tensorrt"
 timeout = "30m"
 max_size = "20GiB"
+keep_recent = "15m"
 grace = 60
 cuda_major = 12
 """
@@ -53,6 +54,7 @@ def test_file_wins_over_defaults(write):
         backend="tensorrt",
         timeout_s=1800.0,
         max_size_bytes=20 << 30,
+        keep_recent_s=900.0,
         grace_s=60.0,
         cuda_major=12,
     )
@@ -64,6 +66,7 @@ def test_environment_wins_over_the_file(write):
         "ENGINECACHE_BACKEND": "tensorrt-rtx",
         "ENGINECACHE_TIMEOUT": "45s",
         "ENGINECACHE_MAX_SIZE": "1048576",
+        "ENGINECACHE_KEEP_RECENT": "0",
         "ENGINECACHE_GRACE": "2h",
         "ENGINECACHE_CUDA_MAJOR": "13",
     }
@@ -73,6 +76,7 @@ def test_environment_wins_over_the_file(write):
         backend="tensorrt-rtx",
         timeout_s=45.0,
         max_size_bytes=1 << 20,
+        keep_recent_s=0.0,
         grace_s=7200.0,
         cuda_major=13,
     )
@@ -334,7 +338,7 @@ def test_a_duration_of_more_than_a_hundred_years_is_refused(text):
 
 
 @pytest.mark.parametrize("value", [1e300, float("nan"), float("inf"), -1, "1", True])
-@pytest.mark.parametrize("name", ["timeout_s", "grace_s", "failure_ttl_s"])
+@pytest.mark.parametrize("name", ["timeout_s", "keep_recent_s", "grace_s", "failure_ttl_s"])
 def test_a_number_of_seconds_that_is_none_is_refused(tmp_path, name, value):
     with pytest.raises(OptionError, match=name):
         Config(dir=tmp_path, **{name: value})

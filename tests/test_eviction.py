@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from records import EPOCH, entry, hex_of, standing
 
 from enginecache.files.units import DAY_S
+from enginecache.maintenance import eviction
 from enginecache.maintenance.eviction import (
     FOREIGN_USE_S,
-    RECENT_USE_S,
     Garbage,
     Staying,
     inflation_after,
-    plan_prune,
     rebuild_cost,
     usable_here,
 )
@@ -29,6 +28,11 @@ from enginecache.storage.registry.rows import InflationStep
 NOW = EPOCH + dt.timedelta(days=100)
 GIB = 1 << 30
 BENCHMARK = Path(__file__).parents[1] / "benchmarks/eviction.py"
+KEEP_RECENT_S = 60.0
+
+
+def plan_prune(stored, garbage, now, keep_recent_s=KEEP_RECENT_S, **limits):
+    return eviction.plan_prune(stored, garbage, now, keep_recent_s, **limits)
 
 
 def used(name, idle_s, size_bytes=100, *, blob=None, **values):
@@ -141,7 +145,7 @@ def planned(requests, engines, capacity):
     """The same through plans: each engine is published, the limit enforced, and then its use noted."""
     stored, inflation, now = {}, [], NOW
     for number in requests:
-        now += dt.timedelta(seconds=RECENT_USE_S)
+        now += dt.timedelta(seconds=KEEP_RECENT_S)
         stored[number] = standing(engines[number], now)
         plan = plan_prune(list(stored.values()), [], now, max_size_bytes=capacity, inflation=inflation)
         for going in plan.entries:
@@ -230,26 +234,27 @@ def test_pinned_ones_stay_and_the_shortfall_is_told():
     assert (plan.kept_bytes, plan.shortfall_bytes, plan.staying) == (100, 100, (Staying("pinned", 1, 100),))
 
 
-@pytest.mark.parametrize("idle_s", [-(10**9), -3600, 0, RECENT_USE_S - 1])
+@pytest.mark.parametrize("idle_s", [-(10**9), -3600, 0, KEEP_RECENT_S - 1])
 def test_what_was_just_used_stays_also_by_a_clock_that_was_ahead(idle_s):
     plan = plan_prune([used("a", idle_s)], [], NOW, max_size_bytes=0, older_than_s=0)
     assert plan.is_empty
     assert (plan.shortfall_bytes, plan.staying) == (100, (Staying("young", 1, 100),))
 
 
-def test_what_is_in_use_stays_and_only_those_whose_turn_it_is_are_looked_at():
-    looked_at = []
+def test_without_a_time_to_keep_what_was_just_used_goes_too():
+    stored = [used("a", 0), used("ahead", -3600), used("pinned", 0, is_pinned=True)]
+    plan = plan_prune(stored, [], NOW, 0.0, max_size_bytes=0)
+    assert set(names(plan)) == {"a", "ahead"}
+    assert plan.staying == (Staying("pinned", 1, 100),)
 
-    def is_in_use(digest):
-        looked_at.append(digest)
-        return digest == hex_of("a")
 
-    stored = [used("a", 400), used("b", 300), used("c", 200), used("pinned", 500, is_pinned=True), used("young", 5)]
-    plan = plan_prune(stored, [], NOW, max_size_bytes=400, is_in_use=is_in_use)
-    assert names(plan) == ["b"]
-    assert looked_at == [hex_of("a"), hex_of("b")]
-    assert plan.staying == (Staying("pinned", 1, 100), Staying("in_use", 1, 100))
-    assert plan.shortfall_bytes == 0
+def test_what_was_just_built_stays_whatever_the_time_to_keep():
+    stored = [used("built", 1, build_seconds=0.1), used("dear", 400, build_seconds=99.0)]
+    plan = plan_prune(stored, [], NOW, 0.0, max_size_bytes=100, built=hex_of("built"))
+    assert names(plan) == ["dear"]
+    assert plan_prune(stored, [], NOW, 0.0, max_size_bytes=0, built=hex_of("built")).staying == (
+        Staying("young", 1, 100),
+    )
 
 
 # Shared blobs
@@ -303,13 +308,14 @@ def caches(draw):
     ]
     steps = sorted(draw(st.dictionaries(st.floats(-100, 2000), st.floats(0, 1e9), max_size=4)).items(), reverse=True)
     values = sorted(value for _, value in steps)
-    busy = {hex_of(f"{blob}") for blob in draw(st.sets(st.integers(0, 5)))}
+    built = hex_of(f"{draw(st.integers(0, 5))}")
     foreign = {f"{number}.onnx" for number in draw(st.sets(st.integers(0, 11)))}
     return stored, {
+        "keep_recent_s": draw(st.sampled_from([0.0, KEEP_RECENT_S, DAY_S])),
         "max_size_bytes": draw(st.none() | st.integers(0, 4000)),
         "older_than_s": draw(st.none() | st.integers(0, 4000)),
         "inflation": [step(idle_s, value) for (idle_s, _), value in zip(steps, values, strict=True)],
-        "is_in_use": busy.__contains__,
+        "built": draw(st.none() | st.just(built)),
         "is_usable": lambda record: record.model_name not in foreign,
     }
 
@@ -324,8 +330,8 @@ def test_any_plan_keeps_its_promises(cache):
     kept = {item.digest for item in staying}
 
     def must_stay(item):
-        is_young = (NOW - item.last_used_at).total_seconds() < RECENT_USE_S
-        return item.is_pinned or is_young or asked["is_in_use"](item.digest)
+        is_young = max((NOW - item.last_used_at).total_seconds(), 0.0) < asked["keep_recent_s"]
+        return item.is_pinned or is_young or item.digest == asked["built"]
 
     assert not any(must_stay(item) for item in going)
     assert kept.isdisjoint(item.digest for item in going)

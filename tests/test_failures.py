@@ -42,9 +42,9 @@ from enginecache.errors import (
     ToolchainError,
     UnsupportedOptionError,
 )
-from enginecache.files.units import WRONG_CLOCK_S, utc_now
+from enginecache.files.units import WRONG_CLOCK_S, format_duration, utc_now
 from enginecache.pipeline import publish
-from enginecache.pipeline.failures import LONGEST_S, failure_in_force, format_duration, is_lasting
+from enginecache.pipeline.failures import LONGEST_S, failure_in_force, is_lasting
 from enginecache.storage.registry.rows import BuildRecord
 from enginecache.trt.build import codec
 

@@ -305,7 +305,8 @@ def test_device_ordinal_uuid_memory_and_driver_do_not_count(open_cache, model):
 def test_cache_settings_do_not_count(open_cache, model, tmp_path):
     builder = FakeBuilder()
     plain = open_cache(builder)
-    other = open_cache(builder, folder=tmp_path / "other", shared="group", max_size_bytes=1, timeout_s=3.0, grace_s=5.0)
+    settings = {"shared": "group", "max_size_bytes": 1, "keep_recent_s": 4.0, "timeout_s": 3.0, "grace_s": 5.0}
+    other = open_cache(builder, folder=tmp_path / "other", **settings)
     assert _key(plain, model, dims={"batch": 4}) == _key(other, model, dims={"batch": 4})
 
 

@@ -18,7 +18,7 @@ import pytest
 from fakes import H100
 from records import attempt, entry, fields_of
 
-from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, RegistryError, StoreError
+from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError, RegistryError, StoreError
 from enginecache.files.canonical import canonical_json
 from enginecache.files.units import utc_now
 from enginecache.host.targets import ComputeCapability
@@ -292,6 +292,16 @@ def test_changed_bytes_are_an_integrity_error_and_no_outcome(desk):
         with pytest.raises(IntegrityError) as caught:
             loader.load(record, desk.path, trial=trial)
         assert not isinstance(caught.value, LoadError)
+    assert desk.outcomes(record) == []
+
+
+@pytest.mark.parametrize("trial", ["auto", "never"])
+def test_plan_that_was_deleted_after_it_was_handed_out_is_not_cached_any_more(desk, trial):
+    record = desk.publish()
+    desk.path.unlink()
+    loader = EngineLoader(desk.registry, lambda *_: pytest.fail("set aside"), find_device=lambda: ADA)
+    with pytest.raises(NotCachedError, match="was deleted after it was handed out"):
+        loader.load(record, desk.path, trial=trial)
     assert desk.outcomes(record) == []
 
 

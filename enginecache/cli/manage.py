@@ -20,11 +20,11 @@ from enginecache.cli.parameters import (
     say_if_missing,
 )
 from enginecache.errors import ConfirmationError
-from enginecache.files.units import format_size, parse_duration_s, parse_limit, time_json
+from enginecache.files.units import format_duration, format_size, parse_duration_s, parse_limit, time_json
 from enginecache.pipeline.results import SCHEMA
 
 if TYPE_CHECKING:
-    from enginecache.maintenance.eviction import Going, PrunePlan, Staying, StayReason
+    from enginecache.maintenance.eviction import Going, PrunePlan, Staying
     from enginecache.maintenance.findings import Verification
 
 _COLUMNS = (
@@ -36,11 +36,6 @@ _COLUMNS = (
     Column("why", "word"),
     Column("priority", "word", is_wide=True),
 )
-_STAYING: dict[StayReason, str] = {
-    "pinned": "pinned",
-    "young": "used or published within the last minute",
-    "in_use": "in use by a program",
-}
 
 
 def require_leave(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
@@ -145,8 +140,8 @@ def prune(
     that nobody used for a day; then those whose build took the fewest seconds for each byte, where what was used lately
     counts more. Stray files are what crashes left behind.
 
-    Pinned engines stay, and those that a program has open or a lease on. Engines used within the last minute stay too:
-    their path may have been handed out and not opened yet.
+    Pinned engines stay, and so do those used or published lately (setting keep_recent, 10 min by default): a program
+    may have received their path and not opened it yet.
 
     On a pipe a line for each engine: key, model, bytes, last used, seconds of its build, why it goes (old, unusable,
     cheapest), its priority in seconds per GiB.
@@ -178,7 +173,7 @@ def prune(
     else:
         say(f"would delete {_summary(plan)}" if dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
     if plan.shortfall_bytes:
-        why = ", ".join(map(_staying_text, plan.staying))
+        why = ", ".join(_staying_text(staying, cache.config.keep_recent_s) for staying in plan.staying)
         say(f"still {format_size(plan.shortfall_bytes)} over the limit; kept: {why}")
     elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
         say("no limit was given: give --max-size or --older-than, or set max_size")
@@ -213,8 +208,10 @@ def _going_row(going: Going) -> list[object]:
     ]
 
 
-def _staying_text(staying: Staying) -> str:
-    return f"{count(staying.blobs, 'engine')} {_STAYING[staying.reason]} ({format_size(staying.size_bytes)})"
+def _staying_text(staying: Staying, keep_recent_s: float) -> str:
+    recent = f"used or published within the last {format_duration(keep_recent_s)}"
+    why = "pinned" if staying.reason == "pinned" else recent
+    return f"{count(staying.blobs, 'engine')} {why} ({format_size(staying.size_bytes)})"
 
 
 def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, object]:

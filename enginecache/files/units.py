@@ -102,6 +102,14 @@ def parse_duration_s(text: str) -> float:
     return seconds
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are two: ``48 min``. Never for ``--json``."""
+    for unit_s, unit in ((DAY_S, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def utc_now() -> dt.datetime:
     """Return the time, aware, in UTC."""
     return dt.datetime.now(dt.timezone.utc)

@@ -29,16 +29,13 @@ from enginecache.host.targets import Reach
 from enginecache.host.toolchain import Toolchain
 from enginecache.storage.registry.rows import InflationStep, Standing
 
-RECENT_USE_S = 60.0
-"""A path may have been handed out so long ago, and not be opened yet."""
-
 FOREIGN_USE_S = DAY_S
 """What nothing here can use, and was used within this time, is another container's on the same folder."""
 
 _GIB = float(1 << 30)
 
 GoingReason = Literal["old", "unusable", "cheapest"]
-StayReason = Literal["pinned", "young", "in_use"]
+StayReason = Literal["pinned", "young"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,7 @@ class Staying:
     """Blobs whose turn it was, and which may not go.
 
     Attributes:
-        reason: ``pinned``; ``young``: used or published within :data:`RECENT_USE_S`; ``in_use``: a program has a lease
-            on them, or has them open.
+        reason: ``pinned``; ``young``: used or published within ``keep_recent``.
         blobs: How many.
         size_bytes: Of all of them.
     """
@@ -150,28 +146,30 @@ def plan_prune(
     stored: Sequence[Standing],
     garbage: Iterable[Garbage],
     now: dt.datetime,
+    keep_recent_s: float,
     *,
     max_size_bytes: int | None = None,
     older_than_s: float | None = None,
     inflation: Sequence[InflationStep] = (),
     is_usable: Callable[[Standing], bool] = lambda _: True,
-    is_in_use: Callable[[str], bool] = lambda _: False,
+    built: str | None = None,
 ) -> PrunePlan:
     """Decide what goes. Deterministic, and changes nothing.
 
     A blob goes with all its entries or not at all; the best of them speaks for it. First what is old. Then, while the
-    rest is too large, what cannot be used here, and then by priority. Never what is pinned, in use, or was used within
-    :data:`RECENT_USE_S`. A last use or a step in the future is one of a clock that was wrong, and counts as now.
+    rest is too large, what cannot be used here, and then by priority. Never what is pinned, or was used or published
+    within ``keep_recent_s``. A last use or a step in the future is one of a clock that was wrong, and counts as now.
 
     Args:
         stored: All entries.
         garbage: Files past their grace time.
         now: The time.
+        keep_recent_s: How long a blob stays after its last use, in seconds.
         max_size_bytes: Bytes of blobs that may stay; None is no limit.
         older_than_s: Entries not used for so many seconds go; None is no limit.
         inflation: Its steps, oldest first.
         is_usable: Whether a TensorRT and a GPU here can use the entry.
-        is_in_use: Whether the blob is leased or open; asked only of those whose turn it is.
+        built: Digest of a blob that was just built, which stays: its caller does not have it yet.
     """
     blobs = _blobs(stored, now, inflation, is_usable)
     kept_bytes = total_bytes = sum(blob.size_bytes for blob in blobs)
@@ -182,7 +180,7 @@ def plan_prune(
             break
         if blob.digest in going or blob.digest in staying:
             continue
-        why = _stay_reason(blob, now, is_in_use)
+        why = _stay_reason(blob, now, keep_recent_s, built)
         if why is None:
             going[blob.digest] = (blob, reason)
             kept_bytes -= blob.size_bytes
@@ -245,16 +243,15 @@ def _turns(
             yield blob, "cheapest" if blob.is_usable else "unusable"
 
 
-def _stay_reason(blob: _Blob, now: dt.datetime, is_in_use: Callable[[str], bool]) -> StayReason | None:
+def _stay_reason(blob: _Blob, now: dt.datetime, keep_recent_s: float, built: str | None) -> StayReason | None:
     if blob.is_pinned:
         return "pinned"
-    if (now - blob.last_used_at).total_seconds() < RECENT_USE_S:
-        return "young"
-    return "in_use" if is_in_use(blob.digest) else None
+    is_young = blob.digest == built or (now - blob.last_used_at).total_seconds() < keep_recent_s
+    return "young" if is_young else None
 
 
 def _tally(passed_over: Iterable[tuple[StayReason, int]]) -> tuple[Staying, ...]:
-    sizes: dict[StayReason, list[int]] = {"pinned": [], "young": [], "in_use": []}
+    sizes: dict[StayReason, list[int]] = {"pinned": [], "young": []}
     for reason, size_bytes in passed_over:
         sizes[reason].append(size_bytes)
     return tuple(Staying(reason, len(found), sum(found)) for reason, found in sizes.items() if found)

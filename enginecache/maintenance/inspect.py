@@ -81,6 +81,7 @@ class StoredEngines:
         backend: Backend | None = None,
         timeout_s: float | None = None,
         max_size_bytes: int | None = None,
+        keep_recent_s: float | None = None,
         grace_s: float | None = None,
         failure_ttl_s: float | None = None,
         cuda_major: int | None = None,
@@ -99,6 +100,7 @@ class StoredEngines:
             backend: Which TensorRT flavour builds: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
             timeout_s: Longest wait for another builder, in seconds.
             max_size_bytes: Size that the cache is kept under, in bytes.
+            keep_recent_s: How long an engine is safe from eviction after each use, in seconds.
             grace_s: Age in seconds under which leftover files are kept.
             failure_ttl_s: How long a failed build is not repeated, in seconds.
             cuda_major: CUDA major version, for a TensorRT whose packages do not tell it.
@@ -119,6 +121,7 @@ class StoredEngines:
                     "backend": backend,
                     "timeout_s": timeout_s,
                     "max_size_bytes": max_size_bytes,
+                    "keep_recent_s": keep_recent_s,
                     "grace_s": grace_s,
                     "failure_ttl_s": failure_ttl_s,
                     "cuda_major": cuda_major,
@@ -318,7 +321,8 @@ class StoredEngines:
         require_seconds("older_than_s", older_than_s)
         limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
         past, _ = self._garbage()
-        return self._removal.plan(past, max_size_bytes=limit, older_than_s=older_than_s)
+        keep_recent_s = self.config.keep_recent_s
+        return self._removal.plan(past, keep_recent_s, max_size_bytes=limit, older_than_s=older_than_s)
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from enginecache.errors import EngineCacheError, OptionError
-from enginecache.files.units import format_size, utc_now
+from enginecache.files.units import format_duration, format_size, utc_now
 from enginecache.maintenance.eviction import Garbage, Going, PrunePlan, inflation_after, plan_prune
 from enginecache.maintenance.orphans import delete_garbage
-from enginecache.storage.leases import UseScan
 from enginecache.storage.registry.rows import EntryRecord, InflationStep, Standing
 from enginecache.storage.space import Reserve
 from enginecache.storage.storage import Storage
@@ -62,58 +61,73 @@ class Removal:
     def plan(
         self,
         garbage: Iterable[Garbage],
+        keep_recent_s: float,
         *,
         max_size_bytes: int | None = None,
         older_than_s: float | None = None,
+        built: str | None = None,
     ) -> PrunePlan:
         """Decide what a prune would delete. Deletes nothing.
 
         Args:
             garbage: Files past their grace time.
+            keep_recent_s: How long an engine stays after its last use, in seconds.
             max_size_bytes: Bytes of blobs that may stay; None is no limit.
             older_than_s: Entries not used for so many seconds go; None is no limit.
+            built: Digest of the engine that was just built, which stays.
         """
         return plan_prune(
             self._registry.standings(self._last_used.all()),
             garbage,
             utc_now(),
+            keep_recent_s,
             max_size_bytes=max_size_bytes,
             older_than_s=older_than_s,
             inflation=self._registry.inflation(),
             is_usable=_all_usable() if max_size_bytes is None else self._usability(),
-            is_in_use=UseScan(self._storage.blobs.path).is_in_use,
+            built=built,
         )
 
-    def enforce(self, max_size_bytes: int) -> PrunePlan | None:
+    def enforce(self, max_size_bytes: int, keep_recent_s: float, *, built: str | None = None) -> PrunePlan | None:
         """Shrink the cache to a size, after a publication; what was done, or None where it fits.
 
-        One query where it fits. What was used or published within the last minute stays, so the engine just built does.
+        One query where it fits.
+
+        Args:
+            max_size_bytes: Bytes of blobs that may stay.
+            keep_recent_s: How long an engine stays after its last use, in seconds.
+            built: Digest of the engine that was just built, which stays.
         """
         if self._registry.stored_bytes() <= max_size_bytes:
             return None
-        plan = self.plan((), max_size_bytes=max_size_bytes)
+        plan = self.plan((), keep_recent_s, max_size_bytes=max_size_bytes, built=built)
         self.execute(plan)
         return plan
 
-    def enforce_limit(self, max_size_bytes: int | None) -> tuple[str, ...]:
+    def enforce_limit(self, max_size_bytes: int | None, keep_recent_s: float, *, built: str) -> tuple[str, ...]:
         """Like :meth:`enforce` after a build, which it must not fail; return warnings.
 
         Args:
             max_size_bytes: The limit; None is none.
+            keep_recent_s: As for :meth:`enforce`.
+            built: As for :meth:`enforce`.
         """
         if max_size_bytes is None:
             return ()
         try:
-            plan = self.enforce(max_size_bytes)
+            plan = self.enforce(max_size_bytes, keep_recent_s, built=built)
         except EngineCacheError as error:
             return (f"the cache was not shrunk to its limit of {format_size(max_size_bytes)}: {error.what}",)
         if plan is None or not plan.shortfall_bytes:
             return ()
         above = f"{format_size(plan.shortfall_bytes)} above its limit of {format_size(max_size_bytes)}"
-        return (f"the cache is {above}: the rest is pinned, in use, or was used just now",)
+        if not keep_recent_s:
+            return (f"the cache is {above}: pinned engines stay, and the one just built",)
+        within = f"within the last {format_duration(keep_recent_s)}"
+        return (f"the cache is {above}: pinned engines and engines used {within} stay (`keep_recent`)",)
 
     def execute(self, plan: PrunePlan) -> int:
-        """Carry out a plan; the bytes freed. What was pinned, rebuilt, used or opened since the plan was made stays.
+        """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays.
 
         Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done. Also on a full disk.
         """
@@ -125,12 +139,11 @@ class Removal:
 
     def _execute(self, plan: PrunePlan) -> int:
         started_at = utc_now()
-        scan = UseScan(self._storage.blobs.path)
         evicted: list[Going] = []
         freed = 0
         try:
             for group in plan.groups:
-                freed_now = self._storage.evict([going.standing for going in group], scan)
+                freed_now = self._storage.evict([going.standing for going in group])
                 if freed_now is not None:
                     freed += freed_now
                     evicted.extend(group)

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from enginecache.errors import BuilderKilledError, BuildError
-from enginecache.files.units import DAY_S, WRONG_CLOCK_S
+from enginecache.files.units import DAY_S, WRONG_CLOCK_S, format_duration
 from enginecache.storage.registry.rows import BuildRecord
 
 LONGEST_S = DAY_S
@@ -93,11 +93,3 @@ def _failed_at_s(build: BuildRecord) -> float:
 def _duration_s(count: int, ttl_s: float) -> float:
     # Not 2.0 ** count, which overflows after a thousand.
     return min(ttl_s * 2.0 ** min(count - 1, 32), max(LONGEST_S, ttl_s))
-
-
-def format_duration(seconds: float) -> str:
-    """``48 min``: the largest unit of which there are two, for people."""
-    for unit_s, unit in ((DAY_S, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds / unit_s:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -29,8 +29,8 @@ from enginecache.pipeline.results import Entry
 from enginecache.storage.storage import Storage
 
 LOOK_EVERY_S = 1.0
-"""So long a new TensorRT, GPU or setting may go unnoticed in a running process. A use is noted as often, which is
-enough: nothing that was used within the last minute is evicted.
+"""So long a new TensorRT, GPU or setting may go unnoticed in a running process. A use is noted as often: a
+``keep_recent`` of less than a second does not protect a path that was just handed out.
 """
 
 TICK_NS = 100_000_000

@@ -16,9 +16,11 @@ from typing import Any, Literal, get_args
 
 from enginecache.errors import (
     EngineCacheError,
+    IntegrityError,
     LoadError,
     LoadRefusedError,
     NoDeviceError,
+    NotCachedError,
     OptionError,
     RegistryError,
     shown,
@@ -27,7 +29,6 @@ from enginecache.files.units import utc_now
 from enginecache.host.devices import Device, current_device
 from enginecache.host.targets import DeviceModel
 from enginecache.key.options import PluginLibrary
-from enginecache.storage.leases import Lease
 from enginecache.storage.registry.base import Registry
 from enginecache.storage.registry.rows import EntryRecord, LoadOutcome, LoadRecord
 from enginecache.trt.load.deserialize import deserialize
@@ -108,16 +109,21 @@ class EngineLoader:
             The ``ICudaEngine`` of the flavour's module.
 
         Raises:
-            IntegrityError: The bytes do not have their digest; TensorRT has not seen them.
+            IntegrityError: The bytes do not have their digest, or cannot be read; TensorRT has not seen them.
             LoadError: TensorRT refused the plan, or crashed on it, where it should run; it was set aside.
             LoadRefusedError: It cannot be loaded here and now, for a reason outside it; it stays.
             NotCachedError: The plan was deleted since it was handed out.
-            StoreError: It cannot be opened.
         """
         if trial not in TRIAL_POLICIES:
             raise OptionError(f"trial: {shown(trial)} is not one of them", f"Give {', '.join(TRIAL_POLICIES)}.")
-        with Lease(path):
+        try:
             return self._load(record, path, tuple(plugins), trusted=trusted, trial=trial)
+        except IntegrityError as error:
+            # Asked afterwards: an eviction may come at any time, also between the trial and the loading here.
+            if not _is_missing(path):
+                raise
+            message = f"the engine {path} was deleted after it was handed out"
+            raise NotCachedError(message, "Ask `enginecache get` for it again.") from error
 
     def _load(
         self, record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool, trial: TrialPolicy
@@ -216,6 +222,14 @@ class EngineLoader:
         )
         with contextlib.suppress(RegistryError):
             self._registry.record_load(row)
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        os.stat(path, follow_symlinks=False)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _is_version_compatible(record: EntryRecord) -> bool:

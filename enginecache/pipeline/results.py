@@ -67,6 +67,7 @@ class Entry:
 
         Raises:
             IntegrityError: The file no longer has its digest.
+            NotCachedError: The file was deleted since the entry was handed out.
             LoadError: The plan is bad, and was set aside.
             LoadRefusedError: TensorRT does not load it for a reason outside it. The plan stays.
             ToolchainError: The flavour cannot be imported.

@@ -15,7 +15,6 @@ from enginecache.files.fingerprint import has_kernel_times
 from enginecache.storage.blob_types import BlobStore, StagedBlob
 from enginecache.storage.folder import Root
 from enginecache.storage.last_used import UseLog
-from enginecache.storage.leases import UseScan
 from enginecache.storage.lock_types import KeyLocks
 from enginecache.storage.locks import LocalKeyLocks
 from enginecache.storage.rebuild import Rebuilt, RegistryRebuild
@@ -228,19 +227,18 @@ class Storage:
             self.last_used.forget(record.key)
             return self._delete_unnamed(record.digest)
 
-    def evict(self, planned: Sequence[Standing], scan: UseScan) -> int | None:
+    def evict(self, planned: Sequence[Standing]) -> int | None:
         """Delete a blob with all its entries, unless one of them was pinned, rebuilt or used since it was planned.
 
         Args:
             planned: The entries of one blob, as they were when the eviction was planned.
-            scan: Finds out which blobs other programs have open.
 
         Returns:
             The bytes freed; None if the blob stays.
         """
         digest = planned[0].digest
-        with self._locked(), scan.unused(digest) as is_unused:
-            if not is_unused or not all(map(self._is_as_planned, planned)):
+        with self._locked():
+            if not all(map(self._is_as_planned, planned)):
                 return None
             # Not those that were pinned just now: with them the blob stays.
             removed = [entry for entry in planned if self.registry.remove(entry.key, digest=digest)]

@@ -175,11 +175,21 @@ def test_prune_lists_stray_files(cli, stored, folder, monkeypatch):
     assert not (folder / "tmp" / "blob-leftover").exists()
 
 
-def test_what_was_used_just_now_stays_and_is_told(cli, stored, model):
+def test_what_was_used_just_now_stays_and_prune_says_so(cli, stored, model):
     cli("get", model, "--dim", "batch=1")
-    ran = cli("prune", "--max-size", "0", "--yes")
-    assert "still 4 KiB over the limit; kept: 1 engine used or published within the last minute (4 KiB)" in ran.err
+    ran = cli("prune", "--max-size", "0", "--older-than", "0", "--yes")
+    assert "still 4 KiB over the limit; kept: 1 engine used or published within the last 10 min (4 KiB)" in ran.err
     assert keys(cli) == {stored[0]["key"]}
+
+
+def test_prune_keeps_what_was_used_within_the_setting(cli, stored, monkeypatch):
+    monkeypatch.setenv("ENGINECACHE_KEEP_RECENT", "60h")
+    ran = cli("prune", "--max-size", "0", "--yes")
+    assert "still 8 KiB over the limit; kept: 2 engines used or published within the last 2 days (8 KiB)" in ran.err
+    assert keys(cli) == {record["key"] for record in stored[1:]}
+    monkeypatch.setenv("ENGINECACHE_KEEP_RECENT", "0")
+    assert cli("prune", "--max-size", "0", "--yes").code == 0
+    assert keys(cli) == set()
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,8 @@ from crash_operations import OPERATIONS
 from enginecache.errors import EngineCacheError
 from enginecache.files import digest
 from enginecache.maintenance.inspect import StoredEngines
-from enginecache.storage import leases
 
-# Which processes have a blob open, and what is installed, is read from files whose number may change between two runs.
-leases.open_digests = frozenset
+# What is installed is read from files whose number may change between two runs.
 StoredEngines._usability = lambda _: lambda _: True
 # What a crash leaves half made is open to nobody else.
 os.umask(0o077)

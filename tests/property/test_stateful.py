@@ -37,7 +37,6 @@ from enginecache.pipeline import model_memo
 from enginecache.pipeline import publish as publication
 from enginecache.storage import blobs
 from enginecache.storage.last_used import UseLog
-from enginecache.storage.leases import Lease
 from enginecache.storage.registry import entries, history, loads
 
 DIMS = {"batch": (1, 2, 4)}
@@ -176,14 +175,12 @@ class CacheModel(RuleBasedStateMachine):
         self.pinned: set[Asked] = set()
         self.damaged: set[bytes] = set()
         self.attempts: dict[Asked, list[Attempt]] = {}
-        self.leases: dict[bytes, Lease] = {}
 
     def open(self) -> EngineCache:
         return fake_cache(self.folder / "cache", self.builder)
 
     def teardown(self) -> None:
         try:
-            self.release()
             assert self.cache.verify(deep=True, repair=True).is_clean
             assert self.cache.verify(deep=True).findings == ()
         finally:
@@ -213,7 +210,6 @@ class CacheModel(RuleBasedStateMachine):
         """All entries of a damaged blob are forgotten with it."""
         self.damaged.discard(plan)
         self.stored = {asked for asked in self.stored if asked.plan != plan}
-        self.drop_lease(plan)
 
     def set_aside(self, asked: Asked) -> None:
         """What every look at the entry does to its blob, if that is damaged."""
@@ -222,21 +218,11 @@ class CacheModel(RuleBasedStateMachine):
 
     def publish(self, asked: Asked) -> None:
         self.stored.add(asked)
-        self.replace_blob(asked.plan)
-
-    def replace_blob(self, plan: bytes) -> None:
-        """Equal bytes that are published again heal the blob; a lease is on the old file."""
-        self.damaged.discard(plan)
-        self.drop_lease(plan)
+        self.damaged.discard(asked.plan)  # equal bytes heal the blob
 
     def drop_blob(self, plan: bytes) -> None:
         if not any(asked.plan == plan for asked in self.stored):
             self.damaged.discard(plan)
-            self.drop_lease(plan)
-
-    def drop_lease(self, plan: bytes) -> None:
-        if plan in self.leases:
-            self.leases.pop(plan).close()
 
     # What is asked
 
@@ -359,7 +345,7 @@ class CacheModel(RuleBasedStateMachine):
         if is_built:
             self.keys.setdefault(asked, self.cache.explain(self.model_path(file), **self.ask(level)).key)
         if is_built and point in {"row", "end"}:
-            self.replace_blob(asked.plan)
+            self.damaged.discard(asked.plan)  # equal bytes heal the blob
         if is_built and point == "end":
             self.attempts.setdefault(asked, []).append(Attempt(now, is_success=True))
             self.publish(asked)
@@ -374,7 +360,7 @@ class CacheModel(RuleBasedStateMachine):
         self.builder.before = (lambda _: os._exit(9)) if point == "builder" else None
         cache = self.cache
         if point == "stage":
-            cache._storage.blobs.stage = lambda *_: os._exit(9)
+            cache._storage.blobs.adopt = lambda *_: os._exit(9)
         elif point == "publish":
             cache._storage.blobs.publish = lambda *_: os._exit(9)
         elif point == "row":
@@ -418,19 +404,6 @@ class CacheModel(RuleBasedStateMachine):
         self.stored.discard(asked)
         self.drop_blob(asked.plan)
 
-    @precondition(lambda self: self.stored)
-    @rule(number=NUMBERS)
-    def lease(self, number: int) -> None:
-        plan = self.some(number).plan
-        if plan in self.leases:
-            self.drop_lease(plan)
-        elif plan not in self.damaged:
-            self.leases[plan] = Lease(self.blob(plan))
-
-    def release(self) -> None:
-        for plan in list(self.leases):
-            self.drop_lease(plan)
-
     @rule(limits=st.sampled_from(LIMITS), seconds=st.sampled_from(JUMPS_S))
     def prune_later(self, limits: dict[str, float], seconds: float) -> None:
         """What was used just now stays, so a prune is of interest after a while."""
@@ -443,10 +416,9 @@ class CacheModel(RuleBasedStateMachine):
         going = {by_key[item.standing.key] for item in plan.entries}
         gone = {asked.plan for asked in going}
         assert not gone & {asked.plan for asked in self.pinned}
-        assert not gone & set(self.leases)
         assert going == {asked for asked in self.stored if asked.plan in gone}
         age_s = [(self.clock.utc_now() - item.standing.last_used_at).total_seconds() for item in plan.entries]
-        assert all(age >= MINUTE_S for age in age_s)
+        assert all(age >= self.cache.config.keep_recent_s for age in age_s)
         before = self.size_bytes()
         freed = self.cache.execute_prune(plan)
         if not gone & self.damaged:
@@ -469,7 +441,6 @@ class CacheModel(RuleBasedStateMachine):
             path = self.blob(plan)
             settle(path, lambda: harm(path, plan, how))
             self.damaged.add(plan)
-            self.drop_lease(plan)
 
     @rule(deep=st.booleans(), is_repair=st.booleans())
     def verify(self, deep: bool, is_repair: bool) -> None:
@@ -526,7 +497,7 @@ class CacheModel(RuleBasedStateMachine):
         ]
         if self.stored:
             number = chance.randrange(6)
-            steps += [(self.pin, number), (self.remove, number), (self.lease, number)]
+            steps += [(self.pin, number), (self.remove, number)]
             steps += [(self.damage, number, chance.choice(DAMAGES))] * 2
         step, *given = chance.choice(steps)
         note(f"{step.__name__}{tuple(given)}")
