@@ -63,12 +63,25 @@ def test_a_python_is_taken_as_it_is():
     assert interpreters()[0] == Interpreter(sys.executable)
 
 
-@pytest.mark.parametrize("executable", [None, "", "/bin/true", "/no/such/python3", "python3"])
+@pytest.mark.parametrize("executable", [None, "", 5, b"/usr/bin/python3", "/bin/true", "/no/such/python3", "python3"])
 def test_where_the_executable_is_no_python_the_prefix_has_one(monkeypatch, executable):
     monkeypatch.setattr(sys, "executable", executable)
     (first, *_) = interpreters()
     assert first.path.startswith(sys.prefix)
     assert os.path.realpath(first.path) == str(HERE)
+
+
+def test_program_that_embeds_python_is_not_started_though_it_has_the_name_of_one(monkeypatch, nowhere):
+    monkeypatch.setattr(sys, "executable", os.path.realpath("/proc/self/exe"))
+    monkeypatch.setattr(sys, "orig_argv", [])
+    with pytest.raises(InterpreterError, match="no Python to run the builder with is known"):
+        interpreters()
+
+
+def test_executable_that_is_deleted_is_no_error_of_its_own(monkeypatch, nowhere):
+    monkeypatch.delattr(sys, "executable")
+    with pytest.raises(InterpreterError, match=r"sys\.executable is empty"):
+        interpreters()
 
 
 def test_executable_in_a_closed_folder_is_passed_over(monkeypatch):

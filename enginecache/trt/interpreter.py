@@ -99,7 +99,7 @@ def run_with(named: str | os.PathLike[str] | None, attempt: Callable[[Interprete
 def _candidates() -> Iterator[str]:
     if _is_frozen():
         return
-    yield sys.executable or ""
+    yield _executable()
     for prefix in (sys.prefix, sys.exec_prefix, sys.base_prefix):
         # Of an embedded Python, which has its modules and packages from there.
         yield f"{prefix}/bin/python{_VERSION}"
@@ -112,7 +112,22 @@ def _is_interpreter(path: str) -> bool:
     if not (Path(path).is_absolute() and _is_program(path)):
         return False
     match = _NAME.fullmatch(Path(os.path.realpath(path)).name)
-    return match is not None and ("." not in match["version"] or match["version"] == _VERSION)
+    is_named = match is not None and ("." not in match["version"] or match["version"] == _VERSION)
+    return is_named and not _embeds_python(path)
+
+
+def _embeds_python(path: str) -> bool:
+    """Whether a file is this process's program, which only embeds Python, whatever its name.
+
+    ``Py_Initialize`` looks for ``python3`` on PATH, and may find a program of that name. Python's own has arguments.
+    """
+    return not any(sys.orig_argv) and os.path.realpath(path) == os.path.realpath("/proc/self/exe")
+
+
+def _executable() -> str:
+    """``sys.executable``, if it is a path at all: a program that embeds Python may set it to anything, or delete it."""
+    found = getattr(sys, "executable", None)
+    return found if isinstance(found, str) else ""
 
 
 def _is_program(path: str) -> bool:
@@ -127,10 +142,10 @@ def _is_frozen() -> bool:
 
 def _why() -> str:
     if _is_frozen():
-        return f"this program is frozen, and {sys.executable} would start it again"
-    if not sys.executable:
+        return f"this program is frozen, and {_executable()} would start it again"
+    if not _executable():
         return "sys.executable is empty, as in a program that embeds Python"
-    return f"sys.executable is {sys.executable}, which is not a Python interpreter"
+    return f"sys.executable is {_executable()}, which is not a Python interpreter"
 
 
 def environment_for(interpreter: Interpreter, environment: dict[str, str]) -> dict[str, str]:
