@@ -58,6 +58,9 @@ FOREIGN = {
     "an empty tag": lambda folder: (folder / marker.NAME).touch(),
     "a cut tag": lambda folder: (folder / marker.NAME).write_text(marker.TEXT[:60]),
     "a tag without its first line": lambda folder: (folder / marker.NAME).write_text(marker.TEXT.split("\n")[1]),
+    "a tag of a format that never was": lambda folder: (folder / marker.NAME).write_text(
+        marker.TEXT.replace("format 1", "format 0")
+    ),
     "a tag that is a folder": lambda folder: (folder / marker.NAME).mkdir(),
     "a tag that is a pipe": lambda folder: os.mkfifo(folder / marker.NAME),
     "a tag that is a link": lambda folder: (folder / marker.NAME).symlink_to("other"),

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from records import publish
@@ -149,6 +150,14 @@ def test_alembic_says_nothing_on_standard_output(tmp_path, capfd):
     schema.ensure_schema(database, 0o600)
     schema.check(database)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_release_that_runs_from_an_archive_says_that_its_scripts_must_be_files(tmp_path, monkeypatch):
+    module = SimpleNamespace(__file__=str(tmp_path / "app.pyz/enginecache/migrations/__init__.py"))
+    monkeypatch.setattr(schema, "import_module", lambda _name: module)
+    with pytest.raises(SchemaError, match=r"imported from an archive.*app\.pyz") as caught:
+        schema.ensure_schema(Database(tmp_path / "registry.sqlite"), 0o600)
+    assert "pip" in caught.value.fix
 
 
 def test_a_file_that_is_no_database_is_an_error_and_is_left_alone(tmp_path):

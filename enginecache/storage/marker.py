@@ -28,7 +28,7 @@ registry has versions of its own."""
 
 TEXT = f"{SIGNATURE}\n# enginecache cache folder, format {FORMAT}\n"
 
-_OWN_LINE = re.compile(r"# enginecache cache folder, format (\d{1,9})")
+_OWN_LINE = re.compile(r"# enginecache cache folder, format ([1-9]\d{0,8})")
 _EMPTY_VOLUMES = frozenset({"lost+found", ".snapshot"})
 """In new volumes: made by ``mkfs.ext4``, and shown by NetApp's file servers."""
 

@@ -146,6 +146,9 @@ def _alembic_config(connection: sa.Connection) -> Config:
     # Its own talk goes nowhere: standard output is data.
     config = Config(output_buffer=io.StringIO(), stdout=io.StringIO())
     scripts = Path(str(import_module("enginecache.migrations").__file__)).parent
+    if not scripts.is_dir():
+        message = f"enginecache was imported from an archive, and its schema's scripts ({scripts}) must be files"
+        raise SchemaError(message, "Install enginecache with pip, or unpack the archive and run it from there.")
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
