@@ -230,6 +230,15 @@ class Worker:
             raise InterpreterError(message, f"Install the same version for both. {NAME_ONE}")
         self.is_ready = True
 
+    def cpu_ticks(self) -> int:
+        """Return how much computing all its threads have done, in ticks of the clock; 0 once it has ended."""
+        try:
+            text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return 0
+        user, system = text.rpartition(")")[2].split()[11:13]  # the name before it may hold anything
+        return int(user) + int(system)
+
     def not_ready(self, status: int, tail: Sequence[str]) -> InterpreterError | None:
         """The error for a child that ended before it reported itself; None where it did, or where others ended it.
 

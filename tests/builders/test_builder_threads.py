@@ -1,8 +1,13 @@
-"""A builder that may not start the threads which it needs: seen at once, and no verdict on the model."""
+"""A builder that may not start the threads which it needs: seen, and no verdict on the model."""
+
+import pytest
+from builder_models import request_for
+from held_worker import builders_that_stop, held_workers
 
 from enginecache.errors import BuilderKilledError
-from enginecache.trt.build import worker
+from enginecache.trt.build import process, worker
 from enginecache.trt.build.codec import decode_error
+from enginecache.trt.build.process import ProcessBuilder
 
 
 def test_too_few_threads_are_said_before_tensorrt_waits_for_them(monkeypatch, tmp_path):
@@ -16,3 +21,14 @@ def test_too_few_threads_are_said_before_tensorrt_waits_for_them(monkeypatch, tm
     assert type(error) is BuilderKilledError
     assert "needs 8 threads: no more processes or threads may be started" in error.what
     assert "ulimit -u" in error.fix
+
+
+@pytest.mark.rtx
+def test_build_that_stands_still_where_memory_is_limited_is_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "STALL_S", 1.0)
+    monkeypatch.setattr(process, "memory_limit_bytes", lambda: 500 << 20)
+    with builders_that_stop(), pytest.raises(BuilderKilledError) as caught:
+        ProcessBuilder().build(request_for(tmp_path))
+    assert "stands still, for want of memory: it may have 500 MiB" in caught.value.what
+    assert "ulimit -v" in caught.value.fix
+    assert held_workers() == []

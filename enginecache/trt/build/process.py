@@ -41,6 +41,16 @@ from enginecache.trt.interpreter import Interpreter, environment_for, interprete
 WORKER = "enginecache.trt.build.worker"
 EXIT_GRACE_S = 10.0
 
+STALL_S = 20.0
+"""Without any computing: TensorRT then waits for a thread that had no room for its stack, and never ends.
+
+Only looked for where the address space is limited. Seen at 520 and 580 MB of it with TensorRT-RTX 1.7.1, 2026-12.
+"""
+_IDLE_TICKS = 5
+"""Computing in that time that is none: a thread looks once a second whether the parent lives."""
+
+_RAISE_LIMIT = "Raise the limit of its address space (`ulimit -v`), and try again."
+
 FULL_BELOW_BYTES = 64 << 10
 """A file system with less room than that is full: a log's next line may fail."""
 
@@ -158,7 +168,9 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
     phase: str = "Starting"
     fraction: float | None = None
     has_model = False
+    stall = _Stall(worker, request.log_path)
     for report in worker.reports():
+        stall.check(has_model=has_model)
         if report is not None:
             if report["event"] == "opened":
                 has_model = True
@@ -176,6 +188,28 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
         why, fix = explain_full_disk(request.work_dir)
         raise StoreError(f"the builder ended {describe_status(status)}: {why}", fix)
     raise worker.not_ready(status, log_tail(request.log_path)) or _death(status, request.log_path, has_model=has_model)
+
+
+class _Stall:
+    """The watch over a builder that may stand still for want of address space."""
+
+    def __init__(self, worker: Worker, log_path: Path) -> None:
+        self._worker = worker
+        self._log = str(log_path)
+        self._limit = memory_limit_bytes()
+        self._ticks = 0
+        self._since_s = time.monotonic()
+
+    def check(self, *, has_model: bool) -> None:
+        """Raise the error of a builder that has its model and has computed next to nothing for :data:`STALL_S`."""
+        if self._limit is None:
+            return
+        ticks, now_s = self._worker.cpu_ticks(), time.monotonic()
+        if ticks > self._ticks + _IDLE_TICKS or not has_model:
+            self._ticks, self._since_s = ticks, now_s
+        elif now_s - self._since_s >= STALL_S:
+            what = f"the builder stands still, for want of memory: it may have {format_size(self._limit)}"
+            raise BuilderKilledError(what, _RAISE_LIMIT, self._log)
 
 
 def _is_full(folder: Path) -> bool:
@@ -243,7 +277,7 @@ def _crash(status: int) -> tuple[str, str]:
         return what, "TensorRT crashed on this model: try another release of it, or fold the model's constants first."
     # Protobuf and TensorRT do not look at every pointer that the allocator gives.
     what += f", perhaps for want of memory: it may have {format_size(limit)}"
-    return what, "Raise the limit of its address space (`ulimit -v`), and try again."
+    return what, _RAISE_LIMIT
 
 
 def log_tail(path: Path) -> list[str]:
