@@ -415,7 +415,7 @@ class CacheModel(RuleBasedStateMachine):
         by_key = {self.keys[asked]: asked for asked in self.stored}
         going = {by_key[item.standing.key] for item in plan.entries}
         gone = {asked.plan for asked in going}
-        assert not gone & {asked.plan for asked in self.pinned}
+        assert not gone & {asked.plan for asked in self.pinned & self.stored}
         assert going == {asked for asked in self.stored if asked.plan in gone}
         age_s = [(self.clock.utc_now() - item.standing.last_used_at).total_seconds() for item in plan.entries]
         assert all(age >= self.cache.config.keep_recent_s for age in age_s)
