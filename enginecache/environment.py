@@ -1,15 +1,14 @@
-"""Environment variables: which of them a child process is given, and which of those are in the key.
+"""Rules for environment variables: those that a builder receives, and those that are part of the key.
 
-A builder is not given its caller's environment. It is given the variables that a rule lets through, and those that the
-setting ``pass_environment`` names; it never sees any other. What can change a plan is part of the key while it is set,
-so the key of a request without such variables is the same whatever rules there are: a new rule needs no new key
-version.
+A builder does not inherit its caller's environment. It receives only the variables that a rule passes, and those that
+the setting ``pass_environment`` names. A variable that can change a plan is part of the key while it is set. A request
+without such variables has the same key under any rules, so a new rule needs no new key version.
 
-Loads nothing but what every Python has loaded: the fast path of the command line reads these rules.
+Imports only modules that every Python has loaded: the fast path of the command line reads these rules.
 
 Sources of the rules:
-    traced: names that TensorRT-RTX 1.7.1.116 asks for while it builds, on a CPU, 2026-11. A test records them again.
-    traced on a GPU: names that TensorRT 8.6.0 and the driver 580.159.04 ask for while they build FP32 and FP16 on an
+    traced: names that TensorRT-RTX 1.7.1.116 asks for during a build, on a CPU, 2026-11. A test records them again.
+    traced on a GPU: names that TensorRT 8.6.0 and the driver 580.159.04 ask for during builds of FP32 and FP16 on an
         H200, 2026-11-30.
     cuda: CUDA programming guide 13, "CUDA Environment Variables"; MPS guide, "Environment Variables".
     cudnn: cuDNN 9 developer guide, "Error Reporting And API Logging".
@@ -29,19 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
 PASSED = "passed"
-"""The child is given it. It cannot change a plan, or what it selects is checked in another way."""
+"""The builder receives it. It cannot change a plan, or its effect is checked in another way."""
 
 KEYED = "keyed"
-"""The child is given it, and it is part of the key while it is set."""
+"""The builder receives it, and it is part of the key while it is set."""
 
 REMOVED = "removed"
-"""The child is not given it, and the user is warned: somebody may have set it to change how engines are built."""
+"""The builder does not receive it, and the user is warned: it may have been set to change builds."""
 
 UNUSED = "unused"
-"""The child is not given it, without a word: there it has no use."""
+"""The builder does not receive it, without a warning: it has no use there."""
 
 REPLACED = "replaced"
-"""The child is given a value of enginecache's own."""
+"""The builder receives a value that enginecache sets."""
 
 _LABEL = "a label of container images"
 _COMPILING = "for compiling programs"
@@ -183,10 +182,10 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     ("SQLITE_TMPDIR", UNUSED, "temporary files of the registry", "python"),
     ("ENGINECACHE_*", UNUSED, "the builder is given a request", "python"),
 )
-"""Pattern, kind, why, and how it is known.
+"""Pattern, kind, reason, and source.
 
-A pattern has at most one ``*``, for any characters or none. A rule without one counts before all patterns, and of two
-patterns the first counts. A variable without a rule is not given to a child, without a word.
+A pattern has at most one ``*``, for any characters or none. A rule without one takes precedence over all patterns, and
+the first of two patterns over the second. The builder does not receive a variable without a rule; there is no warning.
 """
 
 _NAMES = {pattern: (kind, why) for pattern, kind, why, _ in RULES if "*" not in pattern}
@@ -194,14 +193,14 @@ _PATTERNS = tuple((*pattern.partition("*")[::2], (kind, why)) for pattern, kind,
 _PREFIXES = tuple(dict.fromkeys(prefix for prefix, _, _ in _PATTERNS))
 
 _DECIDING = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "NIX_LD_LIBRARY_PATH"})
-"""In no key, and they decide which GPU and which libraries are found here."""
+"""Variables that are in no key, and decide which GPU and which libraries are found here."""
 
 Pairs = tuple[tuple[str, str], ...]
 """Names and values, sorted by name."""
 
 
 def kind_of(name: str) -> str | None:
-    """The kind that the rules give to a variable; None where none of them knows it."""
+    """Return the kind of a variable by the rules; None if no rule matches."""
     rule = _rule(name)
     return None if rule is None else rule[0]
 
@@ -216,16 +215,16 @@ def _rule(name: str) -> tuple[str, str] | None:
 
 
 def is_keyed(name: str) -> bool:
-    """Whether a variable is part of the key while it is set."""
+    """Return whether a variable is part of the key while it is set."""
     return kind_of(name) == KEYED
 
 
 def keyed(environ: Mapping[str, str], also: Collection[str] = ()) -> Pairs:
-    """The variables that are part of a key.
+    """Return the variables that are part of a key.
 
     Args:
         environ: The environment of a request.
-        also: Names that the user lets through: what no rule passes anyway is part of the key.
+        also: Names that the user passes; part of the key unless a rule passes them anyway.
     """
     return tuple(
         sorted(
@@ -237,22 +236,22 @@ def keyed(environ: Mapping[str, str], also: Collection[str] = ()) -> Pairs:
 
 
 def passed(environ: Mapping[str, str], also: Collection[str] = ()) -> Pairs:
-    """The variables that a child is given. What is to be replaced is among them: that is the business of who starts it.
+    """Return the variables that a child receives, with those that its starter replaces.
 
     Args:
         environ: The environment of a request.
-        also: Names that the user lets through.
+        also: Names that the user passes.
     """
     kinds = {PASSED, KEYED, REPLACED}
     return tuple(sorted(item for item in environ.items() if item[0] in also or kind_of(item[0]) in kinds))
 
 
 def warnings(environ: Mapping[str, str], also: Collection[str] = ()) -> tuple[str, ...]:
-    """Why variables are not given to the builder that somebody may have set for it.
+    """Return warnings about variables that are not passed, though they may have been set for the builder.
 
     Args:
         environ: The environment of a request.
-        also: Names that the user lets through.
+        also: Names that the user passes.
     """
     rules = {name: _rule(name) for name in sorted(environ) if name not in also}
     return tuple(
@@ -264,17 +263,17 @@ def warnings(environ: Mapping[str, str], also: Collection[str] = ()) -> tuple[st
 
 
 def snapshot() -> dict[str, str]:
-    """This process's environment at one moment, which other threads may be changing."""
+    """Return a consistent copy of this process's environment, which other threads may be changing."""
     return {os.fsdecode(name): os.fsdecode(value) for name, value in _bytes().copy().items()}
 
 
 def deciding(also: frozenset[str] = frozenset()) -> Pairs:
-    """The variables that decide which engine a request gets, as they are now.
+    """Return the current variables that decide which engine a request gets.
 
-    Costs under a microsecond where no variable has changed since the last call.
+    Costs under a microsecond if no variable has changed since the last call.
 
     Args:
-        also: Names that the user lets through.
+        also: Names that the user passes.
     """
     before, values = _last.get(also, ({}, ()))
     if _bytes() != before:
@@ -285,15 +284,15 @@ def deciding(also: frozenset[str] = frozenset()) -> Pairs:
 
 
 def deciding_among(variables: Iterable[tuple[str, str]], also: Collection[str] = ()) -> Pairs:
-    """Those among variables that decide which engine a request gets, sorted by name."""
+    """Return those of the given variables that decide which engine a request gets, sorted by name."""
     return tuple(sorted(item for item in variables if item[0] in _DECIDING or is_keyed(item[0]) or item[0] in also))
 
 
 _last: dict[frozenset[str], tuple[dict[bytes, bytes], Pairs]] = {}
-"""For each set of further names, the environment at the last call and what it came to."""
+"""For each set of further names, the environment at the last call and its result."""
 
 
 def _bytes() -> dict[bytes, bytes]:
-    """The mapping behind ``os.environ``, which copies at one moment, and compares without decoding."""
+    """Return the mapping behind ``os.environ``, which can be copied atomically and compared without decoding."""
     found: dict[bytes, bytes] | None = getattr(os.environ, "_data", None)
     return dict(os.environb) if found is None else found

@@ -1,4 +1,4 @@
-"""Every error that enginecache raises on purpose.
+"""Errors that enginecache raises on purpose.
 
 ::
 
@@ -16,16 +16,16 @@
     │   └── LoadError                              TensorRT refused a plan that should run here, or crashed on it
     ├── LockTimeoutError                  exit 5   (TimeoutError)
     ├── RegistryError                     exit 6   (RuntimeError)
-    │   └── SchemaError                            registry written by another release
+    │   └── SchemaError                            registry written by a release that is not compatible
     ├── BuildError                        exit 7   (RuntimeError)
     │   └── BuilderCrashError                      the builder process died
-    │       └── BuilderKilledError        exit 1   (RuntimeError) but not by a crash: not the model's fault
+    │       └── BuilderKilledError        exit 1   (RuntimeError) killed from outside: not the model's fault
     ├── BackendError                      exit 8   (RuntimeError)
     │   ├── NoDeviceError                          no GPU, and none was named
-    │   ├── InterpreterError                       no Python that can run a builder
-    │   ├── ToolchainError                         no TensorRT, or not the one that was expected
+    │   ├── InterpreterError                       no Python interpreter that can run a builder
+    │   ├── ToolchainError                         no TensorRT, or another one than the key names
     │   ├── TargetError                            this TensorRT cannot build for that GPU
-    │   ├── UnsupportedOptionError                 this TensorRT, or this GPU, lacks an option that was asked for
+    │   ├── UnsupportedOptionError                 this TensorRT or this GPU does not support an option
     │   └── LoadRefusedError                       a good plan that cannot be loaded here and now
     ├── StoreError                        exit 1   (OSError)
     ├── ResourceError                     exit 1   (OSError)
@@ -46,18 +46,17 @@ from typing import ClassVar
 _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped: controls, lone surrogates (undecodable bytes), line and paragraph separators."""
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Controls of the direction of writing, which let a text read as another. Source: Unicode, UAX #9, section 2."""
+"""Controls of the writing direction, which can disguise a string as another. Source: Unicode, UAX #9, section 2."""
 MAX_SHOWN = 200
 """Characters of a value in a message."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: object) -> str:
-    r"""Return ``text`` on one line, safe for a terminal and a table: what would act instead of being seen is escaped.
+    r"""Return ``text`` on one line, safe for a terminal and a table: control characters are escaped.
 
     ``ESC`` becomes ``\x1b``, a newline ``\n``, a byte of a file name that is not UTF-8 ``\xff``. Backslashes stay as
-    they are: the result is to be read, and not to be decoded. For text that a model, a file name, TensorRT or a user
-    gave.
+    they are: the result is for reading, not for decoding. For strings from a model, a file name, TensorRT or a user.
     """
     text = str(text)
     if text.isascii() and text.isprintable():
@@ -66,13 +65,13 @@ def printable(text: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return ``repr(value)`` for a message, cut where it is long; for a value whose ``repr`` fails, its type.
+    """Return ``repr(value)`` for a message, cut if it is long; if ``repr`` fails, the value's type.
 
-    It does for an integer of more than 4300 digits, and whatever holds one.
+    ``repr`` fails for an integer of more than 4300 digits, and for anything that contains one.
     """
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  anybody's object, whose error would hide that of the request
+    except Exception:  # noqa: BLE001  any object's own error, which would hide that of the request
         return f"<{type(value).__name__}>"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
@@ -121,7 +120,7 @@ class EngineCacheError(Exception):
 
 
 def _clear_errno(error: OSError, what: str) -> None:
-    """OSError takes two arguments for an errno and its text, and keeps them for itself."""
+    """Undo the reading of two arguments as an errno and its text, which OSError does."""
     error.errno, error.strerror = None, what
 
 
@@ -166,7 +165,7 @@ class NotCachedError(EngineCacheError, LookupError):
 
 
 class IntegrityError(EngineCacheError, RuntimeError):
-    """Stored bytes or rows are not what they should be."""
+    """Stored bytes or rows are damaged."""
 
     exit_code = 4
 
@@ -188,14 +187,14 @@ class RegistryError(EngineCacheError, RuntimeError):
 
 
 class SchemaError(RegistryError):
-    """The registry's schema is not one that this release can use."""
+    """This release cannot use the registry's schema."""
 
 
 class BuildError(EngineCacheError, RuntimeError):
     """TensorRT refused the model or failed to build it.
 
     Attributes:
-        log_path: The builder's log, or an empty string where there is none.
+        log_path: The builder's log; empty if there is none.
     """
 
     exit_code = 7
@@ -231,11 +230,11 @@ class NoDeviceError(BackendError):
 
 
 class InterpreterError(BackendError):
-    """No Python is known that can run a child process, or the named one cannot."""
+    """No Python interpreter is known that can run a child process, or the configured one cannot."""
 
 
 class ToolchainError(BackendError):
-    """No TensorRT is installed, or another than the key names was loaded."""
+    """No TensorRT is installed, or the loaded one is not the one in the key."""
 
 
 class TargetError(BackendError):
@@ -243,19 +242,19 @@ class TargetError(BackendError):
 
 
 class UnsupportedOptionError(BackendError):
-    """The chosen TensorRT, or the GPU, has not what an option asks for."""
+    """The chosen TensorRT, or the GPU, does not support an option."""
 
 
 class LoadRefusedError(BackendError):
-    """TensorRT did not load a plan for a reason outside it: GPU, driver, version, memory or plugin. The plan stays."""
+    """TensorRT did not load a plan because of the GPU, driver, version, memory or a plugin. The plan stays."""
 
 
 class StoreError(EngineCacheError, OSError):
-    """The cache's folder cannot be used: unsafe, full, read-only or failing."""
+    """The cache folder cannot be used: unsafe, full, read-only or failing."""
 
 
 class ResourceError(EngineCacheError, OSError):
-    """The operating system has no more of something for this process: open files, processes, threads."""
+    """The process has reached a limit of the operating system: open files, processes or threads."""
 
 
 class OutOfMemoryError(EngineCacheError, MemoryError):
@@ -263,4 +262,4 @@ class OutOfMemoryError(EngineCacheError, MemoryError):
 
 
 class UnexpectedError(EngineCacheError, RuntimeError):
-    """An exception that nobody foresaw: a bug in enginecache, or a Python package that cannot be imported."""
+    """An unforeseen exception: a bug in enginecache, or a Python package that cannot be imported."""

@@ -455,7 +455,7 @@ def test_multiprocessors_follow_from_the_cores(capability, cores, sm_count):
 @pytest.mark.parametrize(("capability", "cores"), [((99, 0), 12800), ((9, 0), 100), ((9, 0), 0)])
 def test_multiprocessors_are_never_guessed(capability, cores):
     nvml = FakeNvml(nvmlDeviceGetCudaComputeCapability=capability, nvmlDeviceGetNumGpuCores=cores)
-    with pytest.raises(NoDeviceError, match=r"multiprocessors .* cannot be told") as caught:
+    with pytest.raises(NoDeviceError, match=r"multiprocessors .* cannot be derived") as caught:
         read_nvml(nvml)
     assert "pycuda" in caught.value.fix
     assert nvml.open == 0

@@ -87,7 +87,7 @@ def test_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError) as caught:
         (tmp_path / "file/x/y").stat()
-    assert f"{tmp_path / 'file'} is a file and not a folder" in describe_os_error(caught.value, "x")[0]
+    assert f"{tmp_path / 'file'} is a file, not a folder" in describe_os_error(caught.value, "x")[0]
 
 
 def test_first_missing_part_of_a_path_is_named(tmp_path):
@@ -97,7 +97,7 @@ def test_first_missing_part_of_a_path_is_named(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "link").read_bytes()
-    assert "is a link to nowhere, which is not there" in describe_os_error(caught.value, "x")[0]
+    assert "is a link to nowhere, which does not exist" in describe_os_error(caught.value, "x")[0]
 
 
 CLOSED = """

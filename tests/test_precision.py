@@ -101,7 +101,7 @@ def test_bf16_without_modelopt_names_the_extra_and_fp16():
     assert "tensorrt-rtx 1.7.1.116 has no builder flag for bf16" in error.what
     assert "nvidia-modelopt, which would convert the graph to bf16, is not installed" in error.what
     assert "pip install 'nvidia-modelopt[onnx]'" in error.fix
-    assert "take --fp16, which can be had here" in error.fix
+    assert "use --fp16, whose converter is installed" in error.fix
 
 
 def test_fp16_without_its_converter_says_how_to_install_it(monkeypatch):

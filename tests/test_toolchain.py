@@ -123,7 +123,7 @@ def test_cuda_that_nothing_tells_is_a_problem_that_a_setting_mends(site, status)
     if status is not None:
         site.status.write_text(status)
     error = site.problem()
-    assert "which CUDA" in error.what
+    assert "the CUDA version of" in error.what
     assert "ENGINECACHE_CUDA_MAJOR=12" in error.fix
     assert _found(site, cuda_major=13) == ("10.9.0.34", 13)
 
@@ -131,7 +131,7 @@ def test_cuda_that_nothing_tells_is_a_problem_that_a_setting_mends(site, status)
 def test_libraries_for_two_cudas_in_dpkg_tell_nothing(site):
     twice = CONTAINER + "\n" + CONTAINER.replace("libnvinfer10", "libnvinfer11").replace("12.8", "13.0")
     site.add({"tensorrt": "10.9.0.34"}, module="tensorrt").status.write_text(twice)
-    assert "which CUDA" in site.problem().what
+    assert "the CUDA version of" in site.problem().what
     assert _found(site, cuda_major=12) == ("10.9.0.34", 12)
 
 
@@ -147,7 +147,7 @@ def test_rtx_is_found_and_is_not_taken_for_tensorrt(site):
 
 def test_libraries_of_tensorrt_in_dpkg_tell_nothing_about_rtx(site):
     site.add({"tensorrt_rtx": "10.9.0.34"}, module="tensorrt_rtx").status.write_text(CONTAINER)
-    assert "which CUDA" in site.problem("tensorrt-rtx").what
+    assert "the CUDA version of" in site.problem("tensorrt-rtx").what
 
 
 def test_names_are_compared_in_their_normal_form(site):
@@ -158,7 +158,7 @@ def test_names_are_compared_in_their_normal_form(site):
 def test_bindings_alone_are_not_an_installation(site):
     site.add({"tensorrt_cu13_bindings": "11.4.0.106"}, module="tensorrt_bindings")
     error = site.problem()
-    assert "tensorrt-cu13-bindings 11.4.0.106 is bindings without libraries" in error.what
+    assert "tensorrt-cu13-bindings 11.4.0.106 has bindings, but the libraries are missing" in error.what
     assert "pip install tensorrt nvidia-ml-py" in error.fix
 
 
@@ -176,7 +176,7 @@ def test_folder_of_that_name_is_not_an_installation(site):
 
 def test_module_without_a_package_has_no_version(site):
     site.add({}, module="tensorrt")
-    assert "no package tells its version" in site.problem().what
+    assert "no package names its version" in site.problem().what
 
 
 @pytest.mark.parametrize(

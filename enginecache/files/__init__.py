@@ -1,1 +1,1 @@
-"""Values and files that know nothing of engines: units, canonical JSON, digests, fingerprints, mounts."""
+"""Values and files without knowledge of engines: units, canonical JSON, digests, fingerprints, mounts."""

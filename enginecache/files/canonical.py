@@ -1,4 +1,4 @@
-"""Canonical JSON: one text for one value, and digests of it."""
+"""Canonical JSON: exactly one text for each value, and its digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fields = dict[str, Any]
 
 
 def canonical_json(fields: Fields) -> str:
-    """One text for one value: sorted keys, no spaces, ASCII only."""
+    """Return canonical JSON: sorted keys, no spaces, ASCII only."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

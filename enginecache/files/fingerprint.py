@@ -1,4 +1,4 @@
-"""A file's numbers and times as a stand-in for its bytes, and when they are one."""
+"""Fingerprints of files: numbers and times that stand for the bytes, and the conditions under which they may."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from enginecache.files.mounts import file_system_of, status_of
 
 SETTLE_NS = 2_000_000_000
-"""A file younger than this when it was read can change again within one tick of its time stamps.
+"""Age below which a file can change again within one tick of its time stamps.
 
 Source: git's racy-clean rule, with 2 s for file systems that keep times in coarse steps (FAT, some network ones).
 """
@@ -19,19 +19,19 @@ Source: git's racy-clean rule, with 2 s for file systems that keep times in coar
 _SECOND_NS = 1_000_000_000
 
 KERNEL_TIMED = frozenset({"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"})
-"""File systems whose ctime the kernel sets at every change, as long as they are mounted for writing.
+"""File systems whose ctime the kernel sets at every change, if they are mounted for writing.
 
-In an image that is mounted read-only (squashfs, erofs, ISO, or an ext4 image) ctime is data: two images may hold other
-bytes under the same numbers (seen with two ext2 images, 2026-11), and the image's file may be written over while it is
-mounted. FAT and many FUSE file systems make ctime up; on a network file system it is the server's.
+In an image that is mounted read-only (squashfs, erofs, ISO, or an ext4 image) ctime is data: two images may contain
+different bytes under the same numbers (seen with two ext2 images, 2026-11), and the image's file may be overwritten
+while it is mounted. FAT and many FUSE file systems invent ctime; on a network file system it is the server's.
 """
 
 _IMAGE_DEVICES = ("loop", "ram", "zram", "nbd", "rbd", "ublk")
-"""Block devices that may hold another image at any time under the same number."""
+"""Block devices that may get another image at any time under the same number."""
 
 
 class Fingerprint(NamedTuple):
-    """Identity, size and times of one file, and the mount that it is seen in.
+    """Identity, size and times of one file, and the mount in which it is seen.
 
     ``ctime_ns`` cannot be set by a program, unlike ``mtime_ns``; linking, renaming and changing the mode move it too. A
     program that keeps a file mapped for writing can change it again without moving it. ``mount`` is the kernel's unique
@@ -66,10 +66,10 @@ class Fingerprint(NamedTuple):
         return cls(*status_of(descriptor)[:6])
 
     def is_conclusive(self, read_ns: int | None = None) -> bool:
-        """Return whether the bytes are the same wherever this fingerprint is seen again in this boot.
+        """Return whether an equal fingerprint, seen later in this boot, proves equal bytes.
 
-        The one question to ask before a file is not read again. Both halves matter: the file must have been old enough
-        when it was read for a change to show, and nothing but this kernel may set its times.
+        Ask this before a file is not read again. Both conditions matter: the file must have been old enough when it was
+        read for a change to show, and only this kernel may set its times.
 
         Args:
             read_ns: When its reading began, nanoseconds since the epoch; default: now.
@@ -79,9 +79,9 @@ class Fingerprint(NamedTuple):
     def is_settled(self, now_ns: int | None = None) -> bool:
         """Return whether a change at ``now_ns`` (default: now) would have given the file another ctime.
 
-        Every change moves ctime to the clock's time, so mtime may be any date. A ctime that is ahead is one of a clock
-        that was set back: a change now would show too. Where times are whole seconds, a change in that very second,
-        when the clock comes to it, would not.
+        Every change moves ctime to the clock's time, so mtime may be any date. A ctime in the future comes from a clock
+        that was set back: a change now would show too. If times are whole seconds, a change in that very second, when
+        the clock reaches it, would not.
         """
         now_ns = time.time_ns() if now_ns is None else now_ns
         if self.ctime_ns <= now_ns:
@@ -90,10 +90,10 @@ class Fingerprint(NamedTuple):
 
 
 def has_kernel_times(fingerprint: Fingerprint, mounts: str | None = None, blocks: Path | None = None) -> bool:
-    """Return whether this kernel sets the file's times, in the file system that has this fingerprint's place.
+    """Return whether this kernel sets the file's times, and the fingerprint's file system cannot be exchanged unseen.
 
-    The mount's unique number says that no other file system was put there. Without it (before Linux 6.8) that is known
-    only of a disk: its number stays with it for a boot, unlike that of a loop device, an overlay or a memory disk.
+    The mount's unique number rules out an exchange. Without it (before Linux 6.8) only a disk is safe: its number stays
+    the same for a boot, unlike that of a loop device, an overlay or a memory disk.
 
     Args:
         fingerprint: The file's.
@@ -114,22 +114,22 @@ def _has_kernel_times_in(device: int, mount: int) -> bool:
 def _has_kernel_times(fingerprint: Fingerprint, mounts: str | None, blocks: Path | None) -> bool:
     found = _file_system(fingerprint.device, mounts)
     if found is None and fingerprint.mount:
-        # Files on btrfs, and on an overlay's further layers, have numbers of devices that no list of mounts shows.
+        # Files on btrfs, and on an overlay's lower layers, have device numbers that no list of mounts shows.
         found = file_system_of(fingerprint.mount)
     if found is None:
         return False
     kind, is_writable = found
     if kind not in KERNEL_TIMED:
         return False
-    # An overlay without a writable layer: its files have the times of the layers below, as those of any overlay have
-    # until they are written to. No layer can be exchanged under a mount.
+    # An overlay without a writable layer is fine: its files have the times of the lower layers, as files of any overlay
+    # have until they are written. No layer can be exchanged under a mount.
     if not is_writable and kind != "overlay":
         return False
     return fingerprint.mount != 0 or _is_disk(fingerprint.device, Path("/sys/dev/block") if blocks is None else blocks)
 
 
 def _file_system(device: int, mounts: str | None) -> tuple[str, bool] | None:
-    """Kind of the mounted file system with this number, and whether it takes writes."""
+    """Return the kind of the mounted file system with this number, and whether it is writable."""
     if mounts is None:
         try:
             mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
@@ -145,7 +145,7 @@ def _file_system(device: int, mounts: str | None) -> tuple[str, bool] | None:
 
 
 def _is_disk(device: int, blocks: Path) -> bool:
-    """Whether a block device is no image, nor made of one."""
+    """Return whether a block device is a real disk: neither an image nor built on one."""
     try:
         found = (blocks / f"{os.major(device)}:{os.minor(device)}").resolve(strict=True)
         below = list((found / "slaves").iterdir()) if (found / "slaves").is_dir() else []

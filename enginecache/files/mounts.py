@@ -1,10 +1,10 @@
-"""The boot and the mount in which a file is seen, next to what ``stat`` tells of it.
+"""Status of a file, like ``stat``, with the boot and the mount in which it is seen.
 
-Another file system that is put under a path may hold other bytes under the same numbers: an image has the times that
-its maker wrote, and the numbers of devices, inodes and mounts are used again. The kernel's unique number of a mount is
-never used again within a boot.
+Another file system that is mounted on a path may contain other bytes under the same numbers: an image has the times
+that its maker wrote, and numbers of devices, inodes and mounts are reused. The kernel's unique number of a mount is
+never reused within a boot.
 
-Loads nothing but ctypes, which costs the start of a command 1.5 ms.
+Imports only ctypes, which costs the start of a command 1.5 ms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
 _BASIC_STATS = 0x7FF
 _MNT_ID_UNIQUE = 0x4000
-"""Since Linux 6.8. The plain number, STATX_MNT_ID, is given to the next mount at once.
+"""Since Linux 6.8. The plain number, STATX_MNT_ID, is reused by the next mount at once.
 
 Source: statx(2), Linux man-pages 6.9; ``include/uapi/linux/stat.h`` for the masks and offsets.
 """
@@ -39,7 +39,7 @@ _SB_BASIC_AND_FS_TYPE = 0x1 | 0x20
 _SB_RDONLY = 1
 _TEXTS_AT = 512
 _MOUNT = struct.Struct("=8x Q 16x I I")
-"""Mask, the file system's flags, where the name of its kind begins among the texts."""
+"""Mask, the file system's flags, offset of the name of its kind among the strings."""
 
 _libc = ctypes.CDLL(None)
 _statx = getattr(_libc, "statx", None)
@@ -48,20 +48,20 @@ if _statx is not None:
 
 
 def status_of(file: str | os.PathLike[str] | int, *, follow_symlinks: bool = True) -> Status:
-    """Return what the kernel says of a file or of an open descriptor, all of one moment.
+    """Return the status of a file or of an open descriptor, all of one moment.
 
-    The mount is 0 where the kernel, the C library or a seccomp profile does not give its unique number.
+    The mount is 0 if the kernel, the C library or a seccomp profile does not provide its unique number.
 
     Raises:
         OSError: There is no such file.
-        ValueError: The path has a NUL in it.
+        ValueError: The path contains a NUL.
     """
     path = b"" if isinstance(file, int) else os.fsencode(file)
     descriptor = file if isinstance(file, int) else _AT_FDCWD
     flags = _AT_EMPTY_PATH if isinstance(file, int) else 0 if follow_symlinks else _AT_SYMLINK_NOFOLLOW
     result = _Buffer()
     if _statx is None or b"\0" in path or _statx(descriptor, path, flags, _BASIC_STATS | _MNT_ID_UNIQUE, result):
-        return _by_stat(file, follow_symlinks=follow_symlinks)  # which also says what is wrong
+        return _by_stat(file, follow_symlinks=follow_symlinks)  # raises the right error
     mask, mode, inode, size, ctime_s, ctime_ns, mtime_s, mtime_ns, major, minor, mount = _RESULT.unpack(result)
     if not mask & _MNT_ID_UNIQUE:
         mount = 0
@@ -75,7 +75,7 @@ def _by_stat(file: str | os.PathLike[str] | int, *, follow_symlinks: bool) -> St
 
 
 def file_system_of(mount: int) -> tuple[str, bool] | None:
-    """Return the kind of file system in a mount, and whether it takes writes; None where the kernel does not tell.
+    """Return the kind of file system in a mount, and whether it is writable; None if the kernel does not report it.
 
     Args:
         mount: Its unique number.
@@ -91,7 +91,7 @@ def file_system_of(mount: int) -> tuple[str, bool] | None:
 
 
 def boot_id() -> str:
-    """Return the name of the host's present boot; empty where the kernel does not tell it."""
+    """Return the id of the host's current boot; empty if the kernel does not provide one."""
     try:
         descriptor = os.open(BOOT_ID, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""Errors of the operating system in words: one table from errno to the cause and to advice that fits it.
+"""Explain errors of the operating system: one table from errno to the cause and to advice that fits it.
 
-An errno has several causes: ``ENOSPC`` means no bytes or no inodes, ``EACCES`` is about some folder of a path. So the
-table looks at the machine as well, and the advice is for the cause that was found.
+An errno has several causes: ``ENOSPC`` means no bytes or no inodes, ``EACCES`` concerns some folder of a path. So the
+functions in the table look at the machine, and the advice is for the cause that they find.
 
 Source: Linux, errno(3), path_resolution(7), statvfs(3), getrlimit(2), fork(2); measured for the limits, 2026-11.
 """
@@ -19,14 +19,14 @@ from pathlib import Path
 from enginecache.errors import EngineCacheError, printable
 
 FEW_INODES = 16
-"""Files that one build makes, at most: a file system with fewer inodes than that has none for it."""
+"""Files that one build makes at most: with fewer free inodes, a file system counts as out of inodes."""
 _FEW_BYTES = 1 << 20
 _NAME_BYTES = 255
 _PATH_BYTES = 4095
 _SPARE_DESCRIPTORS = 8
 
 RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
-"""Errors of a process that may not have more of something: no path is to blame."""
+"""Errors of a process that has reached a limit: no path is at fault."""
 
 _NO_MEMORY = (
     "bad_alloc",
@@ -37,10 +37,10 @@ _NO_MEMORY = (
     "OpenBLAS blas_thread_init",
     "OpenBLAS error: Memory allocation",
 )
-"""How C++, Python, the loader of shared libraries and OpenBLAS say it. Source: glibc, dl-load.c; OpenBLAS 0.3."""
+"""Words of C++, Python, the loader of shared libraries and OpenBLAS. Source: glibc, dl-load.c; OpenBLAS 0.3."""
 
 _NO_THREADS = ("can't start new thread", "pthread_create", "Resource temporarily unavailable")
-"""How Python, OpenBLAS and C++ (``std::system_error``) say that no thread may be started."""
+"""Words of Python, OpenBLAS and C++ (``std::system_error``) for a thread that cannot be started."""
 
 _ABOUT_FOLDER = {
     errno.EACCES,
@@ -52,7 +52,7 @@ _ABOUT_FOLDER = {
     errno.EPERM,
     errno.EROFS,
 }
-"""Errors that another folder for the cache is a way out of."""
+"""Errors that another cache folder avoids."""
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -65,20 +65,20 @@ def describe_os_error(
     otherwise: str = "See `enginecache doctor`.",
     in_cache: bool = False,
 ) -> tuple[str, str]:
-    """Return what happened and why, and what to do about it: the two arguments of an ``EngineCacheError``.
+    """Return ``what`` and ``fix`` of an ``EngineCacheError``: the failure with its cause, and advice.
 
-    Call it where the error is caught, before anything is cleaned up: it looks at the file system, the path and the
+    Call it in the handler of the error, before anything is cleaned up: it looks at the file system, the path and the
     limits of this process.
 
     Args:
-        error: The error; a ``ValueError`` is a path that no file can have.
+        error: The error; a ``ValueError`` is an impossible path.
         doing: The failed action as the beginning of a sentence, such as ``the engine cannot be copied to x.plan``.
         path: The file or folder; default: the one that the error names.
-        otherwise: The advice for a cause that has none of its own.
-        in_cache: Whether the path is in the cache's folder, which ``enginecache prune`` and ``--dir`` are about.
+        otherwise: Advice for an errno that is not in the table.
+        in_cache: Whether the path is in the cache folder; then the advice includes ``enginecache prune`` or ``--dir``.
     """
     if isinstance(error, EngineCacheError):
-        return error.what, error.fix  # it has its words
+        return error.what, error.fix  # it is explained already
     where = _path_of(error, path)
     explain = _TABLE.get(error.errno or 0) if isinstance(error, OSError) else _not_a_path
     if explain is None:
@@ -89,9 +89,9 @@ def describe_os_error(
 
 
 def shell_path(path: AnyPath) -> str:
-    r"""Return a path as one word of a command line that is suggested: a shell reads exactly this path.
+    r"""Return a path as one word of a suggested command line: a shell reads exactly this path.
 
-    What a message escapes is written as bash, zsh and ksh read it (``$'\\x1b'``), and a leading dash is no option.
+    Escaped characters have the form that bash, zsh and ksh read (``$'\\x1b'``), and a leading dash is protected.
     """
     text = os.fsdecode(path)
     text = f"./{text}" if text.startswith("-") else text
@@ -102,17 +102,17 @@ def shell_path(path: AnyPath) -> str:
 
 
 def is_about_memory(text: str) -> bool:
-    """Whether a message of a library, or a line of a log, says that memory ran out."""
+    """Return whether a message of a library, or a line of a log, says that memory ran out."""
     return any(words in text for words in _NO_MEMORY)
 
 
 def is_about_threads(text: str) -> bool:
-    """Whether a line of a log says that no more threads may be started."""
+    """Return whether a line of a log says that no more threads may be started."""
     return any(words in text for words in _NO_THREADS)
 
 
 def is_out_of_descriptors() -> bool:
-    """Whether this process may hardly open another file: SQLite and ``import`` hide the errno that says so."""
+    """Return whether this process can open hardly any more files: SQLite and ``import`` hide that errno."""
     opened: list[int] = []
     try:
         opened.extend(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE_DESCRIPTORS))
@@ -125,9 +125,9 @@ def is_out_of_descriptors() -> bool:
 
 
 def can_start_threads(count: int) -> bool:
-    """Whether this process may have so many threads more. Starts and ends them: the limit counts a user's on the host.
+    """Return whether this process can start ``count`` more threads, by starting them: the limit is per user and host.
 
-    For native code that does not say so itself: BLAKE3 panics, and TensorRT waits for ever for a thread that it lacks.
+    For native code that does not report it: BLAKE3 panics, and TensorRT waits forever for a thread that it lacks.
     """
     end = threading.Event()
     threads = [threading.Thread(target=end.wait, daemon=True) for _ in range(count)]
@@ -146,7 +146,7 @@ def can_start_threads(count: int) -> bool:
 
 
 def free_inodes(path: AnyPath) -> int | None:
-    """How many more files this user may make on the path's file system; None where it does not count them.
+    """Return the number of files that this user may still create on the path's file system; None if it is unlimited.
 
     Raises:
         OSError: The file system does not say.
@@ -156,7 +156,7 @@ def free_inodes(path: AnyPath) -> int | None:
 
 
 def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
-    """Return why no more fits on the path's file system, and what helps: bytes and inodes run out apart.
+    """Return why the path's file system is full, and advice: bytes and inodes run out separately.
 
     Raises:
         OSError: The file system does not say.
@@ -181,7 +181,7 @@ def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
 
 
 def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
-    """Return that this process has too many open files, and how its limit is raised."""
+    """Return the limit of open files as the cause, and how to raise it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     why = f"this process may open {soft}"
     if hard == resource.RLIM_INFINITY or hard > soft:
@@ -209,7 +209,7 @@ def _in_cache(error: OSError | ValueError, fix: str) -> str:
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return (
             f"{fix}\n`enginecache doctor` shows what is free; `enginecache prune --older-than 30d` deletes the engines "
-            "that were not used for so long."
+            "that were not used for that long."
         )
     if number == errno.ENOENT:
         return "See `enginecache doctor`; the next `enginecache get` makes what is missing in the cache's folder."
@@ -219,7 +219,7 @@ def _in_cache(error: OSError | ValueError, fix: str) -> str:
 
 
 def _existing(path: AnyPath | None) -> Path | None:
-    """The path, or the first folder above it that can be looked at."""
+    """Return the path, or the first folder above it that exists and may be read."""
     if path is None:
         return None
     try:
@@ -236,7 +236,7 @@ def _existing(path: AnyPath | None) -> Path | None:
 
 
 def _steps(path: AnyPath | None) -> list[Path]:
-    """The folders of a path from the root on, and the path."""
+    """Return the folders of a path from the root on, and the path."""
     if path is None:
         return []
     try:
@@ -270,7 +270,7 @@ def _closed(path: AnyPath | None) -> tuple[str, str]:
 def _not_permitted(path: AnyPath | None) -> tuple[str, str]:
     named = _named(path)
     return "", (
-        f"Look whether {named} belongs to another user (`ls -ld`), is immutable (`lsattr -d`), or is kept from this "
+        f"Check whether {named} belongs to another user (`ls -ld`), is immutable (`lsattr -d`), or is denied to this "
         "process by a container's security settings."
     )
 
@@ -279,35 +279,41 @@ def _too_long(path: AnyPath | None) -> tuple[str, str]:
     whole = os.fsencode(path) if path is not None else b""
     for part in whole.split(b"/"):
         if len(part) > _NAME_BYTES:
-            return f"a name in it has {len(part)} bytes, and file systems take {_NAME_BYTES}", "Take a shorter name."
+            return f"a name in it has {len(part)} bytes, and file systems allow {_NAME_BYTES}", "Use a shorter name."
     if len(whole) > _PATH_BYTES:
-        why = f"the path has {len(whole)} bytes, and the kernel takes {_PATH_BYTES}"
-        return why, "Take a shorter path; relative to a nearer working folder, say."
-    return "", "Take a shorter name."
+        why = f"the path has {len(whole)} bytes, and the kernel allows {_PATH_BYTES}"
+        return why, "Use a shorter path, for example one relative to a nearer working folder."
+    return "", "Use a shorter name."
 
 
 def _not_a_folder(path: AnyPath | None) -> tuple[str, str]:
     for step in _steps(path)[:-1]:
         if os.path.exists(step) and not os.path.isdir(step):
-            return f"{step} is a file and not a folder", "Check the path; a name in it may be mistyped."
+            return f"{step} is a file, not a folder", "Check the path; a name in it may be mistyped."
     return "", "Check the path; a name in it may be mistyped."
 
 
 def _missing(path: AnyPath | None) -> tuple[str, str]:
     for step in _steps(path):
         if not os.path.lexists(step):
-            return f"there is no {step}", "Check the path; a name in it may be mistyped, or a volume not mounted."
+            return (
+                f"there is no {step}",
+                "Check the path: a name in it may be mistyped, or a volume may not be mounted.",
+            )
         if os.path.islink(step) and not os.path.exists(step):
-            return f"{step} is a link to {os.readlink(step)}, which is not there", "Repair the link, or name the file."
-    return "", "Check the path; a name in it may be mistyped, or a volume not mounted."
+            return (
+                f"{step} is a link to {os.readlink(step)}, which does not exist",
+                "Repair the link, or name the file.",
+            )
+    return "", "Check the path: a name in it may be mistyped, or a volume may not be mounted."
 
 
 def _not_a_path(_path: AnyPath | None) -> tuple[str, str]:
-    return "no file can have that name", "Check where the path comes from."
+    return "no file can have that name", "Check the source of the path."
 
 
 def explain_threads(_path: AnyPath | None = None) -> tuple[str, str]:
-    """Return that no more threads may be started, and how the limit is raised."""
+    """Return the limit of threads as the cause, and how to raise it."""
     return "no more processes or threads may be started", (
         "End some, or raise the limit (`ulimit -u`; the pids limit of the container; TasksMax= of systemd)."
     )
@@ -343,18 +349,18 @@ _TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
     errno.EACCES: _closed,
     errno.EPERM: _not_permitted,
     errno.EROFS: _fixed("", "Name a place that can be written, or mount it for writing."),
-    errno.ELOOP: _fixed("", "Look at the links with `namei -l {path}`."),
-    errno.EIO: _fixed("the disk reports it", "Look for a failing disk in `dmesg`."),
+    errno.ELOOP: _fixed("", "Check the links with `namei -l {path}`."),
+    errno.EIO: _fixed("the disk reports the error", "Look for a failing disk in `dmesg`."),
     errno.EUCLEAN: _fixed("its file system is damaged", "Look in `dmesg`, and check the file system (fsck)."),
     errno.ENOTDIR: _not_a_folder,
     errno.EISDIR: _fixed("", "Name the file inside it."),
     errno.ENOENT: _missing,
     errno.EEXIST: _fixed("", "Something else has that name: look at it with `ls -ld {path}`, and move it away."),
-    errno.ESTALE: _fixed("its network file system lost the file", "Try again; if it stays so, mount it again."),
+    errno.ESTALE: _fixed("its network file system lost the file", "Try again; if the error persists, mount it again."),
     errno.ENOTCONN: _fixed("the program behind its file system (FUSE) died", "Mount it again."),
-    errno.EHOSTDOWN: _fixed("the server of its network file system does not answer", "Try again when it does."),
-    errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again when it does."),
-    errno.ETXTBSY: _fixed("the program is being written, or is running", "Try again when that is over."),
+    errno.EHOSTDOWN: _fixed("the server of its network file system does not answer", "Try again later."),
+    errno.ETIMEDOUT: _fixed("its network file system does not answer in time", "Try again later."),
+    errno.ETXTBSY: _fixed("the program is being written, or is running", "Try again when it is finished."),
     errno.EBUSY: _fixed("it is in use by the system, as a mount point is", "Name another place, or unmount it."),
     errno.EXDEV: _fixed(
         "the two places are in different mounts",

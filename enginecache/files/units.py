@@ -1,4 +1,4 @@
-"""Sizes, durations and times, as people write them and as they are printed."""
+"""Parse and format sizes, durations and times."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from enginecache.errors import OptionError
 MIB = 1 << 20
 DAY_S = 86400.0
 LONGEST_S = 36525 * DAY_S
-"""A hundred years: longer ones overflow dates and time-outs."""
+"""Longest duration, a hundred years: longer ones overflow dates and time-outs."""
 
 WRONG_CLOCK_S = 60.0
-"""What failed later than so long from now was written by a wrong clock.
+"""A failure dated further in the future than this was written by a wrong clock.
 
-Less is a clock that was set a little, or another container's: the failure still counts. A failure from far ahead would
-count for as long as the clock was wrong; without it, there is one build too many.
+A smaller difference is a clock that was adjusted, or another container's: the failure still counts. A failure from the
+far future would count for as long as the clock was wrong; ignoring it costs one build at most.
 """
 
 _SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,9})?)\s*(?P<unit>[kmgt]i?b?|b)?", re.IGNORECASE | re.ASCII)
@@ -49,7 +49,7 @@ def parse_size(text: str, bare_unit: str = "b") -> int:
     factor = _SIZE_UNITS[unit.lower()[:1]]
     size = int(float(match["number"]) * factor) if "." in match["number"] else int(match["number"]) * factor
     if size > MAX_BYTES:
-        raise OptionError(f"{shortened(text)} is not a size that anything has: it is more than 4 EiB", advice)
+        raise OptionError(f"{shortened(text)} is not a size: it is more than 4 EiB", advice)
     return size
 
 
@@ -63,7 +63,7 @@ def parse_workspace(text: str) -> int:
 
 
 def parse_limit(text: str) -> int:
-    """Read the size that a cache is to shrink to. A small number without a unit is a forgotten unit, and refused.
+    """Read the size limit of a cache. A small number without a unit is refused: its unit was probably forgotten.
 
     Raises:
         OptionError: The text is not a size, or has no unit.
@@ -77,7 +77,7 @@ def parse_limit(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Return a size as people read it: ``1.0 GiB``, ``512 KiB``. Never for ``--json``."""
+    """Format a size for display: ``1.0 GiB``, ``512 KiB``. Not for ``--json``."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -103,7 +103,7 @@ def parse_duration_s(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in the largest unit of which there are two: ``48 min``. Never for ``--json``."""
+    """Format a duration for display, in the largest unit of which there are two: ``48 min``. Not for ``--json``."""
     for unit_s, unit in ((DAY_S, "days"), (3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
@@ -116,10 +116,10 @@ def utc_now() -> dt.datetime:
 
 
 def time_json(time: dt.datetime | None) -> str | None:
-    """Return a time as RFC 3339 in UTC, as JSON has it."""
+    """Return a time as RFC 3339 in UTC, for JSON."""
     return None if time is None else time.astimezone(dt.timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 def shortened(text: str) -> str:
-    """Return ``text`` in quotes, cut where it is long."""
+    """Return ``text`` in quotes, cut if it is long."""
     return repr(text if len(text) <= 80 else f"{text[:80]}...")

@@ -1,6 +1,6 @@
-"""What a remembered answer rests on: the command line, and things that must look as they did.
+"""Evidence behind a remembered answer: a digest of the command line, and snapshots of the things it depends on.
 
-Loads nothing but what every Python has loaded, and ctypes.
+Imports only modules that every Python has loaded, and ctypes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ VARIABLES = frozenset(
         *("PYTHONIOENCODING", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONHOME", "PYTHONPATH"),
     }
 )
-"""Variables that an answer may depend on, beside all that begin with ``ENGINECACHE_`` and those of a key."""
+"""Variables that an answer may depend on, besides those that begin with ``ENGINECACHE_`` and those of a key."""
 
 ELAPSED = "\0elapsed\0"
-"""Stands in a text for the seconds that the answer took."""
+"""Placeholder in an answer for the seconds that it took."""
 
 NVIDIA = "/proc/driver/nvidia"
 MAX_BYTES = 1 << 16
 
 
 def folder_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Where the answers of a command line may be. A guess: a wrong one finds no answer, and costs a file's opening."""
+    """Guess the cache folder of a command line. A wrong guess finds no answer, and costs one failed open."""
     folder = environ.get("ENGINECACHE_DIR") or ""
     for index, argument in enumerate(arguments):
         if argument == "--dir":
@@ -46,7 +46,7 @@ def folder_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
 
 
 def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
-    """Digest of a command line with all that decides what its words mean, 64 hex characters."""
+    """Return the digest of a command line and of everything that decides its meaning, 64 hex characters."""
     from _blake2 import blake2b
 
     version: str = sys.modules["enginecache"].__version__  # not by import: the package names what is above this module
@@ -55,7 +55,7 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
         for name, value in environ.items()
         if name in VARIABLES or name.startswith("ENGINECACHE_") or is_keyed(name)
     )
-    # The boot and the root's mount, so that containers with one cache folder do not take each other's places.
+    # The boot and the root's mount, so that containers that share a cache folder do not overwrite each other's answers.
     here = (boot_id(), str(status_of("/")[5]))
     place = (version, sys.version, sys.prefix, os.getcwd(), str(os.geteuid()), str(os.isatty(1)), *here)
     parts = (*place, "", *sys.path, "", *variables, "", *arguments)
@@ -63,7 +63,7 @@ def command_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
 
 
 def seal_of(command: str, key: str, watched: bytes, said: bytes, printed: bytes) -> str:
-    """Digest of an answer: a flipped bit in the registry is no answer."""
+    """Return the digest of an answer, so that a flipped bit in the registry invalidates it."""
     from _blake2 import blake2b
 
     parts = (command.encode(), key.encode(), watched, said, printed)
@@ -71,18 +71,18 @@ def seal_of(command: str, key: str, watched: bytes, said: bytes, printed: bytes)
     return str(blake2b(sizes + b"".join(parts), digest_size=32).hexdigest())
 
 
-# What an answer rests on: how a thing is looked at, the thing, and what was seen.
+# A snapshot is a sequence of (kind of look, thing, what was seen).
 
 
 def look(how: str, thing: str) -> bytes:
-    """What is seen of a thing now."""
+    """Look at a thing, and return what is seen."""
     return LOOKS[how](thing)
 
 
 def note_use(path: str) -> None:
-    """Note a use now in the times of a file. No link is followed, neither the file's nor its folder's.
+    """Note a use now in the times of a file. Follows no link, neither the file's nor its folder's.
 
-    A note never moves back: under a clock that is behind, ctime alone tells of the use.
+    A note never moves back: under a clock that is behind, only ctime shows the use.
 
     Raises:
         OSError: There is no such file, or it cannot be written.
@@ -103,7 +103,7 @@ def note_use(path: str) -> None:
 
 
 def is_as_it_was(watched: bytes) -> bool:
-    """Whether every thing that was written down looks as it did."""
+    """Return whether every thing in a snapshot looks the same as then."""
     parts = watched.split(b"\0")
     return all(
         look(how.decode(), os.fsdecode(thing)) == seen
@@ -112,7 +112,7 @@ def is_as_it_was(watched: bytes) -> bool:
 
 
 def watch(things: Sequence[tuple[str, str]]) -> bytes:
-    """Look at things, and write down what is seen.
+    """Look at things, and return the snapshot.
 
     Raises:
         ValueError: What is seen has a NUL in it.
@@ -132,7 +132,7 @@ def _stat(path: str) -> bytes:
 
 
 def _names(path: str, beginning: bytes | tuple[bytes, ...] = b"") -> bytes:
-    """Names in a folder that begin so."""
+    """Return the names in a folder that have a given beginning."""
     try:
         names = os.listdir(os.fsencode(path))
     except OSError as error:
@@ -141,7 +141,7 @@ def _names(path: str, beginning: bytes | tuple[bytes, ...] = b"") -> bytes:
 
 
 def _driver(path: str) -> bytes:
-    """Names in a folder that are the NVIDIA driver's: devices, and the libraries that say which GPUs there are."""
+    """Return the names in a folder that are the NVIDIA driver's: devices, and the libraries that list the GPUs."""
     return _names(path, (b"nvidia", b"libnvidia-ml.", b"libcuda."))
 
 
@@ -157,7 +157,7 @@ def _content(path: str) -> bytes:
 
 
 def _variable(name: str) -> bytes:
-    """A variable's value; nothing looks like one that is not set."""
+    """Return ``=`` and a variable's value, or ``unset``, which no value can produce."""
     return b"unset" if name not in os.environ else b"=" + os.fsencode(os.environ[name])
 
 
@@ -165,10 +165,10 @@ LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content,
 
 
 def gpu_things() -> list[tuple[str, str]]:
-    """What tells the GPUs here and their driver, without a call to the driver's libraries."""
+    """Return the things that identify the GPUs and their driver, without a call to the driver's libraries."""
     things = [("content", f"{NVIDIA}/version"), ("names", f"{NVIDIA}/gpus"), ("driver", "/dev")]
     things += [("names", f"{NVIDIA}/capabilities"), ("stat", "/etc/ld.so.cache")]
-    # Not their times: the driver's libraries come to a container in an image, whose times say nothing.
+    # Not their times: a container gets the driver's libraries in an image, whose times prove nothing.
     libraries = os.environ.get("LD_LIBRARY_PATH", "")
     folders = dict.fromkeys(libraries.split(os.pathsep)) if libraries else {}
     things += [("driver", folder or os.getcwd()) for folder in folders]

@@ -1,7 +1,7 @@
-"""What an answer rests on beside the request, and whether a change of it would be seen.
+"""Environment inputs of an answer: settings, packages, GPUs, and whether a change to them is detectable.
 
-A key is made of the model's files and of what is here: settings, installed packages, GPUs. What was found out from
-these may stand until one of them looks different, if a difference always shows.
+A key depends on the model's files and on this machine. An answer may be reused until one of these inputs looks
+different, provided that every change makes a visible difference.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from enginecache.host.evidence import gpu_things
 from enginecache.host.toolchain import DPKG_STATUS
 
 Things = list[tuple[str, str]]
-"""How to look at each thing, and its name; see :func:`enginecache.host.evidence.look`."""
+"""Pairs of a kind of look and the thing's name; see :func:`enginecache.host.evidence.look`."""
 
 
 def surroundings(root: Path) -> Things:
-    """What decides a key beside the request and the model, and the cache folder itself."""
+    """Return the things that a key depends on besides the request and the model, and the cache folder itself."""
     stats = [root, config_path() or root, DPKG_STATUS, *(folder or Path.cwd() for folder in sys.path)]
     marker = ("content", f"{root}/CACHEDIR.TAG")  # without it, or with that of a later format, the folder is refused
     return [*(("stat", path) for path in dict.fromkeys(map(str, stats))), marker, *gpu_things()]
 
 
 def are_telling(things: Things, files: Iterable[str] = (), *, since_ns: int) -> bool:
-    """Whether what ``stat`` says of each file or folder that is there stands for what it held, and will tell a change.
+    """Return whether the ``stat`` results are reliable: equal results mean equal content, and a change will show.
 
-    Each must have been old enough for a change to move its times, on a file system that moves them.
+    Each existing file or folder must be older than the resolution of its times, on a file system whose ctime the kernel
+    sets.
 
     Args:
-        things: What is looked at.
+        things: From :func:`surroundings`.
         files: Further files.
         since_ns: When the first of them was read, nanoseconds since the epoch.
     """
@@ -41,7 +42,7 @@ def are_telling(things: Things, files: Iterable[str] = (), *, since_ns: int) -> 
         try:
             found = Fingerprint.of_path(path)
         except OSError:
-            continue  # that it is not there is seen too
+            continue  # that it is missing is part of the snapshot too
         place = found.device, found.mount
         if place not in kept:
             kept[place] = has_kernel_times(found)

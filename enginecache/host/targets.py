@@ -1,4 +1,4 @@
-"""Compute capabilities, and what a plan must run on."""
+"""Compute capabilities, and the GPUs that a plan must run on or runs on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GPUS: tuple[tuple[str, str, str], ...] = (
     ("RTX 50, RTX PRO Blackwell", r"(?:rtx50\d\d|rtxpro\d+).*", "12.0"),
     ("GB10", r"(?:gb10|dgxspark).*", "12.1"),
 )
-"""GPUs, a pattern of their names without makers and blanks, and their compute capability: for messages alone.
+"""GPUs, a pattern of their names without brand and blanks, and their compute capability. Only for messages.
 
 The first whole match counts. Source: NVIDIA, "CUDA GPU Compute Capability", 2026-11.
 """
@@ -43,7 +43,7 @@ class ComputeCapability(NamedTuple):
 
     @property
     def sm(self) -> str:
-        """The spelling of compilers and of ``--target``: ``sm_89``."""
+        """Return the spelling of compilers and of ``--target``: ``sm_89``."""
         return f"sm_{self.major}{self.minor}"
 
     @classmethod
@@ -63,13 +63,13 @@ class ComputeCapability(NamedTuple):
         if match["suffix"]:
             raise OptionError(
                 f"{text!r} names architecture-specific code, and TensorRT has no such targets",
-                f"Write it without the letter: {found.sm}.",
+                f"Write it without the suffix: {found.sm}.",
             )
         return found
 
 
 def _advice_for(text: str) -> str:
-    """Return what to write in place of ``text``: the compute capability, where it is the name of a GPU."""
+    """Return advice in place of ``text``: the compute capability, if it is the name of a GPU."""
     name = _NOISE.sub("", text).lower()
     for _, pattern, number in _GPUS:
         if re.fullmatch(pattern, name, re.ASCII):
@@ -81,7 +81,7 @@ def _advice_for(text: str) -> str:
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """The kind of GPU that a plan was tuned for: two equal cards have one device model.
+    """Kind of GPU that a plan is tuned for: two equal cards have one device model.
 
     Attributes:
         name: The driver's product name, such as ``NVIDIA H100 80GB HBM3``.
@@ -104,7 +104,7 @@ class Reach:
 
     Attributes:
         compute_capabilities: Sorted, without duplicates; at least one.
-        and_later: Whether every later one than the last is reached too.
+        and_later: Whether the plan also runs on every compute capability later than the last.
     """
 
     compute_capabilities: tuple[ComputeCapability, ...]
@@ -114,24 +114,24 @@ class Reach:
         object.__setattr__(self, "compute_capabilities", tuple(sorted(set(self.compute_capabilities))))
 
     def covers(self, other: Reach) -> bool:
-        """Whether every GPU that ``other`` reaches is reached."""
+        """Return whether this reaches every GPU that ``other`` reaches."""
         if other.and_later and not (self.and_later and self.compute_capabilities[-1] <= other.compute_capabilities[-1]):
             return False
         return all(self.covers_one(capability) for capability in other.compute_capabilities)
 
     def covers_one(self, capability: ComputeCapability) -> bool:
-        """Whether a GPU of that compute capability is reached."""
+        """Return whether this reaches a GPU of that compute capability."""
         is_later = self.and_later and capability >= self.compute_capabilities[-1]
         return is_later or capability in self.compute_capabilities
 
     def to_texts(self) -> tuple[str, ...]:
-        """For rows and JSON: ``("8.6", "8.9")``, and ``("8.0+",)`` for 8.0 and later."""
+        """Return the form for rows and JSON: ``("8.6", "8.9")``, and ``("8.0+",)`` for 8.0 and later."""
         texts = [str(capability) for capability in self.compute_capabilities]
         return (*texts[:-1], texts[-1] + "+") if self.and_later else tuple(texts)
 
     @classmethod
     def from_texts(cls, texts: Sequence[str]) -> Reach:
-        """The inverse of :meth:`to_texts`.
+        """Read the result of :meth:`to_texts`.
 
         Raises:
             OptionError: A text is not a compute capability.
@@ -145,12 +145,12 @@ class Reach:
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan must run on.
+    """GPUs that a plan must run on.
 
     Attributes:
         compute_capabilities: Sorted, without duplicates; empty for the portable default of TensorRT-RTX.
-        device_model: Set where the plan is tuned for one device model (TensorRT without a compatibility level).
-        and_later: Whether it must run on every later compute capability too (TensorRT with ``ampere_plus``).
+        device_model: Set if the plan is tuned for one device model (TensorRT without a compatibility level).
+        and_later: Whether it must also run on every later compute capability (TensorRT with ``ampere_plus``).
     """
 
     compute_capabilities: tuple[ComputeCapability, ...]
@@ -163,7 +163,7 @@ class Target:
 
     @property
     def is_portable(self) -> bool:
-        """Whether TensorRT-RTX chooses the compute capabilities."""
+        """Return whether TensorRT-RTX chooses the compute capabilities."""
         return not self.compute_capabilities
 
     def __str__(self) -> str:
@@ -179,7 +179,7 @@ class Target:
         """Read the values of ``--target``, at least one.
 
         Raises:
-            OptionError: There is none, one is not a compute capability, or ``portable`` stands beside others.
+            OptionError: There is none, one is not a compute capability, or ``portable`` is combined with others.
         """
         names = {text.strip().lower() for text in texts}
         if not names:

@@ -1,7 +1,7 @@
-"""Which TensorRT is installed here, found without importing it.
+"""Find the installed TensorRT without importing it.
 
-The version decides the key, so a hit needs it; importing TensorRT for it would cost seconds. The packages' metadata
-tell it. Where they contradict each other, or are silent about the CUDA version, nothing is guessed.
+A hit needs the version, since it is part of the key; importing TensorRT would cost seconds. The packages' metadata
+have it. If they contradict each other, or do not name the CUDA version, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from enginecache.host.targets import ComputeCapability
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 PRODUCTS: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-"""The flavours' names for people."""
+"""Display names of the flavours."""
 
 DPKG_STATUS = Path("/var/lib/dpkg/status")
 """Debian's list of installed packages."""
 
 NAMEABLE_COMPUTE_CAPABILITIES = tuple(ComputeCapability.parse(t) for t in ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"))
-"""What TensorRT-RTX up to 1.7 builds for by name.
+"""Compute capabilities that TensorRT-RTX up to 1.7 builds for by name.
 
 Source: the members of ``ComputeCapability`` in TensorRT-RTX 1.7.1.116, each built for, 2026-11.
 """
 
 PORTABLE_COMPUTE_CAPABILITIES = tuple(c for c in NAMEABLE_COMPUTE_CAPABILITIES if c >= (8, 0))
-"""What a TensorRT-RTX plan reaches when no compute capability was named.
+"""Compute capabilities that a TensorRT-RTX plan reaches if none was named.
 
-Source: TensorRT-RTX 1.7.1.116, a plan's own account of itself, 2026-11.
+Source: TensorRT-RTX 1.7.1.116, the list that a plan reports, 2026-11.
 """
 
 _NO_VERSION = "of no version"
@@ -50,12 +50,12 @@ _CPU_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Toolchain:
-    """One TensorRT as far as it decides a plan.
+    """The properties of one TensorRT that decide a plan.
 
     Attributes:
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
         version: Full version with its build number, such as ``10.16.1.11``.
-        cuda_major: Major version of the CUDA it was made for.
+        cuda_major: Major version of the CUDA that it was built for.
         os: ``linux`` or ``windows``.
         cpu: ``x86_64`` or ``aarch64``.
     """
@@ -69,13 +69,13 @@ class Toolchain:
 
 @dataclass(frozen=True)
 class ToolchainFinding:
-    """What was found of one flavour.
+    """Result of the search for one flavour.
 
     Attributes:
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
-        toolchain: Set where it is usable.
-        problem: Why it is not, in one line; empty where it is.
-        fix: What to do about it; empty where it is usable.
+        toolchain: Set if it is usable.
+        problem: Why it is not usable, in one line; empty if it is.
+        fix: What to do about it; empty if it is usable.
     """
 
     flavour: Flavour
@@ -97,7 +97,7 @@ class _Package:
 
 
 def module_name(flavour: Flavour) -> str:
-    """Name of the flavour's Python module: ``tensorrt`` or ``tensorrt_rtx``."""
+    """Return the name of the flavour's Python module: ``tensorrt`` or ``tensorrt_rtx``."""
     return flavour.replace("-", "_")
 
 
@@ -108,18 +108,18 @@ def require_toolchain(
     path: Sequence[str] | None = None,
     dpkg_status: Path = DPKG_STATUS,
 ) -> Toolchain:
-    """The installed TensorRT of one flavour.
+    """Return the installed TensorRT of one flavour.
 
-    Reads package metadata alone, and imports nothing of TensorRT: about 3 ms once ``importlib.metadata`` is loaded.
+    Reads only package metadata, and imports nothing of TensorRT: about 3 ms once ``importlib.metadata`` is loaded.
 
     Args:
-        flavour: Which one.
-        cuda_major: What to take for the CUDA major version where the packages do not tell it.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``.
+        cuda_major: CUDA major version to assume if the packages do not name it.
         path: Folders to look in, instead of ``sys.path``.
         dpkg_status: Debian's list of installed packages.
 
     Raises:
-        ToolchainError: It is not installed, not whole, or its version or CUDA version cannot be told.
+        ToolchainError: It is not installed or incomplete, or its version or CUDA version is unknown.
     """
     return _toolchain(flavour, cuda_major, path, dpkg_status, _listed_names(path))
 
@@ -139,7 +139,8 @@ def _toolchain(
     cuda_major = cuda_major if found is None else found
     if cuda_major is None:
         raise ToolchainError(
-            f"which CUDA {flavour} {version} was made for cannot be told", "Say it: ENGINECACHE_CUDA_MAJOR=12"
+            f"the CUDA version of {flavour} {version} is unknown: no package names it",
+            "Set it, for example ENGINECACHE_CUDA_MAJOR=12.",
         )
     cpu = platform.machine().lower()
     return Toolchain(flavour, version, cuda_major, platform.system().lower(), _CPU_NAMES.get(cpu, cpu))
@@ -148,10 +149,10 @@ def _toolchain(
 def inspect_toolchains(
     cuda_major: int | None = None, *, path: Sequence[str] | None = None, dpkg_status: Path = DPKG_STATUS
 ) -> tuple[ToolchainFinding, ...]:
-    """What is here of each flavour, tensorrt first, and why one is not usable.
+    """Return the result for each flavour, tensorrt first, with the problem of one that is not usable.
 
     Args:
-        cuda_major: As in ``require_toolchain``, and so are the others.
+        cuda_major: As in ``require_toolchain``, like the others.
         path: Folders to look in.
         dpkg_status: Debian's list of installed packages.
     """
@@ -170,15 +171,15 @@ def inspect_toolchains(
 def installed_toolchains(
     cuda_major: int | None = None, *, path: Sequence[str] | None = None, dpkg_status: Path = DPKG_STATUS
 ) -> tuple[Toolchain, ...]:
-    """The usable flavours, tensorrt first; arguments as in ``inspect_toolchains``."""
+    """Return the usable flavours, tensorrt first; arguments as in ``inspect_toolchains``."""
     findings = inspect_toolchains(cuda_major, path=path, dpkg_status=dpkg_status)
     return tuple(finding.toolchain for finding in findings if finding.toolchain is not None)
 
 
 def supported_targets(toolchain: Toolchain) -> frozenset[ComputeCapability] | None:
-    """What a flavour can be asked to build for, or None where only the builder knows.
+    """Return the compute capabilities that a flavour can build for; None if only the builder knows.
 
-    TensorRT builds for the GPU that it runs on. Of a TensorRT-RTX later than the table nothing is known here.
+    TensorRT builds for the GPU that it runs on. For a TensorRT-RTX later than the table nothing is known here.
     """
     release = re.match(r"(\d+)\.(\d+)", toolchain.version)
     if toolchain.flavour == "tensorrt" or release is None:
@@ -191,8 +192,8 @@ def supported_targets(toolchain: Toolchain) -> frozenset[ComputeCapability] | No
 def _packages(flavour: Flavour, path: Sequence[str] | None, listed: Collection[str] | None) -> tuple[_Package, ...]:
     """Return the flavour's distributions: its bindings, its libraries and what requires them.
 
-    They are looked up by name, as reading every installed distribution would be ten times slower; and only the names
-    that a folder lists.
+    They are looked up by name, and only if a folder lists the name: reading every installed distribution would be ten
+    times slower.
     """
     found: dict[_Package, None] = {}
     for cuda in ("", *(f"-cu{major}" for major in _CUDA_MAJORS)):
@@ -204,7 +205,7 @@ def _packages(flavour: Flavour, path: Sequence[str] | None, listed: Collection[s
 
 
 def _listed_names(path: Sequence[str] | None) -> Collection[str] | None:
-    """Return the names of TensorRT's distributions in the folders of a search path; None where it has other things."""
+    """Return the names of TensorRT's distributions in the folders of a search path; None if one is not a folder."""
     names: set[str] = set()
     for folder in sys.path if path is None else path:
         try:
@@ -246,14 +247,14 @@ def _has_module(module: str, path: Sequence[str] | None) -> bool:
 def _what_is_missing(flavour: Flavour, packages: Sequence[_Package]) -> str:
     bindings = [str(package) for package in packages if package.name.endswith("-bindings")]
     if bindings:
-        return f"{flavour} is not whole: {', '.join(bindings)} is bindings without libraries"
+        return f"{flavour} is incomplete: {', '.join(bindings)} has bindings, but the libraries are missing"
     return f"{flavour} is not installed"
 
 
 def _version(flavour: Flavour, packages: Sequence[_Package]) -> str:
     versions = {package.version for package in packages}
     if not versions:
-        raise ToolchainError(f"{flavour} is here, but no package tells its version", _INSTALL[flavour])
+        raise ToolchainError(f"{flavour} is installed, but no package names its version", _INSTALL[flavour])
     if len(versions) > 1 or _NO_VERSION in versions:
         names = " ".join(dict.fromkeys(package.name for package in packages))
         raise ToolchainError(
@@ -264,17 +265,17 @@ def _version(flavour: Flavour, packages: Sequence[_Package]) -> str:
 
 
 def _cuda_major(flavour: Flavour, packages: Sequence[_Package], version: str, dpkg_status: Path) -> int | None:
-    """The CUDA major version from the first source that tells one; None where none does."""
+    """Return the CUDA major version from the first source that names one; None if none does."""
     names = [package.name for package in packages]
     requirements = [re.sub(r"[-_.]+", "-", line).lower() for package in packages for line in package.requires]
     found = _majors(r"-cu(\d+)(?:-|$)", names) or _majors(r"^nvidia-cuda-runtime-cu(\d+)", requirements)
     if not found and flavour == "tensorrt":
         found = _dpkg_cuda_majors(version, dpkg_status)
-        # Which of two libraries Python would load, dpkg does not know: then the setting has to tell.
+        # With two libraries, dpkg does not know which one Python would load: the setting must name the version.
         return found.pop() if len(found) == 1 else None
     if len(found) > 1:
         raise ToolchainError(
-            f"{flavour} {version} is here for several CUDA versions: {', '.join(map(str, packages))}",
+            f"{flavour} {version} is installed for several CUDA versions: {', '.join(map(str, packages))}",
             f"Keep one, and install it again: pip uninstall -y {' '.join(names)}\n{_INSTALL[flavour]}",
         )
     return found.pop() if found else None
@@ -285,10 +286,10 @@ def _majors(pattern: str, texts: Sequence[str]) -> set[int]:
 
 
 def _dpkg_cuda_majors(version: str, dpkg_status: Path) -> set[int]:
-    """The CUDA versions of the installed Debian packages ``libnvinfer<N>`` of this TensorRT version.
+    """Return the CUDA versions of the installed Debian packages ``libnvinfer<N>`` of this TensorRT version.
 
-    Their version is ``10.9.0.34-1+cuda12.8``. NVIDIA's containers have such libraries under a Python package without a
-    CUDA version. Another TensorRT's libraries tell nothing, so they do not count.
+    Their version looks like ``10.9.0.34-1+cuda12.8``. NVIDIA's containers combine such libraries with a Python package
+    without a CUDA version. The libraries of another TensorRT version do not count.
 
     Source: deb-control(5) for the format; NVIDIA's TensorRT installation guide 10.9, "Debian Installation".
     """

@@ -1,1 +1,1 @@
-"""Everything that decides a plan, and the key made of it."""
+"""The key of a plan, and the request values that it is made of."""

@@ -1,7 +1,7 @@
-"""Flags that give a model's inputs their sizes, composed for messages.
+"""Compose the shape flags that an error message suggests for a model's inputs.
 
-What was given is kept. A size that nobody can guess is a placeholder, not a number: a detector that is built for images
-of 8 x 8 is refused after seconds. The caller tries what is composed here before it prints it.
+Sizes that the user gave are kept. A size that nobody can guess becomes a placeholder, not a number: TensorRT refuses a
+detector for images of 8 x 8 after some seconds. The caller parses and resolves the flags before it prints them.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def compose(
         given: One mapping a profile, from input name to (minimum, optimum, maximum); kept.
         dims: From the name of a dimension to its sizes; kept.
         values: From the names of shape tensors to the number of their values.
-        unknown: What stands for the three sizes that nobody can guess.
+        unknown: Placeholders for the three sizes that nobody can guess.
     """
     plan = _Plan(inputs, given or ({},), dims, values, unknown)
     return tuple(filter(None, (plan.with_dims(), plan.with_shapes())))
 
 
 class _Plan:
-    """The arguments of :func:`compose`."""
+    """Composer of the two kinds of flags; takes the arguments of :func:`compose`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class _Plan:
         self.inputs, self.given, self.dims, self.values, self.unknown = inputs, given, dims, values, unknown
 
     def with_dims(self) -> str:
-        """Return what was given and a ``--dim`` for each dimension without a size; empty where that cannot do."""
+        """Return the given flags and a ``--dim`` for each dimension without a size; empty if that is impossible."""
         missing = [entry for entry in self.dynamic if any(entry.name not in shapes for shapes in self.given)]
         names = dict.fromkeys(dim for entry in missing for dim in entry.dims if not isinstance(dim, int))
         if not names or not all(name is not None and is_writable_dim(name) for name in names):
@@ -101,7 +101,7 @@ class _Plan:
         return " ".join(lines)
 
     def _known(self, shapes: Mapping[str, Corners]) -> dict[str, Triple]:
-        """Sizes of named dimensions, from ``--dim`` and from the shapes of other inputs in the profile."""
+        """Return the sizes of named dimensions, from ``--dim`` and from the shapes of other inputs in the profile."""
         known: dict[str, Triple] = dict(self.dims)
         for entry in self.dynamic:
             for index, dim in enumerate(entry.dims):
@@ -120,7 +120,7 @@ class _Plan:
         return tuple(tuple(size[corner] for size in sizes) for corner in range(3))
 
     def _guess(self, dim: str | None, index: int, rank: int) -> Triple:
-        """Return numbers for a batch, which nearly any graph takes in any size; else placeholders."""
+        """Return numbers for a batch dimension, which most graphs accept in any size; otherwise placeholders."""
         if dim is None:
             return BATCH if index == 0 and rank > 1 else self.unknown
         places = [(i, len(entry.dims)) for entry in self.dynamic for i, d in enumerate(entry.dims) if d == dim]
@@ -175,9 +175,9 @@ def render(
 
 
 def rename(name: str) -> str:
-    """Return what to do where one name stands for dimensions of several sizes."""
+    """Return the advice for a dimension name that is used with several sizes."""
     return (
         f"TensorRT takes dimensions of one name for equal: give every dimension {name!r} the same sizes. Where they "
-        "are not the same, give each a name of its own: export the model again (dynamic_axes or dynamic_shapes), or "
+        "are not the same, give each its own name: export the model again (dynamic_axes or dynamic_shapes), or "
         "set dim_param in the ONNX file."
     )

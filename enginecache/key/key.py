@@ -1,4 +1,4 @@
-"""The key: everything that decides a plan, in one canonical text.
+"""The key: everything that decides a plan, as canonical JSON and its digest.
 
 A field belongs in the key when another value of it could make another plan, or make the plan wrong for the caller. Not
 in the key: paths, names, times, working folder, host, user, device ordinal, UUID, memory size, driver version, cache
@@ -19,12 +19,12 @@ from enginecache.key.profiles import Profile
 from enginecache.model import ModelIdentity
 
 KEY_VERSION = 3
-"""Raised whenever the canonical text of any request changes; entries of other versions are then clean misses."""
+"""Version of the key; raised when the canonical text of any request changes. Other versions are clean misses."""
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """What was asked.
+    """Key of one request.
 
     Attributes:
         model_structure: Digest of the graph without the tensors' contents.
@@ -32,11 +32,11 @@ class EngineKey:
         profiles: In the order of their index in TensorRT's runtime API.
         options: Builder options; only their keyed fields count.
         toolchain: TensorRT flavour, version, CUDA major and platform.
-        target: What the plan must run on.
-        conversion: What is done to the graph before it is built; None for nothing.
-        environment: Variables that the builder is given and that can change a plan, as (name, value), sorted.
-        model_value_info: Digest of the types and shapes noted inside the graph; empty where there are none, and where
-            nothing is converted: a converter reads them, TensorRT does not.
+        target: The GPUs that the plan must run on.
+        conversion: Conversion of the graph before the build; None for none.
+        environment: Variables that reach the builder and can change a plan, as (name, value), sorted.
+        model_value_info: Digest of the types and shapes noted inside the graph; empty if there are none, or if nothing
+            is converted: a converter reads them, TensorRT does not.
     """
 
     model_structure: str
@@ -60,7 +60,7 @@ class EngineKey:
         conversion: Conversion | None = None,
         environment: tuple[tuple[str, str], ...] = (),
     ) -> EngineKey:
-        """The key of a request whose parts are known."""
+        """Make the key from the parts of a request."""
         return cls(
             identity.structure,
             identity.weights,
@@ -74,7 +74,7 @@ class EngineKey:
         )
 
     def fields(self) -> Fields:
-        """The key as plain JSON values: texts, integers, booleans, None, lists and mappings; no floats."""
+        """Return the key as plain JSON values: strings, integers, booleans, None, lists and mappings; no floats."""
         return {
             "model": {
                 "structure": self.model_structure,
@@ -97,12 +97,12 @@ class EngineKey:
 
     @functools.cached_property
     def text(self) -> str:
-        """The canonical text: JSON with sorted keys, no spaces, ASCII, defaults written out."""
+        """Return the canonical text: JSON with sorted keys, no spaces, ASCII, defaults written out."""
         return canonical_json(self.fields())
 
     @functools.cached_property
     def digest(self) -> str:
-        """Name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
+        """Return the name of the key: 64 hex characters of BLAKE3 over the version line and the canonical text."""
         return key_digest(KEY_VERSION, self.text)
 
 

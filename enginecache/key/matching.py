@@ -1,7 +1,7 @@
-"""Which stored engine serves a request, how well, and why not.
+"""Compare a request with stored engines: exact, compatible or refused, with reasons.
 
-A verdict is made from plain key fields and the reach that the builder recorded, in one function, for ``get`` and
-``explain`` alike. Whatever is not known to be harmless is a refusal.
+One function makes the verdict for ``get`` and ``explain`` alike, from plain key fields and the reach that the builder
+recorded. A difference that is not known to be harmless is a refusal.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ACCEPTS: tuple[Accept, ...] = ("exact", "compatible")
 
 _ABSENT = "(absent)"
 _MIG = " MIG "
-"""In the names that CUDA gives to instances of a GPU."""
+"""Part of the names that CUDA gives to MIG instances."""
 
 _WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3, "environment": 3}
-"""How far one differing field of a group moves two keys apart: another model is farther than any other difference."""
+"""Distance that one differing field of a group adds: another model is farther away than any other difference."""
 
 _NAMES = {
     "model.structure": "the graph differs (nodes, attributes, names, opsets or declared shapes)",
@@ -54,18 +54,19 @@ ReasonCode = Literal[
     "wider_reach",
 ]
 REASON_CODES: tuple[ReasonCode, ...] = get_args(ReasonCode)
-"""The codes of reasons; :class:`Reason` says what each means."""
+"""The codes of reasons; :class:`Reason` explains each."""
 
 
 class Reason(NamedTuple):
-    """Why something came out as it did.
+    """Reason for an outcome or a verdict.
 
     The codes are ``exact`` (a stored engine has exactly this key), ``wider_reach`` (one serves that was built for more
     GPUs), ``containing_profile`` and ``other_device_model`` (a compatible one serves that was tuned for other shapes,
     or for another GPU model), ``waited`` (another process built it meanwhile), ``rebuild`` (a rebuild was asked for),
     ``absent`` (no engine of this model is stored), ``differs`` (in a field of the key), ``reach`` (it runs on other
-    GPUs), ``corrupt`` (a damaged one was set aside now) and ``set_aside`` (earlier), ``failed`` (a failed build is
-    remembered), ``new_cache`` (the folder was made), ``older_driver`` and ``warning`` (what to know about the engine).
+    GPUs), ``corrupt`` (a damaged one was just quarantined) and ``set_aside`` (quarantined earlier), ``failed`` (a
+    failed build is remembered), ``new_cache`` (this call created the folder), ``older_driver`` and ``warning``
+    (something to know about the engine).
 
     Attributes:
         code: Stable, for programs; one of :data:`REASON_CODES`.
@@ -99,12 +100,12 @@ class Difference:
 
 
 def _variable(value: Any) -> str:
-    """A variable's value for people: quoted, as it may be empty, and may have any character in it."""
+    """Format a variable's value for a message: quoted, since it may be empty or contain any character."""
     return "not set" if value == _ABSENT else canonical_json(value)
 
 
 def _shown(value: Any) -> str:
-    """A field's value for people: a range of shapes as the flags have it, none for nothing."""
+    """Format a field's value for a message: a range of shapes as the flags write it, ``none`` for nothing."""
     if isinstance(value, Mapping) and {"min", "opt", "max"} <= value.keys():
         return "..".join("x".join(str(size) for size in value[corner]) for corner in ("min", "opt", "max"))
     if value is None or value == []:
@@ -116,13 +117,13 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How well a stored engine serves a request.
+    """Verdict on one stored engine for one request.
 
     Attributes:
-        level: ``exact``: it is a hit, as the key is equal, or as a TensorRT-RTX plan reaches more than was asked and is
-            otherwise equal; ``compatible``: it runs, and is not what was asked; ``refused``.
-        reasons: For ``exact``, which of the two; for ``compatible``, each way in which it is not what was asked; for
-            ``refused``, each reason.
+        level: ``exact``: it is a hit, because the key is equal, or because a TensorRT-RTX plan reaches more GPUs than
+            asked and is equal otherwise; ``compatible``: it runs, but differs from the request; ``refused``.
+        reasons: For ``exact``, one of the two causes; for ``compatible``, each way in which it differs from the
+            request; for ``refused``, each cause.
         differing: Every field that differs.
     """
 
@@ -201,7 +202,7 @@ def _rule_name(field: str) -> str:
 
 
 def _wider_level(asked: Fields, stored: Fields) -> list[Reason] | None:
-    """A plan of a wider hardware compatibility runs where a narrower one would."""
+    """Accept a plan of a wider hardware compatibility: it runs wherever a narrower one would."""
     levels = HARDWARE_COMPATIBILITIES
     wanted, found = (fields["options"].get("hardware_compatibility") for fields in (asked, stored))
     if found not in levels or levels.index(found) < levels.index(wanted):
@@ -210,7 +211,7 @@ def _wider_level(asked: Fields, stored: Fields) -> list[Reason] | None:
 
 
 def _wider_target(asked: Fields, stored: Fields) -> list[Reason] | None:
-    """Whether the reach covers what is asked is told by the reach itself; here, whether wider is meant to be equal."""
+    """Accept a wider target. The caller has compared the reach itself."""
     shown = _target_text(stored["target"])
     return [Reason(WIDER_REACH, f"it was built for {shown}, not for {_target_text(asked['target'])} alone")]
 
@@ -225,10 +226,10 @@ def _target_text(target: Fields) -> str:
 
 
 def _other_device(asked: Fields, stored: Fields) -> list[Reason] | None:
-    """A plan tuned for another device model of the same compute capability runs, if not at its best.
+    """Accept a plan that is tuned for another device model of the same compute capability: it runs, maybe slower.
 
-    Not one tuned for more multiprocessors than are here, nor for a whole GPU on an instance of one, or the other way
-    round: TensorRT warns that such a plan may fail.
+    Refuse a plan that is tuned for more multiprocessors than the GPU has, and one for a whole GPU on a MIG instance or
+    the other way round: TensorRT warns that such a plan may fail.
     """
     wanted, found = asked["target"]["device"], stored["target"].get("device")
     if wanted is None:
@@ -243,7 +244,7 @@ def _other_device(asked: Fields, stored: Fields) -> list[Reason] | None:
 
 
 def _containing_profiles(asked: Fields, stored: Fields) -> list[Reason] | None:
-    """Profiles are ordered: each asked one must lie within the stored one of the same index."""
+    """Accept profiles that contain the asked ones: each must lie within the stored one of the same index."""
     wanted, found = asked["profiles"], stored["profiles"]
     if len(wanted) != len(found) or not all(map(_contains, found, wanted)):
         return None
@@ -271,11 +272,11 @@ _RULES = {
     "target.device.sm_count": _other_device,
     "profiles": _containing_profiles,
 }
-"""The fields in which a stored engine may differ and still serve; None from a rule, and every other field, refuses."""
+"""The fields in which a stored engine may differ and still serve. A rule refuses with None; other fields refuse."""
 
 
 def older_driver(device: Device | None, built_under: str | None) -> tuple[Reason, ...]:
-    """A newer driver runs what an older one did; the other way round nobody promises it."""
+    """Return a reason if the driver is older than the one of the build: NVIDIA promises only the other direction."""
     here, then = _version(device.driver_version if device is not None else ""), _version(built_under or "")
     if not here or here >= then:
         return ()
@@ -289,9 +290,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def differences(asked: Fields, stored: Fields) -> tuple[Difference, ...]:
-    """Every field in which two keys differ, in the order of the fields' names.
+    """Return every field in which two keys differ, sorted by name.
 
-    A field that only one of them has differs too: a stored key may come from another release.
+    A field that only one of them has counts as different: a stored key may come from another release.
     """
     return tuple(sorted(_compare("", asked, stored), key=lambda difference: difference.field))
 
@@ -308,7 +309,7 @@ def _compare(name: str, asked: Any, stored: Any) -> Iterator[Difference]:
 
 
 def _compare_profiles(name: str, asked: Any, stored: Any) -> Iterator[Difference]:
-    """One difference an input: its three shapes are one thing to the reader."""
+    """Yield one difference for each input: its three shapes are one thing to the reader."""
     if not isinstance(asked, Mapping) or not isinstance(stored, Mapping):
         yield Difference(name, asked, stored)
         return
@@ -319,7 +320,7 @@ def _compare_profiles(name: str, asked: Any, stored: Any) -> Iterator[Difference
 
 
 def distance(differing: Iterable[Difference]) -> int:
-    """How far apart two keys are; 0 for none."""
+    """Return the distance between two keys; 0 if they are equal."""
     total = 0
     for difference in differing:
         group = difference.field.split(".", 1)[0].split("[", 1)[0]
@@ -328,5 +329,5 @@ def distance(differing: Iterable[Difference]) -> int:
 
 
 def is_same_model(differing: Sequence[Difference]) -> bool:
-    """Whether graph or weights are shared: a key that shares neither is no neighbour."""
+    """Return whether two keys share graph or weights; with neither, the stored engine is of another model."""
     return not {"model.structure", "model.weights"} <= {difference.field for difference in differing}

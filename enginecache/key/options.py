@@ -1,4 +1,4 @@
-"""Builder options: our frozen record of what TensorRT's builder config is set to."""
+"""Builder options: a frozen record of the settings of TensorRT's builder config."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FLAGS_WITH_OPTION = {
     "STRIP_PLAN": "--strip-plan",
     "DISABLE_TIMING_CACHE": "--no-timing-cache",
 }
-"""Builder flags that have an option of their own: one request must not have two keys."""
+"""Builder flags with an option of the command line: spelled twice, one request would have two keys."""
 
 
 def _keyed(reason: str, default: Any) -> Any:
-    """A field that decides the plan's bytes, and so is part of the key."""
+    """Declare a field that decides the plan's bytes, and so is part of the key."""
     return field(default=default, metadata={"keyed": True, "reason": reason})
 
 
@@ -50,18 +50,18 @@ class PluginLibrary:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the builder config is set to.
+    """Settings of the builder config.
 
-    Every field carries, in its metadata, whether it is part of the key and why.
+    Each field's metadata says whether it is part of the key, and why.
 
     Attributes:
         workspace_bytes: Limit of the workspace memory pool in bytes; None leaves TensorRT's own default, which is the
             device's whole memory. 1 GiB is usual.
         optimization_level: ``builder_optimization_level``, 0 (fastest build) to 5 (fastest engine).
             3 is TensorRT's default. Source: NVIDIA, IBuilderConfig, TensorRT 8.6 to 11.4.
-        precision: Precisions beside FP32, in the order of :data:`PRECISIONS`, each once. How each is had depends on the
-            release: see :mod:`enginecache.key.precision`.
-        convert_io: Whether a conversion of the graph converts its inputs and outputs too.
+        precision: Precisions besides FP32, in the order of :data:`PRECISIONS`, each once. How each is enabled depends
+            on the release: see :mod:`enginecache.key.precision`.
+        convert_io: Whether a conversion of the graph also converts its inputs and outputs.
         hardware_compatibility: ``hardware_compatibility_level`` in lower case.
         version_compatible: Builder flag ``VERSION_COMPATIBLE``.
         strip_plan: Builder flag ``STRIP_PLAN``: the plan has no weights, and must be refitted.
@@ -103,13 +103,13 @@ class BuildOptions:
         object.__setattr__(self, "plugins", tuple(by_digest[digest] for digest in sorted(by_digest)))
 
     def keyed(self) -> dict[str, Any]:
-        """The fields that belong to the key as plain JSON values, defaults written out, by name."""
+        """Return the fields of the key as plain JSON values by name, with defaults written out."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["keyed"]}
         values["plugins"] = [plugin.digest for plugin in self.plugins]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about these values before a build."""
+        """Return warnings about these values, to show before a build."""
         if self.workspace_bytes is not None and self.workspace_bytes < SMALL_WORKSPACE_BYTES:
             text = (
                 f"a workspace of {format_size(self.workspace_bytes)} is very small: TensorRT may find no tactic, or a "
@@ -127,9 +127,9 @@ def _precisions(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _texts(name: str, values: Any) -> tuple[Any, ...]:
-    """The values, once: what can be read only once must not be gone when it is read again."""
+    """Materialize a sequence of names: an iterator can be read only once."""
     if isinstance(values, str):
-        raise OptionError(f"{name} is {shown(values)}, a text", "Give a sequence of names.")
+        raise OptionError(f"{name} is {shown(values)}, a string", "Give a sequence of names.")
     try:
         return tuple(values)
     except TypeError as error:
@@ -146,7 +146,7 @@ def _flags(names: Sequence[str]) -> tuple[str, ...]:
         if match["name"] in FLAGS_WITH_OPTION:
             instead = FLAGS_WITH_OPTION[match["name"]]
             use = f"Leave {instead} out; it is off then." if match["off"] else f"Use {instead}."
-            raise OptionError(f"{match['name']} has an option of its own", use)
+            raise OptionError(f"{match['name']} has its own option", use)
         if flags.setdefault(match["name"], match[0]) != match[0]:
             raise OptionError(f"the builder flag {match['name']} is both set and cleared", "Leave one of them out.")
     # TensorRT sets TF32 by default: to ask for it is to ask for nothing.

@@ -1,8 +1,8 @@
-"""How a precision is had: by a builder flag, by converting the graph, or from the graph's Q/DQ nodes.
+"""Precisions, and the mechanism for each: a builder flag, a conversion of the graph, or the graph's Q/DQ nodes.
 
-TensorRT up to 10 takes precisions as builder flags. TensorRT 11 and TensorRT-RTX build strongly typed networks alone:
-the precision is the one in the ONNX graph, so that the graph itself must be converted first. Which of the two a release
-is stands in a table, because the key needs it before TensorRT is loaded; the builder's process asks the loaded one.
+TensorRT up to 10 takes precisions as builder flags. TensorRT 11 and TensorRT-RTX build strongly typed networks only:
+the precision is that of the ONNX graph, so the graph must be converted first. A table says which releases are strongly
+typed, because the key needs to know before TensorRT is loaded; the builder's process checks the loaded release.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONVERTERS: Mapping[str, tuple[str, str]] = {
     "fp16": ("onnxconverter-common", "pip install onnxconverter-common"),
     "bf16": ("nvidia-modelopt", "pip install 'nvidia-modelopt[onnx]'"),
 }
-"""What converts a graph to a precision: distribution, and the command that installs it."""
+"""The converter for each precision: its distribution, and the command that installs it."""
 
 QUANTIZED = ("int8", "fp8")
 """Precisions that need scales, which only Q/DQ nodes have here: there is no calibration."""
@@ -35,13 +35,13 @@ QUANTIZED = ("int8", "fp8")
 
 @dataclass(frozen=True)
 class Conversion:
-    """A conversion of the ONNX graph that comes before the build. Part of the key.
+    """Conversion of the ONNX graph before the build. Part of the key.
 
     Attributes:
         precision: ``fp16`` or ``bf16``.
         converter: Distribution name of the library that converts.
         version: Its version.
-        onnx_version: Version of ``onnx``, whose shape inference the conversion goes by.
+        onnx_version: Version of ``onnx``, whose shape inference the conversion uses.
         keeps_io: Whether inputs and outputs keep their types.
     """
 
@@ -52,12 +52,12 @@ class Conversion:
     keeps_io: bool
 
     def fields(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         return dict(vars(self))
 
 
 def plan_conversion(options: BuildOptions, toolchain: Toolchain, identity: ModelIdentity) -> Conversion | None:
-    """The conversion that the asked precision needs; None where builder flags, or the graph itself, have it.
+    """Return the conversion that the asked precision needs; None if builder flags or the graph itself provide it.
 
     Reads the metadata of installed packages, and imports none of them.
 
@@ -85,7 +85,7 @@ def plan_conversion(options: BuildOptions, toolchain: Toolchain, identity: Model
 
 
 def is_strongly_typed(toolchain: Toolchain) -> bool:
-    """Whether the release takes precisions from the graph alone."""
+    """Return whether the release takes precisions from the graph alone."""
     match = re.match(r"\d+", toolchain.version)
     return match is None or int(match[0]) >= STRONGLY_TYPED_FROM[toolchain.flavour]
 
@@ -104,7 +104,7 @@ def check_typing(trt: Any, toolchain: Toolchain) -> None:
     if is_typed != is_strongly_typed(toolchain):
         has, wanted = ("no", "with") if is_typed else ("a", "without")
         message = f"{_name(toolchain)} has {has} builder flag FP16, and was taken for a release {wanted} one"
-        fix = "Nothing was built. Upgrade enginecache; until then, leave --fp16 and the like out."
+        fix = "Nothing was built. Upgrade enginecache; until then, leave out --fp16 and the other precisions."
         raise ToolchainError(message, fix)
 
 
@@ -132,7 +132,7 @@ def _no_converter(precision: str, toolchain: Toolchain) -> UnsupportedOptionErro
         f"{converter}, which would convert the graph to {precision}, is not installed"
     )
     others = [f"--{other}" for other, (name, _) in CONVERTERS.items() if other != precision and _installed(name)]
-    alternative = f", take {' or '.join(others)}, which can be had here" if others else ""
+    alternative = f", use {' or '.join(others)}, whose converter is installed" if others else ""
     return UnsupportedOptionError(message, f"Install it ({install}){alternative}, or convert the model yourself.")
 
 

@@ -1,4 +1,4 @@
-"""Optimization profiles: from flags or Python values to one canonical form.
+"""Optimization profiles: canonical form of the shapes that flags or Python values give.
 
 A dynamic input needs a range of shapes in every profile; a shape tensor (an integer input whose *values* TensorRT reads
 while building) needs a range of values. Source: NVIDIA, "Working with Dynamic Shapes", TensorRT 8.6 to 11.4.
@@ -29,11 +29,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """What one input may be.
+    """Allowed range of one input.
 
     Attributes:
         minimum: Smallest shape; for a shape tensor, its smallest values.
-        optimum: The one that TensorRT tunes for.
+        optimum: The shape that TensorRT tunes for.
         maximum: Largest.
         is_values: Whether the numbers are the values of a shape tensor, not a shape.
     """
@@ -60,7 +60,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """Shapes as the caller gave them, before the model is known.
+    """Shapes as the caller gave them, before they are compared with the model.
 
     Attributes:
         shapes: One mapping a profile, from input name to (minimum, optimum, maximum).
@@ -79,7 +79,7 @@ class ProfileRequest:
         max_shapes: Sequence[str] = (),
         dims: Sequence[str] = (),
     ) -> ProfileRequest:
-        """From the texts of ``--min-shapes``, ``--opt-shapes``, ``--max-shapes`` and ``--dim``.
+        """Parse the values of ``--min-shapes``, ``--opt-shapes``, ``--max-shapes`` and ``--dim``.
 
         As in trtexec, ``--opt-shapes`` alone fixes the shapes, otherwise all three are needed. The n-th of each makes
         the n-th profile.
@@ -117,7 +117,7 @@ def _join(low: Shapes, opt: Shapes, high: Shapes) -> dict[str, Corners]:
 
 
 class _Unfit(Exception):  # noqa: N818  # never leaves this module
-    """Sizes that do not fit the model: what, and what to say before the flags that would."""
+    """Sizes that do not fit the model: the message, and the sentence before the suggested flags."""
 
     def __init__(self, what: str, lead: str = "") -> None:
         super().__init__(what, lead)
@@ -208,9 +208,10 @@ def _name_missing(missing: Sequence[ModelInput], request: ProfileRequest) -> str
 
 
 def _check_shared_names(inputs: Sequence[ModelInput], ranges: Mapping[str, ShapeRange]) -> None:
-    """Refuse what TensorRT refuses after seconds of building: one name, two sizes.
+    """Refuse two sizes for one dimension name, which TensorRT refuses only after seconds of building.
 
-    The optima of dimensions of one name must be equal, and their ranges must meet; also of inputs that nothing reads.
+    The optima of dimensions with one name must be equal, and their ranges must overlap; also for inputs that no node
+    reads.
     Source: builds with TensorRT-RTX 1.7.1, 2026-11.
     """
     seen: dict[str, tuple[str, Bounds]] = {}
@@ -231,7 +232,7 @@ def _check_shared_names(inputs: Sequence[ModelInput], ranges: Mapping[str, Shape
 
 
 def _check_agreement(entry: ModelInput, given: Corners, dims: Mapping[str, Bounds]) -> None:
-    """Shapes and dims may both speak of one dimension, if they say the same."""
+    """Refuse shapes and dims that give one dimension different sizes."""
     for shape, index in zip(given, range(3), strict=False):
         for size, dim in zip(shape, entry.dims, strict=False):
             if isinstance(dim, str) and dim in dims and dims[dim][index] != size:
@@ -295,7 +296,7 @@ def _range_from_dims(entry: ModelInput, dims: Mapping[str, Bounds]) -> ShapeRang
 
 
 def format_range(shapes: ShapeRange) -> str:
-    """A range for people: ``1x3x32x32..32x3x32x32..64x3x32x32``."""
+    """Format a range for messages: ``1x3x32x32..32x3x32x32..64x3x32x32``."""
     corners = (shapes.minimum, shapes.optimum, shapes.maximum)
     return "..".join("x".join(str(size) for size in corner) for corner in corners)
 

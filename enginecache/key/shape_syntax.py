@@ -1,4 +1,4 @@
-"""The syntax of shapes on the command line: trtexec's, and ``NAME=MIN:OPT:MAX`` or ``NAME=SIZE`` for dimensions."""
+"""Parse and write shapes in trtexec's syntax, and dimensions as ``NAME=MIN:OPT:MAX`` or ``NAME=SIZE``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _DIM = re.compile(
 def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
     """Read ``x:1x3x32x32,y:1x10`` in trtexec's syntax.
 
-    The name ends at the last colon, and may be quoted with ``'`` or ``"`` where it holds a comma. An empty shape
-    (``x:``) is that of a scalar.
+    The name ends at the last colon, and may be quoted with ``'`` or ``"`` if it contains a comma. An empty shape
+    (``x:``) means a scalar.
 
     Raises:
         ProfileError: The text has another form, or names an input twice.
@@ -49,16 +49,16 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 
 def _split_outside_quotes(text: str) -> list[str]:
     items, current, quote = [], "", ""
-    for letter in text:
+    for character in text:
         if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter == ",":
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == ",":
             items.append(current)
             current = ""
             continue
-        current += letter
+        current += character
     if quote:
         raise ProfileError(f"a quote in {text!r} is not closed", f"Close it with {quote}.")
     return [*items, current]

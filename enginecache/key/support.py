@@ -1,4 +1,4 @@
-"""What a flavour of TensorRT has but ignores, and what it has but cannot do. That cannot be asked of its bindings."""
+"""Options that a flavour of TensorRT accepts but ignores, or cannot honour. Its bindings do not report them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IGNORED_OPTIONS: dict[Flavour, frozenset[str]] = {
     # Source: levels 0, 1, 3, 4 and 5 give the same bytes for light_resnet50 on TensorRT-RTX 1.7.1, 2026-11.
     "tensorrt-rtx": frozenset({"optimization_level"}),
 }
-"""Fields of ``BuildOptions`` that a flavour can be told and does nothing with."""
+"""Fields of ``BuildOptions`` that a flavour accepts and ignores."""
 
 UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
     "tensorrt": {},
@@ -31,14 +31,14 @@ UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
         ),
     },
 }
-"""Fields that a flavour has but cannot do: what it lacks, why, and what to do instead."""
+"""Fields that a flavour accepts but does not support: the missing feature, the reason, and an alternative."""
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
-    """Refuse what the flavour is known not to do, before anything is started.
+    """Refuse options that the flavour is known not to support, before anything is started.
 
     Raises:
-        UnsupportedOptionError: It has not what an option asks for.
+        UnsupportedOptionError: It lacks a feature that an option asks for.
     """
     defaults = BuildOptions()
     for name, (lacks, why, instead) in UNSUPPORTED_OPTIONS[flavour].items():

@@ -1,4 +1,4 @@
-"""Model identity: what an ONNX model is, whatever it is called and wherever its weights lie."""
+"""Model identity: digests of an ONNX model, independent of its file name and of where its weights are stored."""
 
 from enginecache.model.identity import Dimension, ModelFile, ModelIdentity, ModelInput, ModelSource, has_changed
 
@@ -6,7 +6,7 @@ __all__ = ["Dimension", "ModelFile", "ModelIdentity", "ModelInput", "ModelSource
 
 
 def identify(source: ModelSource) -> ModelIdentity:
-    """Read a model and all its external data, and say what identifies it: see :func:`.reader.identify`.
+    """Read a model and all its external data, and return its identity: see :func:`.reader.identify`.
 
     Imports nothing heavy before it is called.
     """

@@ -1,4 +1,4 @@
-"""External data: bytes of tensors that lie in files beside the model.
+"""External data: bytes of tensors that are stored in files next to the model.
 
 Source: ONNX, docs/ExternalData.md; onnx-tensorrt 10.1, WeightsContext.cpp, for what TensorRT accepts.
 """
@@ -17,27 +17,27 @@ from enginecache.files.digest import StreamDigest
 from enginecache.model.files import LFS_POINTER, ModelFiles, advice_for, changed, unreadable
 
 KNOWN_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
-"""``checksum`` and ``basepath`` say nothing of the content: no reader looks for the file by them.
+"""Keys of an external data entry. No reader locates a file by ``checksum`` or ``basepath``.
 
-Any other key is refused, as TensorRT does: it could say where the bytes really are, or how they are compressed.
+Any other key is refused, as TensorRT does: it could redirect to other bytes, or declare a compression.
 """
 
 MAX_BYTES = (1 << 63) - 1
 
 MAX_READ_BYTES = 1 << 40
-"""What all tensors of a model may take from files: more than the memory of any host with a GPU.
+"""Bytes that all tensors of a model together may read from files: more than the memory of any GPU host.
 
-A file of holes may claim any size, and costs its author nothing.
+A sparse file may claim any size, and costs its author nothing.
 """
 
 MAX_OVERLAP = 16
-"""How many times over the tensors may take the bytes of a file. Tied weights take some twice.
+"""Times that the tensors may read the bytes of a file on average. Tied weights read some twice.
 
 Without a limit a small model could have one large file read a million times.
 """
 
 FREE_BYTES = 1 << 30
-"""What may be taken from any file, however small it is: many small tensors may well share one."""
+"""Bytes that may be read from any file, however small: many small tensors may share one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Extent:
 
     @classmethod
     def of_entries(cls, entries: Iterable[Any], label: str) -> Extent:
-        """From ``TensorProto.external_data``.
+        """Parse ``TensorProto.external_data``.
 
         Args:
             entries: Messages with ``key`` and ``value``.
@@ -81,7 +81,7 @@ class Extent:
 
 
 class ReadLimit:
-    """Bounds the bytes that one reading of a model takes from its external data files."""
+    """Limit on the bytes that one reading of a model takes from its external data files."""
 
     def __init__(self) -> None:
         self._taken: dict[Path, int] = {}
@@ -108,7 +108,7 @@ class ReadLimit:
 
 
 class ExternalData:
-    """Reads extents in bounded memory; keeps one file open at a time."""
+    """Reader of extents in bounded memory; keeps one file open at a time."""
 
     def __init__(self, folder: Path | None, files: ModelFiles) -> None:
         self._folder = folder
@@ -163,7 +163,7 @@ class ExternalData:
 
     @staticmethod
     def _require_range(path: Path, file: io.FileIO, end: int, label: str) -> int:
-        """The file's size, which the range must fit."""
+        """Return the file's size, after a check that the range fits."""
         size_bytes = file.seek(0, io.SEEK_END)
         if end > size_bytes:
             file.seek(0)
@@ -174,17 +174,17 @@ class ExternalData:
 
 
 def _safe_location(location: str, label: str) -> str:
-    """``location``, if it cannot leave the model's folder by what it says; links are looked at when it is opened."""
+    """Return ``location`` if its text cannot leave the model's folder; links are checked when the file is opened."""
     parts = re.split(r"[/\\]", location)
     if not location or not parts[0] or ".." in parts or "\0" in location or re.match("[A-Za-z]:", location):
         message = f"{label} names the external data file {location!r}, which is not a path inside the model's folder"
-        raise ModelError(message, "Put the data beside the model, and save the model with relative locations.")
+        raise ModelError(message, "Put the data next to the model, and save the model with relative locations.")
     return location
 
 
 def _number(text: str, what: str, label: str) -> int:
     number = int(text) if re.fullmatch("[0-9]{1,19}", text) else -1
     if not 0 <= number <= MAX_BYTES:
-        message = f"{label} has an external data {what} that is no number of bytes: {text[:40]!r}"
+        message = f"{label} has an external data {what} that is not a number of bytes: {text[:40]!r}"
         raise ModelError(message, "Save the model and its external data again.")
     return number

@@ -1,4 +1,4 @@
-"""The files that a model is read from: opened without blocking, and watched for changes."""
+"""Files of a model: opened without blocking, and checked for changes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from enginecache.files.os_errors import describe_os_error
 from enginecache.model.identity import ModelFile, ModelSource
 
 FOLLOW_ADVICE = (
-    "Put the file itself beside the model, or, where the model is trusted, set ENGINECACHE_FOLLOW_LINKS=yes "
+    "Put the file itself next to the model, or, if you trust the model, set ENGINECACHE_FOLLOW_LINKS=yes "
     "(follow_links in the configuration file)."
 )
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a Git LFS pointer begins. Source: the Git LFS specification, "The Pointer"."""
+"""First bytes of a Git LFS pointer. Source: the Git LFS specification, "The Pointer"."""
 
 
 class ModelFiles:
     """The files of one reading of a model, each with its fingerprint when it was first opened.
 
     Args:
-        source: The model; says where links of its external data may lead.
+        source: The model; decides where links of its external data may lead.
 
     Attributes:
-        has_links_out: Whether a link led elsewhere, and that was allowed.
+        has_links_out: Whether a link left the model's folder, and that was allowed.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -46,8 +46,8 @@ class ModelFiles:
             location: As the model writes it; empty for the ONNX file itself.
 
         Raises:
-            ModelError: The file is missing, may not be read, is no regular file, is not the one opened before, or is
-                external data that a link leads to from outside the model's folder.
+            ModelError: The file is missing, may not be read, is not a regular file, is not the one opened before, or is
+                external data that a link reaches outside the model's folder.
         """
         try:
             _require_regular(path, os.stat(path))
@@ -74,9 +74,9 @@ class ModelFiles:
             raise changed(path)
 
     def _check_link(self, path: Path, descriptor: int) -> None:
-        """Refuse external data that lies elsewhere than it seems to, unless that is allowed.
+        """Refuse external data outside the model's folder, unless that is allowed.
 
-        The file that was opened is asked where it is, so a link cannot be led elsewhere meanwhile.
+        The location comes from the open descriptor, so a link that changes meanwhile makes no difference.
         """
         real = _real_path(descriptor, path)
         if real == path or _is_of_model(real, self._source):
@@ -87,7 +87,7 @@ class ModelFiles:
             raise ModelError(message, FOLLOW_ADVICE)
 
     def have_changed(self) -> bool:
-        """Whether any path now leads to other content than when it was first opened."""
+        """Return whether any path now leads to other content than when it was first opened."""
         return any(_fingerprint(path) != file.fingerprint for path, file in self._files.items())
 
     def are_settled(self, read_ns: int) -> bool:
@@ -95,15 +95,15 @@ class ModelFiles:
         return all(file.fingerprint.is_conclusive(read_ns) for file in self._files.values())
 
     def as_tuple(self) -> tuple[ModelFile, ...]:
-        """In the order of first use."""
+        """Return the files in the order of first use."""
         return tuple(self._files.values())
 
 
 def _is_of_model(real: Path, source: ModelSource) -> bool:
-    """Whether a file without links in its path belongs to the model.
+    """Return whether a file, given by its path without links, belongs to the model.
 
-    It does in the model's folder, and in the folder of the ONNX file that a link leads to: the user named that. So it
-    does among the ``blobs`` of the repository of whose ``snapshots`` the model's folder is one.
+    It does if it is in the model's folder, in the folder of the ONNX file that a link leads to (the user named the
+    link), or among the ``blobs`` of the repository whose ``snapshots`` contain the model's folder.
 
     Source: huggingface_hub, "Understand caching": ``snapshots/<revision>/<file>`` links to ``blobs/<hash>``. Kubernetes
     mounts a volume's files as links to ``..data/``, which is in the folder itself.
@@ -126,22 +126,24 @@ def _real_path(descriptor: int, path: Path) -> Path:
 
 
 def changed(path: Path) -> ModelError:
-    """The error for a file that is not what it was when it was opened."""
+    """Return the error for a file that changed after it was opened."""
     return ModelError(f"{path} changed while it was being read", "Wait until it is written, then try again.")
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> ModelError:
-    """The error for a file that the operating system does not give; ``ValueError`` is for a path that is none."""
+    """Return the error for a file that cannot be opened or read; a ``ValueError`` is an impossible path."""
     if isinstance(error, ModelError):  # is a ValueError, and has said it all
         return error
     if isinstance(error, FileNotFoundError):
-        return ModelError(f"there is no file {path}", "Check the path; external data lies in the ONNX file's folder.")
+        return ModelError(
+            f"there is no file {path}", "Check the path; external data belongs in the ONNX file's folder."
+        )
     doing = f"{path} may not be read" if isinstance(error, PermissionError) else f"{path} cannot be read"
     return ModelError(*describe_os_error(error, doing, path, otherwise="Check the path and the file system."))
 
 
 def advice_for(head: bytes, otherwise: str) -> str:
-    """What to do about a file that begins with ``head`` and is not what it should be."""
+    """Return advice for a file with unexpected content that begins with ``head``."""
     if head.startswith(LFS_POINTER):
         return "It is a Git LFS pointer, not the file itself: run `git lfs pull`."
     return otherwise

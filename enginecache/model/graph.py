@@ -1,6 +1,6 @@
-"""The structure of a model as bytes: every field that is set, in one order, each value so that it can be read back.
+"""Encode the structure of a model: every field that is set, in one order, without loss.
 
-Own encoding, not protobuf's: protobuf promises no canonical form, and its bytes change with where tensors are stored::
+The encoding is not protobuf's: protobuf promises no canonical form, and its bytes depend on where tensors are stored::
 
     structure := "enginecache/structure/v2" LF message
     value_info := "enginecache/value_info/v1" LF (graph(u64) field)*   graph: how many the walk has entered before
@@ -9,18 +9,18 @@ Own encoding, not protobuf's: protobuf promises no canonical form, and its bytes
                | number(u32) count(u64) value* repeated
     value     := integer or enum(i64) | uint64(u64) | float(f32) | double(f64) | size_bytes(u64) byte* | message
 
-All numbers are little-endian. Whether a field is repeated, and the type of its value, follow from its number by
-onnx.proto; after a node or function with a NaN among its attributes, those attributes follow as protobuf has them,
-because Python's floats cannot tell a signaling NaN from a quiet one. So two models have the same encoding only if they
-have the same fields with the same values.
+All numbers are little-endian. A field's number determines, by onnx.proto, whether it is repeated and the type of its
+value. A node or function with a NaN among its attributes is followed by those attributes in protobuf's encoding,
+because Python's floats cannot distinguish a signaling NaN from a quiet one. So two models have the same encoding only
+if they have the same fields with the same values.
 
 Left out:
 
-- what TensorRT does not read, as far as builds and the parser's source show: ``doc_string`` of every message,
-  ``LEFT_OUT``, ``metadata_props`` but for keys that name TensorRT, and a producer but for TensorRT itself;
-- what tells a tensor's content, wherever the tensor stands: that goes to the weights digest, in the order of the walk;
-- ``value_info``, the types and shapes that an exporter inferred. TensorRT does not read them, converters do: they have
-  a digest of their own, so that a miss can say that nothing else differs.
+- fields that TensorRT does not read, as far as builds and the parser's source show: ``doc_string`` of every message,
+  ``LEFT_OUT``, ``metadata_props`` except keys that name TensorRT, and the producer unless it is TensorRT itself;
+- the content of tensors, wherever they are: it goes to the weights digest, in the order of the walk;
+- ``value_info``, the types and shapes that an exporter inferred. TensorRT does not read them, but converters do: they
+  have a separate digest, so that a miss can say that nothing else differs.
 
 Source: TensorRT-RTX 1.7.1, the parsed networks and plans of real models exported anew, docs/identity.md; onnx-tensorrt
 10.1, ``ModelImporter.cpp``: the other fields go to the log, and ``producer_name`` is compared with ``TensorRT``.
@@ -50,21 +50,24 @@ LEFT_OUT = frozenset(
         ("ModelProto", "producer_version"),
     }
 )
-"""Fields that name a model and its history. So does the name of the model's graph, which the reader takes out.
+"""Fields that name a model and its history. The reader also clears the name of the model's graph.
 
-The name of a function is what nodes call it by, and the name of a graph inside a node is part of the names of
-TensorRT's layers.
+The name of a function stays, since nodes call it by name, and so does the name of a graph inside a node, which is
+part of the names of TensorRT's layers.
 """
 
 READERS = re.compile(rb"trt|tensorrt", re.IGNORECASE)
-"""Found in what TensorRT may read: the producer ``TensorRT``, for which the parser takes further attributes of nodes,
-and metadata that is meant for it. No key of metadata is known to be read by a release, so this is caution."""
+"""Pattern of producers and metadata keys that TensorRT may read.
+
+For the producer ``TensorRT`` the parser reads further attributes of nodes. No release is known to read any metadata
+key, so keeping those is a precaution.
+"""
 
 DEPTH_OF_CHECK = 10
-"""Graphs or types inside each other, from one search for unknown fields to the next.
+"""Levels of nested graphs or types between two searches for unknown fields.
 
-Protobuf's own search ends, without a word, 64 messages below where it starts (upb, protobuf 7.36); a graph in a graph
-is three messages below it.
+Protobuf's own search silently ends 64 messages below its start (upb, protobuf 7.36); a graph in a graph is three
+messages below it.
 """
 
 SLICE_VALUES = 1 << 16
@@ -87,12 +90,12 @@ def _ignore(_value: Any) -> None:
 
 
 class StructureWriter:
-    """Hashes messages in canonical form, and takes the content out of their tensors.
+    """Hasher of messages in canonical form; clears the content of their tensors.
 
     Args:
-        on_tensor: Takes each tensor's content, after which it is cleared from the message.
-        on_node: Sees each node. It decides nothing about the digest.
-        on_wide: Sees each node with an integer attribute beyond 32 bits, when its structure has been written.
+        on_tensor: Receives each tensor's content, which is then cleared from the message.
+        on_node: Receives each node. It has no influence on the digest.
+        on_wide: Receives each node with an integer attribute beyond 32 bits, after its structure has been written.
     """
 
     def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore, on_wide: OnNode = _ignore) -> None:
@@ -101,7 +104,7 @@ class StructureWriter:
         self._on_tensor = on_tensor
         self._on_node = on_node
         self._on_wide = on_wide
-        # Appending to this at a million places is what the walk's speed hangs on.
+        # The speed of the walk depends on appending to this: it happens a million times.
         self._out = bytearray()
         # One step for each field of each message, made when it is first met.
         self._steps: dict[Any, _Step] = {}
@@ -113,20 +116,20 @@ class StructureWriter:
         self.has_unknown_fields = False
 
     def write(self, message: Any) -> None:
-        """Write a message and all below it; afterwards ``has_unknown_fields`` tells whether any had some.
+        """Write a message and everything below it, and set ``has_unknown_fields`` if any has unknown fields.
 
-        Unknown fields are taken out of the message.
+        Unknown fields are removed from the message.
         """
         self._message(message)
         self._flush()
         self.has_unknown_fields |= discard_unknown_fields(message)
 
     def hexdigest(self) -> str:
-        """Digest of what was written but for ``value_info``, 64 hex characters."""
+        """Return the digest of everything written except ``value_info``, 64 hex characters."""
         return self._hasher.hexdigest()
 
     def value_info_hexdigest(self) -> str:
-        """Digest of every ``value_info``, 64 hex characters; empty where there is none."""
+        """Return the digest of every ``value_info``, 64 hex characters; empty if there is none."""
         return self._value_info.hexdigest() if self._has_value_info else ""
 
     def _message(self, message: Any) -> None:
@@ -154,7 +157,7 @@ class StructureWriter:
             self._exactly(function.attribute_proto)
 
     def _exactly(self, attributes: Sequence[Any]) -> None:
-        """Write the floats of attributes as protobuf has them: bit by bit."""
+        """Write the floats of attributes in protobuf's encoding, which preserves every bit."""
         for attribute in attributes:
             copy = type(attribute)()
             copy.CopyFrom(attribute)
@@ -246,7 +249,7 @@ class StructureWriter:
 
     def _string(self, head: bytes) -> _Step:
         def step(value: str | bytes) -> None:
-            # Protobuf hands out bytes for text that is not UTF-8, so no two values come to the same bytes here.
+            # Protobuf returns bytes for strings that are not UTF-8, so no two values have the same bytes here.
             data = _as_bytes(value)
             self._out += head + _count(len(data)) + data
 

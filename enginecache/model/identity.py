@@ -1,4 +1,4 @@
-"""What identifies a model: two digests, its inputs, and the files it was read from."""
+"""Identity of a model: digests of structure, weights and ``value_info``, its inputs, and the files it was read from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Dimension = int | str | None
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the model comes from: a path, or bytes with the folder of their external data.
+    """Source of a model: a path, or bytes with the folder of their external data.
 
     Attributes:
         path: Path of the ONNX file; None for bytes.
@@ -35,36 +35,40 @@ class ModelSource:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str] | bytes, base_dir: str | os.PathLike[str] | None = None) -> ModelSource:
-        """From what a caller has.
+        """Make a source from a path or from bytes.
 
         Raises:
-            ModelError: ``base_dir`` is given for a path: a model's external data lies beside it.
+            ModelError: ``base_dir`` is given for a path: external data belongs next to a model file.
         """
         if isinstance(model, bytes | bytearray | memoryview):
             folder = None if base_dir is None else Path(base_dir).absolute()
             return cls(data=bytes(model), base_dir=folder)
         if base_dir is not None:
-            message = "base_dir is for model bytes; external data of a model file lies beside it"
+            message = "base_dir is for model bytes; the external data of a model file lies next to the file"
             raise ModelError(message, "Leave base_dir out, or pass the model's bytes.")
         try:
             return cls(path=Path(model).absolute())
         except FileNotFoundError as error:
-            raise ModelError(f"{model} is relative, and the current folder is gone", "Name the whole path.") from error
+            raise ModelError(
+                f"{model} is relative, and the current folder was deleted", "Give an absolute path."
+            ) from error
         except TypeError as error:
-            raise ModelError(f"{type(model).__name__} is no model", "Give a path, or the serialized bytes.") from error
+            kind = type(model).__name__
+            fix = f"Pass {'model.SerializeToString()' if kind == 'ModelProto' else 'a path, or the serialized bytes'}."
+            raise ModelError(f"the model must be a path or bytes, not {kind}", fix) from error
 
     @property
     def name(self) -> str:
-        """The file's name, or ``<bytes>``; for people, never part of the key."""
+        """Return the file's name, or ``<bytes>``; for display, never part of the key."""
         return self.path.name if self.path is not None else "<bytes>"
 
     @property
     def external_dir(self) -> Path | None:
-        """The folder that external data locations are relative to."""
+        """Return the folder that external data locations are relative to."""
         return self.path.parent if self.path is not None else self.base_dir
 
     def path_of(self, location: str) -> Path | None:
-        """Where a file of the model is: the ONNX file for an empty location, else external data; None for bytes."""
+        """Return the path of the ONNX file (for an empty location) or of an external data file; None for bytes."""
         if not location:
             return self.path
         return None if self.external_dir is None else self.external_dir / location
@@ -86,12 +90,12 @@ class ModelInput:
 
     @property
     def is_static(self) -> bool:
-        """Whether every dimension has a size."""
+        """Return whether every dimension has a size."""
         return all(isinstance(dim, int) for dim in self.dims)
 
     @property
     def can_be_shape_tensor(self) -> bool:
-        """Whether TensorRT may read its *values* while building: integers, rank 0 or 1, of a static size.
+        """Return whether TensorRT may read its *values* while building: integers, rank 0 or 1, of a static size.
 
         Source: NVIDIA, "Working with Dynamic Shapes", execution tensors and shape tensors.
         """
@@ -107,7 +111,7 @@ class ModelFile:
 
     Attributes:
         location: Empty for the ONNX file itself, else the external data location as the model writes it.
-        fingerprint: What the file system said of it while it was read.
+        fingerprint: Its fingerprint while it was read.
     """
 
     location: str
@@ -116,7 +120,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What the key needs to know of a model.
+    """Identity of a model, as the key uses it.
 
     Attributes:
         structure: Digest (64 hex characters, BLAKE3) of the graph with every tensor as name, type and dimensions.
@@ -128,9 +132,9 @@ class ModelIdentity:
         is_settled: Whether every file was old enough, and unchanged before and after, for its fingerprint to stand
             for its bytes.
         quantization: The types that its Q/DQ nodes quantize to, sorted: ``int8``, ``fp8``, ... Not part of the key:
-            the structure digest has it.
-        has_misread: Whether TensorRT would misread a tensor as the file stores it, so that the builder must be given
-            another form of it. Not part of the key: the weights digest has it.
+            the structure digest covers it.
+        has_misread: Whether TensorRT would misread a tensor in the form that the file stores, so that the builder must
+            receive another form. Not part of the key: the weights digest covers it.
         has_links_out: Whether external data was reached through a link that leaves the model's folder.
     """
 
@@ -146,12 +150,12 @@ class ModelIdentity:
 
     @property
     def digest(self) -> str:
-        """One digest (64 hex characters, BLAKE3) for structure, weights and ``value_info`` together."""
+        """Return one digest (64 hex characters, BLAKE3) of structure, weights and ``value_info`` together."""
         text = f"enginecache/model/v2\n{self.structure}\n{self.weights}\n{self.value_info}\n"
         return blake3.blake3(text.encode()).hexdigest()
 
     def to_record(self) -> dict[str, Any]:
-        """As plain JSON values, for the file memo."""
+        """Return the fields as plain JSON values, for the file memo."""
         return {
             "structure": self.structure,
             "weights": self.weights,
@@ -166,7 +170,7 @@ class ModelIdentity:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ModelIdentity:
-        """The inverse of :meth:`to_record`."""
+        """Make an identity from the values of :meth:`to_record`."""
         return cls(
             structure=record["structure"],
             weights=record["weights"],
@@ -181,7 +185,7 @@ class ModelIdentity:
 
 
 def has_changed(source: ModelSource, identity: ModelIdentity) -> bool:
-    """Whether any file of the model has another fingerprint than when ``identity`` was taken, or is gone.
+    """Return whether any file of the model is missing, or has another fingerprint than in ``identity``.
 
     Cheap: one ``stat`` a file. Model bytes themselves cannot change; their external data can.
     """

@@ -1,8 +1,8 @@
-"""Numbers that TensorRT's parser cuts to 32 bits without a word, so that another model would be built.
+"""Refuse numbers that TensorRT's parser silently cuts to 32 bits, which would build another model.
 
 A static size of 2**32 + 4 becomes 4, one of 2**33 becomes 0, an ``axis`` of 2**32 becomes 0, and a ``Shape`` whose
-``end`` is the largest integer loses its last size. No valid graph needs such a number but that last one: there is no
-dimension that large.
+``end`` is the largest integer loses its last size. Except for that ``end``, no valid graph needs such a number: no
+dimension is that large.
 
 Source: networks that TensorRT-RTX 1.7.1 parsed, 2026-11-30, for numbers from 2**31 - 1 to 2**63 - 1. ``Slice`` and
 ``Constant`` keep 64 bits there. Operators of other domains are left to their plugins.
@@ -20,11 +20,11 @@ LARGEST = 2**31 - 1
 SMALLEST = -(2**31)
 
 PARAMETERS: Mapping[str, int] = {"CumSum": 1, "OneHot": 1, "Resize": 3, "Split": 1}
-"""Inputs with sizes and axes that are cut when they are constants; others are refused by the parser itself."""
+"""Inputs with sizes and axes that are cut if they are constants; the parser itself refuses the others."""
 
 INT64 = 7
 MAX_VALUES = 64
-"""Elements of a constant that is looked into: one for each dimension or output would do."""
+"""Largest constant that is examined, in elements: it has one for each dimension or output."""
 
 _WIDE_OPERATORS = frozenset({"Constant", "Slice"})
 _FIX = (
@@ -33,7 +33,7 @@ _FIX = (
 
 
 def is_wide(number: int) -> bool:
-    """Whether a number is cut."""
+    """Return whether a number is cut."""
     return not SMALLEST <= number <= LARGEST
 
 
@@ -63,9 +63,9 @@ def refuse_wide_attributes(node: Any) -> None:
 
 
 class WideParameterFinder:
-    """Is shown every node and every tensor of a model once, in any order, and then refuses parameters that are cut.
+    """Finder of parameters that are cut. Give it every node and every tensor of a model once, in any order.
 
-    Tensors are told apart by name alone.
+    It distinguishes tensors by name alone.
     """
 
     def __init__(self) -> None:

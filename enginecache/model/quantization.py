@@ -1,7 +1,7 @@
-"""Which types a model's Q/DQ nodes quantize to, found while its structure is walked.
+"""Find the types that a model's Q/DQ nodes quantize to, during the walk through its structure.
 
-A ``QuantizeLinear`` does not name its type everywhere alike: the zero point has it, or ``output_dtype`` (opset 21 and
-later), and without either it is ``uint8``. A ``DequantizeLinear`` without a zero point has the type of its input.
+A ``QuantizeLinear`` names its type in one of two places: the zero point, or ``output_dtype`` (opset 21 and later).
+Without either it is ``uint8``. A ``DequantizeLinear`` without a zero point has the type of its input.
 
 Source: ONNX, operators QuantizeLinear and DequantizeLinear, opsets 10 to 25; onnx-tensorrt 10.16,
 ``onnxOpImporters.cpp``, for TensorRT's own ``TRT_`` operators.
@@ -26,16 +26,16 @@ QUANTIZED_TYPES: Mapping[int, str] = {
 """Numbers of ``TensorProto.DataType``. INT32 is not here: that is how a quantized layer's bias is stored."""
 
 DEFAULT_TYPE = 2
-"""What a ``QuantizeLinear`` gives that names no type."""
+"""Type of a ``QuantizeLinear`` that names none."""
 
 _OWN_OPERATOR = re.compile(r"TRT_(?:MX)?(?P<name>FP8|INT8|INT4|FP4)(?:Quantize|Dequantize|Dynamic)")
 
 
 class QuantizationFinder:
-    """Is shown every node and every tensor of a model once, in any order, and then says the types.
+    """Finder of quantized types. Give it every node and every tensor of a model once, in any order.
 
-    Tensors are told apart by name alone: an inner graph that uses a name again, with another type, could add a type
-    that is not there. The builder would then refuse the model.
+    It distinguishes tensors by name alone: an inner graph that reuses a name with another type could add a type that
+    the model does not have. The builder would then refuse the model.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class QuantizationFinder:
 
     def see_node(self, node: Any) -> None:
         """Note what a ``NodeProto`` quantizes to. Cheap for the nodes that do not."""
-        operator = node.op_type  # protobuf hands out bytes where it is not UTF-8
+        operator = node.op_type  # protobuf returns bytes if it is not UTF-8
         if operator == "Constant":
             self._see_constant(node)
         elif operator == "QuantizeLinear":
@@ -63,7 +63,7 @@ class QuantizationFinder:
             self._own.update(() if match is None else (match["name"].lower(),))
 
     def types(self) -> tuple[str, ...]:
-        """The names found, sorted: ``int8``, ``fp8``, ..."""
+        """Return the types found, sorted: ``int8``, ``fp8``, ..."""
         found = self._found | {self._types[name] for name in self._asked if name in self._types}
         return tuple(sorted({QUANTIZED_TYPES[number] for number in found if number in QUANTIZED_TYPES} | self._own))
 
@@ -82,5 +82,5 @@ class QuantizationFinder:
 
 
 def _input(node: Any, index: int) -> str:
-    """Name of an input; empty where it is left out."""
+    """Return the name of an input; empty if it is omitted."""
     return str(node.input[index]) if len(node.input) > index else ""

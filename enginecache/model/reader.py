@@ -1,4 +1,4 @@
-"""Reading a model: is it one, may it be read, and what identifies it."""
+"""Read a model safely, and compute its identity."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from enginecache.model.quantization import QuantizationFinder
 from enginecache.model.tensors import ELEMENT_TYPES, WEIGHTS_DOMAIN, WeightsWriter
 
 MAX_PROTOBUF_BYTES = (1 << 31) - 1
-"""Source: protobuf, "Encoding", Message size: a serialized message is below 2 GiB."""
+"""Largest serialized message. Source: protobuf, "Encoding", Message size: it is below 2 GiB."""
 
 MEMORY_FACTOR = 150
 """Bytes of memory for each byte of a hostile ONNX file, at most.
 
-An empty message takes two bytes in the file and is an object of its own in protobuf and in Python. Measured 2026-11
+An empty message takes two bytes in the file and is a separate object in protobuf and in Python. Measured 2026-11
 with onnx 1.23 and protobuf 7.36 over 18 sorts of repeated field: 132 for metadata, 120 for attributes, 86 and less for
 the rest; 0.6 s for each MB.
 """
@@ -37,12 +37,11 @@ EXPORT_AGAIN = "Export or download the model again."
 
 
 def identify(source: ModelSource) -> ModelIdentity:
-    """Read a model and all its external data, and say what identifies it.
+    """Read a model and all its external data, and return its identity.
 
-    Writes nothing. Safe from threads and processes. The files may change meanwhile: then they are read again, a few
-    times.
+    Writes nothing. Safe from threads and processes. If the files change meanwhile, they are read again, a few times.
 
-    A model may be anybody's. Time grows with the bytes of the ONNX file and with what its tensors take from external
+    The model may be hostile. Time grows with the bytes of the ONNX file and with what its tensors take from external
     data, which is bounded (:class:`.external.ReadLimit`). Memory is bounded by the ONNX file: about twice its size
     where weights fill it, at most :data:`MEMORY_FACTOR` times where it is made of empty messages. External data goes
     through a few MiB.
@@ -96,7 +95,7 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
 
 
 def _parse(source: ModelSource, files: ModelFiles) -> Any:
-    """The ``ModelProto``; the file's bytes are given up as soon as they are parsed."""
+    """Return the ``ModelProto``; the file's bytes are freed as soon as they are parsed."""
     from google.protobuf.message import DecodeError
     from onnx import ModelProto
 
@@ -130,7 +129,7 @@ def _file_bytes(path: Path, files: ModelFiles) -> bytes:
 
 
 def _read(file: io.FileIO, size_bytes: int) -> bytes:
-    # Not to the end: a file that somebody writes to may have none. Buffered, as one raw read gives less than 2 GiB.
+    # Not until end-of-file: a file that is being written may never end. Buffered: one raw read returns less than 2 GiB.
     buffered = io.BufferedReader(file)
     try:
         return buffered.read(size_bytes)
@@ -145,7 +144,7 @@ def _require_size(name: str, size_bytes: int) -> None:
 
 
 def _check(model: Any, name: str) -> None:
-    """Refuse what parses but is no model, and what a newer onnx package wrote."""
+    """Refuse data that parses but is not a model, and models that a newer onnx package wrote."""
     import onnx
 
     if model.ir_version > onnx.IR_VERSION:
@@ -169,7 +168,7 @@ def _check(model: Any, name: str) -> None:
 
 
 def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
-    """The fields of :class:`ModelIdentity` that the graph tells; the model has no tensor content afterwards."""
+    """Return the fields of :class:`ModelIdentity` that come from the graph; clears the model's tensors."""
     quantization = QuantizationFinder()
     parameters = WideParameterFinder()
     with (
@@ -203,7 +202,7 @@ def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
 
 
 def _unknown_fields(name: str) -> ModelError:
-    """The error for what this onnx package has no name for; it is not in the digests, and could hide external data."""
+    """Return the error for fields that this onnx package does not know: they are in no digest, and could hide data."""
     import onnx
 
     message = f"{name} has fields or enum values that onnx {onnx.__version__} does not know"
@@ -232,14 +231,14 @@ def _input(value: Any, name: str) -> ModelInput:
         raise ModelError(message, "Export the model again, or upgrade enginecache.")
     dims = tuple(_dimension(dim) for dim in tensor.shape.dim)
     if not all(isinstance(text, str | int | None) for text in (value.name, *dims)):
-        # Protobuf hands out bytes where a string is not UTF-8.
+        # Protobuf returns bytes if a string is not UTF-8.
         raise ModelError(f"{label} has a name, or a dimension's name, that is not UTF-8", EXPORT_AGAIN)
     refuse_wide_dims(label, dims)
     return ModelInput(value.name, ELEMENT_TYPES[tensor.elem_type].name, dims)
 
 
 def _dimension(dim: Any) -> Dimension:
-    """Return what TensorRT makes of a dimension: without a size, and with a negative one, it is dynamic; 0 is a size.
+    """Return a dimension as TensorRT reads it: dynamic without a size or with a negative one; 0 is a size.
 
     An empty ``dim_param`` is a size of 0 too. Source: networks that TensorRT-RTX 1.7.1 parsed, 2026-11.
     """

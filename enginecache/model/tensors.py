@@ -1,8 +1,8 @@
-"""The content of tensors, in one form wherever and however they are stored.
+"""Hash the content of tensors in one form, independent of where and how they are stored.
 
-Content is what ``raw_data`` holds or would hold: the elements in little-endian order, those of less than eight bits
-packed from the low bits up. A tensor of strings has no raw form; its content is each string with its length. In the
-digest::
+The content is that of ``raw_data``, whether the tensor uses it or not: the elements in little-endian order, those of
+less than eight bits packed from the low bits up. A tensor of strings has no raw form; its content is each string with
+its length. In the digest::
 
     weights  := "enginecache/weights/v2" LF content*      in the order of the walk through the structure
     content  := form(u8) size_bytes(u64) byte*            any type but STRING
@@ -10,12 +10,11 @@ digest::
     form     := 0                                         raw data, or what TensorRT reads as it
               | 1                                         a typed field that TensorRT is not known to read so
 
-A tensor of form 1 would get other values from TensorRT than from onnx, so the builder is given it as raw data
-(:func:`store_raw`); since nothing keeps other programs from reading the file as it is, it has a digest of its own all
-the same.
+TensorRT and onnx would read other values from a tensor of form 1, so the builder receives it as raw data
+(:func:`store_raw`). Its digest still differs, because other programs may read the file as it is.
 
 Source: onnx.proto, the comments at ``TensorProto``; onnx-tensorrt 10.1, WeightsContext.cpp, and the networks that
-TensorRT-RTX 1.7.1 parses, for what TensorRT reads: docs/identity.md has the table, and a test makes it anew.
+TensorRT-RTX 1.7.1 parses, for what TensorRT reads: docs/identity.md has the table, and a test measures it again.
 """
 
 from __future__ import annotations
@@ -35,32 +34,32 @@ WEIGHTS_DOMAIN = b"enginecache/weights/v2\n"
 STORAGE_FIELDS = frozenset(
     {"raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"}
 )
-"""The fields of ``TensorProto`` that hold elements; exactly one of them may."""
+"""The fields of ``TensorProto`` that hold elements; a tensor may use only one."""
 
 AS_RAW, AS_TYPED = 0, 1
 """Forms of a tensor's content in the digest."""
 
 CONTENT_FIELDS = STORAGE_FIELDS | {"external_data", "data_location"}
-"""The fields of ``TensorProto`` that say what its elements are, or where."""
+"""The fields of ``TensorProto`` that contain its elements or their location."""
 
 READ_AS_RAW = frozenset(
     {"FLOAT", "INT8", "INT32", "INT64", "BOOL", "FLOAT16", "DOUBLE", "BFLOAT16", "INT4", "FLOAT4E2M1"}
 )
-"""Types whose typed field TensorRT reads as it reads raw data.
+"""Types whose typed field TensorRT reads like raw data.
 
-It takes the bytes of ``int32_data`` for the elements themselves where those are UINT8 or FLOAT8E4M3FN: 10, 20, 30
-becomes 10, 0, 0, 0, 20. The other types it refuses, today.
+For UINT8 and FLOAT8E4M3FN it takes the bytes of ``int32_data`` for the elements themselves: 10, 20, 30 becomes 10, 0,
+0, 0, 20. It refuses the other types, today.
 """
 
 READ_FROM_FILES = READ_AS_RAW | {"UINT8", "FLOAT8E4M3FN"}
-"""Types whose external data TensorRT reads as it reads raw data.
+"""Types whose external data TensorRT reads like raw data.
 
-External data of a type that it does not have (UINT16, INT16, UINT32, UINT64, complex numbers) it takes for FLOAT, and
-reads past the tensor's end; the same tensor in raw data it refuses.
+It takes external data of a type that it lacks (UINT16, INT16, UINT32, UINT64, complex numbers) for FLOAT, and reads
+past the tensor's end; it refuses the same tensor in raw data.
 """
 
 SLICE_ELEMENTS = 1 << 16
-"""Typed elements become Python objects on their way out of protobuf: 40 bytes each, so a slice at a time.
+"""Elements converted at a time: protobuf returns typed elements as Python objects of 40 bytes each.
 
 A multiple of four, so that slices of six-bit elements end on whole bytes.
 """
@@ -68,7 +67,7 @@ A multiple of four, so that slices of six-bit elements end on whole bytes.
 
 @dataclass(frozen=True)
 class ElementType:
-    """How one ONNX element type is stored.
+    """Storage of one ONNX element type.
 
     Attributes:
         name: As in ``TensorProto.DataType``.
@@ -91,7 +90,7 @@ class ElementType:
         return 8 if self.bits in {2, 4} else self.bits
 
     def size_bytes(self, dims: Sequence[int], label: str) -> int:
-        """Size of the raw form of a tensor of this shape.
+        """Return the size in bytes of the raw form of a tensor of this shape.
 
         Raises:
             ModelError: A dimension is negative, or the size is more than any file can have.
@@ -103,14 +102,14 @@ class ElementType:
 
 
 def element_count(dims: Sequence[int], label: str) -> int:
-    """Number of elements of a tensor of this shape.
+    """Return the number of elements of a tensor of this shape.
 
     Raises:
         ModelError: A dimension is negative, or they are more than any file can hold.
     """
     count = 0 if 0 in dims else 1
     for dim in dims if count else ():
-        # Dimensions come out of the file: the product is never let grow.
+        # The dimensions come from the file: stop before the product grows huge.
         if dim < 0 or count > MAX_BYTES:
             raise _impossible(label)
         count *= dim
@@ -151,14 +150,14 @@ ELEMENT_TYPES: Mapping[int, ElementType] = {
     27: ElementType("FLOAT6E2M3", 6, "int32_data"),
     28: ElementType("FLOAT6E3M2", 6, "int32_data"),
 }
-"""Every element type up to onnx 1.23, by its number. One that is not here is refused: its raw form is not known."""
+"""Every element type up to onnx 1.23, by its number. Any other is refused: its raw form is unknown."""
 
 
 class WeightsWriter:
-    """Hashes the content of one tensor after the other.
+    """Hasher of the content of one tensor after the other.
 
     Attributes:
-        has_misread: Whether one was in a typed field that TensorRT is not known to read as raw data.
+        has_misread: Whether one was in a typed field that TensorRT is not known to read like raw data.
     """
 
     def __init__(self, digest: StreamDigest, external: ExternalData) -> None:
@@ -171,11 +170,11 @@ class WeightsWriter:
 
         Args:
             tensor: The ``TensorProto``.
-            content: Its present fields out of ``CONTENT_FIELDS``; taken from it once, because ``raw_data`` is copied
-                each time that it is asked for.
+            content: Its present fields out of ``CONTENT_FIELDS``; taken from it once, because each access copies
+                ``raw_data``.
 
         Raises:
-            ModelError: The content cannot be read, is not there once, or does not fit the element type.
+            ModelError: The content cannot be read, is missing or duplicated, or does not fit the element type.
         """
         label = f"tensor {tensor.name!r}"
         element = ELEMENT_TYPES.get(tensor.data_type)
@@ -185,7 +184,7 @@ class WeightsWriter:
         storage = _only_storage(content, element, label)
         if content.get("data_location") == tensor.EXTERNAL:
             if storage or element.name == "STRING":
-                message = f"{label} is external data, and must not be: it is of strings, or has data of its own too"
+                message = f"{label} is external data, which must not be: it contains strings, or has inline data too"
                 raise ModelError(message, "Save the model and its external data again.")
             self._write_external(tensor, element, label)
         elif element.name == "STRING":
@@ -228,12 +227,12 @@ class WeightsWriter:
 
 
 def store_raw(message: Any) -> int:
-    """Move what TensorRT would misread into ``raw_data``, in every tensor at and below a message.
+    """Move the content that TensorRT would misread into ``raw_data``, in every tensor at and below a message.
 
     The message must have been identified: nothing is checked again.
 
     Returns:
-        How many tensors were changed.
+        Number of tensors that were changed.
     """
     count = 0
     for field, value in message.ListFields():
@@ -266,9 +265,9 @@ def _wrong_size(label: str, found: str, wanted: str) -> ModelError:
 
 
 def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) -> str:
-    """The storage field that holds the elements; empty where there are none.
+    """Return the storage field that holds the elements; empty if there are none.
 
-    Readers differ in which one they prefer, so more than one is refused.
+    Readers differ in the one that they prefer, so more than one is refused.
     """
     stored = [name for name in content if name in STORAGE_FIELDS and len(content[name])]
     allowed = {element.field} if element.name == "STRING" else {element.field, "raw_data"}
@@ -279,13 +278,13 @@ def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) 
 
 
 def _raw_slices(tensor: Any, values: Sequence[Any], element: ElementType, label: str) -> Iterator[bytes]:
-    """The raw form of the entries of a typed storage field, a slice at a time."""
+    """Yield the raw form of the entries of a typed storage field, a slice at a time."""
     form = {"float_data": "f", "double_data": "d"}.get(element.field)
     for start in range(0, len(values), SLICE_ELEMENTS):
         entries = values[start : start + SLICE_ELEMENTS]
         if form is None:
             yield _raw_integers(entries, element, label)
-        elif isnan(sum(entries)):  # as it is for opposite infinities: no harm
+        elif isnan(sum(entries)):  # also true for opposite infinities: no harm
             # Python's floats quiet a signaling NaN; TensorRT copies it as it is.
             yield _serialized(tensor, element.field)[start * element.entry_bits // 8 :]
             return
@@ -294,7 +293,7 @@ def _raw_slices(tensor: Any, values: Sequence[Any], element: ElementType, label:
 
 
 def _serialized(tensor: Any, field: str) -> bytes:
-    """The entries of a field of floats as protobuf has them, bit by bit; needs twice their memory."""
+    """Return the entries of a field of floats in protobuf's encoding, bit by bit; needs twice their memory."""
     copy = type(tensor)()
     copy.CopyFrom(tensor)
     for other, _ in copy.ListFields():
@@ -309,8 +308,8 @@ def _raw_integers(entries: Sequence[int], element: ElementType, label: str) -> b
     import numpy as np
 
     numbers = np.array(entries, "<u8" if element.field == "uint64_data" else "<i8")
-    # A negative number stands for its bits, as some exporters write floats; but not in an unsigned type, where
-    # TensorRT takes the number itself.
+    # A negative number stands for its bits, as some exporters write floats. Not in an unsigned type, where TensorRT
+    # takes the number itself.
     bits = element.entry_bits
     low = 0 if element.name.startswith("U") or bits == 6 else -(1 << bits - 1)
     if not low <= int(numbers.min()) <= int(numbers.max()) < 1 << bits:

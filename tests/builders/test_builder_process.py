@@ -179,7 +179,7 @@ def test_one_name_for_different_dimensions_is_explained(tmp_path, builder):
     different = (models.profile(a=((1, 3),) * 3, b=((4, 3),) * 3),)
     error, _ = refusal(builder, ProfileError, tmp_path, models.concat_model("?", "?"), profiles=different)
     assert "several dimensions have the one name '?' in a: [?, 3], b: [?, 3]" in error.what
-    assert "give each a name of its own" in error.fix
+    assert "give each its own name" in error.fix
     plan = builder.build(models.request_for(tmp_path, models.concat_model("m", "n"), profiles=different))
     assert plan.plan_path.exists()
 

@@ -104,7 +104,7 @@ def test_driver_is_the_reason_where_nothing_else_was_said(request_):
             NOT_ONE_SIZE,
             ProfileError,
             "several dimensions have the one name 'batch' in x: [batch, 3, 8, 8]",
-            "a name of its own",
+            "its own name",
         ),
         (
             "Error Code 10: Internal Error (Could not find any implementation for node Conv_0.)",

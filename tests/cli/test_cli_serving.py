@@ -372,7 +372,7 @@ def test_options_of_precision_and_reach_are_asked_of_the_builder_and_are_in_the_
     [
         (["--accept", "anything"], 2, "--accept: 'anything' is not one of exact, compatible"),
         (["--hardware-compatibility", "all"], 2, "--hardware-compatibility: 'all' is not one of none"),
-        (["--builder-flag", "FP16"], 2, "an option of its own"),
+        (["--builder-flag", "FP16"], 2, "its own option"),
         (["--plugin", "/nothing/here.so"], 2, "cannot be read"),
         (["--plugin", ""], 2, "--plugin is empty"),
         (["--int8"], 2, "QuantizeLinear"),

@@ -191,7 +191,7 @@ def test_a_length_that_is_not_the_tensors_is_refused(length, folder):
 @pytest.mark.parametrize("key", ["offset", "length"])
 @pytest.mark.parametrize("text", ["-1", "", "1.0", "0x10", "1e3", " 0", "1_0", "\u0660", "9" * 19, "9" * 5000])
 def test_a_number_that_readers_could_take_differently_is_refused(key, text, folder):
-    refused(external(raw(), **{key: text}), folder, "no number of bytes")
+    refused(external(raw(), **{key: text}), folder, "not a number of bytes")
 
 
 def test_a_key_that_nobody_knows_is_refused(folder):
@@ -207,7 +207,7 @@ def test_a_key_that_is_there_twice_is_refused(folder):
 def test_external_data_beside_data_of_its_own_is_refused(folder):
     tensor = external(raw())
     tensor.raw_data = WEIGHT.tobytes()
-    refused(tensor, folder, "data of its own")
+    refused(tensor, folder, "inline data")
 
 
 def test_external_strings_are_refused(folder):

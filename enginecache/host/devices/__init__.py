@@ -1,8 +1,8 @@
-"""The GPUs of this host, as CUDA would number them.
+"""GPUs of this host, numbered as CUDA numbers them.
 
-NVML describes the GPUs within milliseconds and without a CUDA context, but in an order of its own. Where that order
-could matter, and where a GPU is split into MIG instances, CUDA itself is asked, through pycuda. Nothing is guessed: a
-host that neither can describe is a ``NoDeviceError``.
+NVML describes the GPUs within milliseconds and without a CUDA context, but in its own order. If that order could
+matter, or a GPU is split into MIG instances, CUDA itself is asked, through pycuda. Nothing is guessed: if neither can
+describe the GPUs, the result is a ``NoDeviceError``.
 """
 
 from enginecache.host.devices.cuda import read_cuda

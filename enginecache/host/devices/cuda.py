@@ -1,4 +1,4 @@
-"""The GPUs as CUDA describes them, through pycuda: those that it shows to this process, in its order."""
+"""Read the GPUs that CUDA shows to this process, in CUDA's order, through pycuda."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_cuda(cuda: Any = None) -> tuple[Device, ...]:
         cuda.init()
         return tuple(_device(cuda, ordinal) for ordinal in range(cuda.Device.count()))
     except cuda.Error as error:
-        raise NoDeviceError(f"CUDA does not describe its GPUs: {error}", NAME_A_TARGET) from error
+        raise NoDeviceError(f"CUDA cannot list its GPUs: {error}", NAME_A_TARGET) from error
 
 
 def _import_cuda() -> Any:

@@ -1,4 +1,4 @@
-"""The GPU that is current in this process: where TensorRT's runtime would put an engine."""
+"""Find the current GPU of this process, where TensorRT's runtime would load an engine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _BUS_ID_BYTES = 32
 
 
 def current_device(devices: Callable[[], tuple[Device, ...]] = list_devices) -> Device:
-    """The GPU whose CUDA context is current in the calling thread; without one, the GPU that CUDA would use.
+    """Return the GPU of the calling thread's CUDA context; without a context, the GPU that CUDA would use.
 
-    Starts no CUDA and loads no CUDA library: it looks only into one that the process has loaded and started. (Listing
-    the GPUs asks CUDA where NVML cannot tell.) The GPU is known by its PCI bus id, as numbers go by what
-    ``CUDA_VISIBLE_DEVICES`` was when CUDA started. A ``cudaSetDevice`` that made no context, as before CUDA 12, is not
-    seen.
+    Does not initialize CUDA and loads no CUDA library: it uses only one that the process has loaded. (Listing the GPUs
+    asks CUDA if NVML is not enough.) The GPU is identified by its PCI bus id, since device numbers depend on
+    ``CUDA_VISIBLE_DEVICES`` at the time when CUDA started. A ``cudaSetDevice`` that created no context, as before CUDA
+    12, is not seen.
 
     Args:
         devices: Lists the GPUs.
 
     Raises:
-        NoDeviceError: There is no GPU, which ones there are cannot be told, or the current one is not among them.
+        NoDeviceError: There is no GPU, the GPUs are unknown, or the current one is not among them.
 
     Source: CUDA driver API, ``cuCtxGetDevice``, ``cuDeviceGetPCIBusId``; CUDA runtime API 12, ``cudaSetDevice``.
     """
@@ -43,9 +43,9 @@ def current_device(devices: Callable[[], tuple[Device, ...]] = list_devices) -> 
 
 
 def _current_bus_id() -> str | None:
-    """Where the GPU of the calling thread's CUDA context is; None where there is no such context."""
+    """Return the PCI bus id of the calling thread's CUDA context; None without a context."""
     try:
-        # RTLD_NOLOAD: the one that is loaded already, or an error.
+        # RTLD_NOLOAD: the library that is loaded already, or an error.
         cuda = ctypes.CDLL(_LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
         return None

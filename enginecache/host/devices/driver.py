@@ -1,4 +1,4 @@
-"""Whether the driver is new enough for what was made for some CUDA."""
+"""Check that the driver is new enough for a CUDA version."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from enginecache.host.devices.device import Device, version_text
 
 
 def driver_problem(device: Device, cuda_major: int) -> str:
-    """Why the driver cannot run what was made for a CUDA major version; empty where it can.
+    """Return why the driver cannot run programs built for a CUDA major version; empty if it can.
 
-    Within a major version an older driver runs what was made for a newer CUDA; a later driver runs everything older.
+    Within a major version an older driver runs programs built for a newer CUDA; a later driver runs everything older.
     The level is that of the ``libcuda.so.1`` which the loader finds: a ``cuda-compat`` package raises it.
 
     Source: NVIDIA, "CUDA Compatibility", "Minor Version Compatibility" and "Forward Compatibility".

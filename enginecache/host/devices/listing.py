@@ -1,4 +1,4 @@
-"""The GPUs that this process would be shown, and the one of a number."""
+"""List the GPUs that CUDA shows to this process, and find one by its number."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def list_devices(
     nvml: Callable[[], tuple[NvmlGpu, ...]] = read_nvml,
     cuda: Callable[[], tuple[Device, ...]] = read_cuda,
 ) -> tuple[Device, ...]:
-    """The GPUs that CUDA shows to this process, in CUDA's order; at least one.
+    """Return the GPUs that CUDA shows to this process, in CUDA's order; at least one.
 
-    Among equal GPUs the order is that of the PCI bus, which need not be CUDA's: then only the UUID can differ.
+    Equal GPUs are in the order of the PCI bus, which need not be CUDA's; then only their UUIDs can be confused.
 
     Args:
         environ: Environment with ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER``; by default the process's.
         nvml: Describes all GPUs of the host.
-        cuda: Describes the GPUs that CUDA shows; asked only where NVML cannot tell.
+        cuda: Describes the GPUs that CUDA shows; called only if NVML is not enough.
 
     Raises:
-        NoDeviceError: There is none, or which ones there are cannot be told.
+        NoDeviceError: There is none, or the GPUs are unknown.
     """
     environ = os.environ if environ is None else environ
     entries = visible_entries(environ)
@@ -43,10 +43,10 @@ def list_devices(
 
 
 def find_device(ordinal: int | None = None, devices: Callable[[], tuple[Device, ...]] = list_devices) -> Device:
-    """The GPU that CUDA calls ``ordinal``; by default the one that CUDA would use.
+    """Return the GPU that CUDA calls ``ordinal``; by default the one that CUDA would use.
 
     Raises:
-        NoDeviceError: There is no such GPU, or none, or which ones there are cannot be told.
+        NoDeviceError: There is no such GPU, or none, or the GPUs are unknown.
     """
     found = devices()
     wanted = ordinal or 0

@@ -1,4 +1,4 @@
-"""The GPUs as NVML describes them: all of the host, in an order of its own, without a CUDA context."""
+"""Read all GPUs of the host from NVML, in NVML's order, without a CUDA context."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CORES_PER_SM: Mapping[tuple[int, int], int] = {
 }
 """CUDA cores of one streaming multiprocessor. NVML counts cores, TensorRT tunes for multiprocessors.
 
-NVML counts multiprocessors too, in ``nvmlDeviceGetAttributes_v2``, but of MIG instances alone.
+NVML also counts multiprocessors, in ``nvmlDeviceGetAttributes_v2``, but only those of MIG instances.
 
 Source: NVIDIA/cuda-samples, ``Common/helper_cuda.h``, ``_ConvertSMVer2Cores``, commit c94ff366 (2025-09); NVML API
 reference, ``nvmlDeviceGetAttributes_v2``: "currently only supports MIG device handles".
@@ -63,7 +63,7 @@ def read_nvml(nvml: Any = None) -> tuple[NvmlGpu, ...]:
         return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     except nvml.NVMLError as error:
         raise NoDeviceError(
-            f"the NVIDIA driver does not describe its GPUs: NVML says {str(error)!r}",
+            f"the NVIDIA driver cannot list its GPUs: NVML says {str(error)!r}",
             f"Update the driver, or install pycuda. {NAME_A_TARGET}",
         ) from error
     except AttributeError as error:
@@ -104,9 +104,9 @@ def _gpu(nvml: Any, index: int) -> NvmlGpu:
 
 
 def _cuda_driver_version(nvml: Any) -> tuple[int, int]:
-    """The CUDA level of the ``libcuda.so.1`` that a program here would load.
+    """Return the CUDA level of the ``libcuda.so.1`` that a program here would load.
 
-    Not ``nvmlSystemGetCudaDriverVersion``, which makes up a version where there is no such library.
+    Not ``nvmlSystemGetCudaDriverVersion``, which invents a version if there is no such library.
 
     Source: NVML API reference, "System Queries".
     """
@@ -116,7 +116,7 @@ def _cuda_driver_version(nvml: Any) -> tuple[int, int]:
         if error.value != nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             raise
         raise NoDeviceError(
-            "the NVIDIA driver is here without CUDA: libcuda.so.1 is not found",
+            "the NVIDIA driver is installed without CUDA: libcuda.so.1 is not found",
             "Start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility, or install the driver's CUDA part. "
             f"{NAME_A_TARGET}",
         ) from error
@@ -133,7 +133,7 @@ def _memory_bytes(nvml: Any, handle: Any) -> int:
 
 
 def _if_supported(nvml: Any, question: Callable[[Any], Any], handle: Any) -> Any:
-    """NVML's answer, or None where this GPU or driver does not know the question; any other error is passed on."""
+    """Return NVML's answer, or None if this GPU or driver does not support the question; raise any other error."""
     try:
         return question(handle)
     except nvml.NVMLError as error:
@@ -146,7 +146,7 @@ def _sm_count(name: str, capability: ComputeCapability, cores: int) -> int:
     per_sm = CORES_PER_SM.get(capability)
     if per_sm is None or cores <= 0 or cores % per_sm:
         raise NoDeviceError(
-            f"how many multiprocessors {name} ({capability.sm}) has cannot be told from its {cores} cores",
+            f"the number of multiprocessors of {name} ({capability.sm}) cannot be derived from its {cores} cores",
             f"{ASK_CUDA}.",
         )
     return cores // per_sm

@@ -1,4 +1,4 @@
-"""Which GPUs CUDA shows, and in which order, where that follows from documented rules alone.
+"""Apply ``CUDA_VISIBLE_DEVICES`` and ``CUDA_DEVICE_ORDER`` to NVML's GPUs, as far as their rules are documented.
 
 Source: CUDA programming guide 13, "CUDA environment variables" (``CUDA_VISIBLE_DEVICES``, ``CUDA_DEVICE_ORDER``).
 """
@@ -16,10 +16,10 @@ _ASK_OR_NAME = f"{ASK_CUDA}, or name one whole GPU: CUDA_VISIBLE_DEVICES=GPU-...
 
 
 def visible_entries(environ: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The entries of ``CUDA_VISIBLE_DEVICES``; None where it is not set.
+    """Return the entries of ``CUDA_VISIBLE_DEVICES``; None if it is not set.
 
     Raises:
-        NoDeviceError: They begin with one that hides every GPU.
+        NoDeviceError: The first entry hides every GPU.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -31,7 +31,7 @@ def visible_entries(environ: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def hides_all(environ: Mapping[str, str]) -> NoDeviceError:
-    """The error for a process that is shown no GPU."""
+    """Return the error for a process to which CUDA shows no GPU."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     return NoDeviceError(
         f"CUDA_VISIBLE_DEVICES={visible} hides every GPU", f"Unset it, or list a GPU in it. {NAME_A_TARGET}"
@@ -39,15 +39,15 @@ def hides_all(environ: Mapping[str, str]) -> NoDeviceError:
 
 
 def in_cuda_order(gpus: Sequence[NvmlGpu], entries: Sequence[str] | None, order: str) -> tuple[Device, ...]:
-    """What CUDA shows of ``gpus``, in its order.
+    """Return the GPUs that CUDA shows, in CUDA's order.
 
     Args:
-        gpus: All of the host.
+        gpus: All GPUs of the host.
         entries: From :func:`visible_entries`.
         order: ``CUDA_DEVICE_ORDER``.
 
     Raises:
-        NoDeviceError: There is none, or only CUDA can tell.
+        NoDeviceError: There is none, or only CUDA knows.
     """
     if not gpus:
         raise NoDeviceError("the NVIDIA driver shows no GPU", NAME_A_TARGET)
@@ -64,10 +64,10 @@ def in_cuda_order(gpus: Sequence[NvmlGpu], entries: Sequence[str] | None, order:
 
 
 def complete(devices: Sequence[Device], gpus: Sequence[NvmlGpu], entries: Sequence[str] | None) -> tuple[Device, ...]:
-    """Add what CUDA does not tell of its devices: from NVML's description of the same card, and how to name each.
+    """Complete CUDA's devices: with NVML's description of the same card, and the value that shows each alone.
 
     Raises:
-        NoDeviceError: CUDA started under another ``CUDA_VISIBLE_DEVICES``, so that no child would see what it shows.
+        NoDeviceError: CUDA started under another ``CUDA_VISIBLE_DEVICES``, so a child would not see the same GPUs.
     """
     if entries is not None and len(devices) > len(entries):
         raise NoDeviceError(
@@ -80,7 +80,7 @@ def complete(devices: Sequence[Device], gpus: Sequence[NvmlGpu], entries: Sequen
         named = replace(device, visible_as=_name_for_cuda(device, devices, entries))
         gpu = known.get(device.pci_bus_id)
         if gpu is not None and gpu.has_mig:
-            # The card's UUID is not the instance's: whoever is given it may be shown another instance.
+            # The card's UUID is not the instance's: with it, a child might be shown another instance.
             named = replace(named, driver_version=gpu.device.driver_version)
         elif gpu is not None:
             uuid = gpu.device.uuid
@@ -90,10 +90,10 @@ def complete(devices: Sequence[Device], gpus: Sequence[NvmlGpu], entries: Sequen
 
 
 def _name_for_cuda(device: Device, devices: Sequence[Device], entries: Sequence[str] | None) -> str:
-    """The entry that shows the device, in the words of an environment that shows all ``devices``."""
+    """Return the value that shows one device alone, given the variable that shows all ``devices``."""
     if entries is not None:
         return entries[device.ordinal]
-    # Alone, it may be an instance of a card that is not the first: no number, as CUDA picks the same again.
+    # A single device may be an instance of a card that is not the first: give no number, and CUDA picks it again.
     return str(device.ordinal) if len(devices) > 1 else ""
 
 
@@ -113,12 +113,13 @@ def _all_alike(gpus: Sequence[NvmlGpu]) -> bool:
 
 
 def _visible(gpus: Sequence[NvmlGpu], entries: Sequence[str]) -> list[NvmlGpu]:
-    """The GPUs that the entries of ``CUDA_VISIBLE_DEVICES`` name, in their order.
+    """Return the GPUs that the entries of ``CUDA_VISIBLE_DEVICES`` name, in their order.
 
-    An entry that names no GPU ends the list, and so does an index among UUIDs. A GPU named twice makes CUDA show none.
+    An entry that names no GPU ends the list, and so does an index among UUIDs. If a GPU is named twice, CUDA shows
+    none.
 
-    Source: the guide; for the GPU named twice, and for kinds that are mixed, PyTorch's ``_parse_visible_devices`` in
-    ``torch/cuda/__init__.py``, as the guide does not say.
+    Source: the guide; for repeated GPUs and mixed kinds of entries, on which it is silent, PyTorch's
+    ``_parse_visible_devices`` in ``torch/cuda/__init__.py``.
     """
     found: list[NvmlGpu] = []
     for entry in entries:
@@ -134,7 +135,7 @@ def _visible(gpus: Sequence[NvmlGpu], entries: Sequence[str]) -> list[NvmlGpu]:
 def _named(gpus: Sequence[NvmlGpu], entry: str) -> NvmlGpu | None:
     if entry.isascii() and entry.isdigit():
         return gpus[int(entry)] if int(entry) < len(gpus) else None
-    # A bare GPU- names none, and the letters of a UUID may be of either case: CUDA 13.0 on an H100, 2026-11-24.
+    # A bare GPU- names none, and a UUID's case does not matter: CUDA 13.0 on an H100, 2026-11-24.
     begin = entry.removeprefix("GPU-").lower()
     matches = [gpu for gpu in gpus if begin and gpu.device.uuid.removeprefix("GPU-").lower().startswith(begin)]
     return matches[0] if len(matches) == 1 and entry.startswith("GPU-") else None
