@@ -24,7 +24,7 @@ are not mapped: mapped pages count as resident memory, and a file that shrinks k
 
 SMALL_BYTES = 64 << 10
 
-MAX_THREADS = 8
+_MAX_THREADS = 8
 """Threads of one hasher at most: beyond that, memory is slower than BLAKE3."""
 
 
@@ -37,7 +37,7 @@ def digest_of(data: Buffer) -> str:
 
 def _threads() -> int:
     """Return the number of threads for a hasher: 1 if no more may be started, since BLAKE3 panics without them."""
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     return threads if threads == 1 or can_start_threads(threads) else 1
 
 

@@ -54,13 +54,13 @@ _ABOUT_FOLDER = {
 }
 """Errors that another cache folder avoids."""
 
-AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+_AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def describe_os_error(
     error: OSError | ValueError,
     doing: str,
-    path: AnyPath | None = None,
+    path: _AnyPath | None = None,
     *,
     otherwise: str = "See `enginecache doctor`.",
     in_cache: bool = False,
@@ -88,7 +88,7 @@ def describe_os_error(
     return what, _in_cache(error, fix) if in_cache else fix
 
 
-def shell_path(path: AnyPath) -> str:
+def shell_path(path: _AnyPath) -> str:
     r"""Return a path as one word of a suggested command line: a shell reads exactly this path.
 
     Escaped characters have the form that bash, zsh and ksh read (``$'\\x1b'``), and a leading dash is protected.
@@ -145,7 +145,7 @@ def can_start_threads(count: int) -> bool:
     return True
 
 
-def free_inodes(path: AnyPath) -> int | None:
+def free_inodes(path: _AnyPath) -> int | None:
     """Return the number of files that this user may still create on the path's file system; None if it is unlimited.
 
     Raises:
@@ -155,7 +155,7 @@ def free_inodes(path: AnyPath) -> int | None:
     return status.f_favail if status.f_files else None
 
 
-def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
+def explain_full_disk(path: _AnyPath | None) -> tuple[str, str]:
     """Return why the path's file system is full, and advice: bytes and inodes run out separately.
 
     Raises:
@@ -180,7 +180,7 @@ def explain_full_disk(path: AnyPath | None) -> tuple[str, str]:
     return why, f"Free some room on it ({shows}), or name a place on another file system."
 
 
-def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
+def _explain_descriptors(_path: _AnyPath | None = None) -> tuple[str, str]:
     """Return the limit of open files as the cause, and how to raise it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     why = f"this process may open {soft}"
@@ -193,7 +193,7 @@ def explain_descriptors(_path: AnyPath | None = None) -> tuple[str, str]:
     )
 
 
-def _path_of(error: OSError | ValueError, path: AnyPath | None) -> AnyPath | None:
+def _path_of(error: OSError | ValueError, path: _AnyPath | None) -> _AnyPath | None:
     if path is None and isinstance(error, OSError) and isinstance(error.filename, str | bytes):
         return error.filename
     return path
@@ -218,7 +218,7 @@ def _in_cache(error: OSError | ValueError, fix: str) -> str:
     return fix
 
 
-def _existing(path: AnyPath | None) -> Path | None:
+def _existing(path: _AnyPath | None) -> Path | None:
     """Return the path, or the first folder above it that exists and may be read."""
     if path is None:
         return None
@@ -235,7 +235,7 @@ def _existing(path: AnyPath | None) -> Path | None:
     return None
 
 
-def _steps(path: AnyPath | None) -> list[Path]:
+def _steps(path: _AnyPath | None) -> list[Path]:
     """Return the folders of a path from the root on, and the path."""
     if path is None:
         return []
@@ -246,11 +246,11 @@ def _steps(path: AnyPath | None) -> list[Path]:
     return [*reversed(whole.parents), whole]
 
 
-def _named(path: AnyPath | None, otherwise: str = "the path") -> str:
+def _named(path: _AnyPath | None, otherwise: str = "the path") -> str:
     return otherwise if path is None else os.fsdecode(path)
 
 
-def _closed(path: AnyPath | None) -> tuple[str, str]:
+def _closed(path: _AnyPath | None) -> tuple[str, str]:
     who = f"user {os.geteuid()}"
     for folder in _steps(path)[:-1]:
         if os.path.isdir(folder) and not os.access(folder, os.X_OK, effective_ids=True):
@@ -267,7 +267,7 @@ def _closed(path: AnyPath | None) -> tuple[str, str]:
     return f"for {who}", f"Give this user permission on {named} and its folder (`ls -ld`)."
 
 
-def _not_permitted(path: AnyPath | None) -> tuple[str, str]:
+def _not_permitted(path: _AnyPath | None) -> tuple[str, str]:
     named = _named(path)
     return "", (
         f"Check whether {named} belongs to another user (`ls -ld`), is immutable (`lsattr -d`), or is denied to this "
@@ -275,7 +275,7 @@ def _not_permitted(path: AnyPath | None) -> tuple[str, str]:
     )
 
 
-def _too_long(path: AnyPath | None) -> tuple[str, str]:
+def _too_long(path: _AnyPath | None) -> tuple[str, str]:
     whole = os.fsencode(path) if path is not None else b""
     for part in whole.split(b"/"):
         if len(part) > _NAME_BYTES:
@@ -286,14 +286,14 @@ def _too_long(path: AnyPath | None) -> tuple[str, str]:
     return "", "Use a shorter name."
 
 
-def _not_a_folder(path: AnyPath | None) -> tuple[str, str]:
+def _not_a_folder(path: _AnyPath | None) -> tuple[str, str]:
     for step in _steps(path)[:-1]:
         if os.path.exists(step) and not os.path.isdir(step):
             return f"{step} is a file, not a folder", "Check the path; a name in it may be mistyped."
     return "", "Check the path; a name in it may be mistyped."
 
 
-def _missing(path: AnyPath | None) -> tuple[str, str]:
+def _missing(path: _AnyPath | None) -> tuple[str, str]:
     for step in _steps(path):
         if not os.path.lexists(step):
             return (
@@ -308,33 +308,33 @@ def _missing(path: AnyPath | None) -> tuple[str, str]:
     return "", "Check the path: a name in it may be mistyped, or a volume may not be mounted."
 
 
-def _not_a_path(_path: AnyPath | None) -> tuple[str, str]:
+def _not_a_path(_path: _AnyPath | None) -> tuple[str, str]:
     return "no file can have that name", "Check the source of the path."
 
 
-def explain_threads(_path: AnyPath | None = None) -> tuple[str, str]:
+def explain_threads(_path: _AnyPath | None = None) -> tuple[str, str]:
     """Return the limit of threads as the cause, and how to raise it."""
     return "no more processes or threads may be started", (
         "End some, or raise the limit (`ulimit -u`; the pids limit of the container; TasksMax= of systemd)."
     )
 
 
-def _memory(_path: AnyPath | None) -> tuple[str, str]:
+def _memory(_path: _AnyPath | None) -> tuple[str, str]:
     return (
         "this process is out of memory",
         "Free memory, or raise the limit (`ulimit -v`; the memory limit of the container).",
     )
 
 
-def _fixed(why: str, fix: str) -> Callable[[AnyPath | None], tuple[str, str]]:
-    def explain(path: AnyPath | None) -> tuple[str, str]:
+def _fixed(why: str, fix: str) -> Callable[[_AnyPath | None], tuple[str, str]]:
+    def explain(path: _AnyPath | None) -> tuple[str, str]:
         return why, fix.format(path="PATH" if path is None else shell_path(path))
 
     return explain
 
 
-_TABLE: dict[int, Callable[[AnyPath | None], tuple[str, str]]] = {
-    errno.EMFILE: explain_descriptors,
+_TABLE: dict[int, Callable[[_AnyPath | None], tuple[str, str]]] = {
+    errno.EMFILE: _explain_descriptors,
     errno.ENFILE: _fixed("", "End programs that hold many open, or raise `sysctl fs.file-max`."),
     errno.ENOSPC: explain_full_disk,
     errno.EDQUOT: _fixed(

@@ -28,8 +28,8 @@ VARIABLES = frozenset(
 ELAPSED = "\0elapsed\0"
 """Placeholder in an answer for the seconds that it took."""
 
-NVIDIA = "/proc/driver/nvidia"
-MAX_BYTES = 1 << 16
+_NVIDIA = "/proc/driver/nvidia"
+_MAX_BYTES = 1 << 16
 
 
 def folder_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -141,7 +141,7 @@ def _names(path: str, beginning: bytes | tuple[bytes, ...] = b"") -> bytes:
 
 
 def _driver(path: str) -> bytes:
-    """Return the names in a folder that are the NVIDIA driver's: devices, and the libraries that list the GPUs."""
+    """Return the names in a folder that are the _NVIDIA driver's: devices, and the libraries that list the GPUs."""
     return _names(path, (b"nvidia", b"libnvidia-ml.", b"libcuda."))
 
 
@@ -151,7 +151,7 @@ def _content(path: str) -> bytes:
     except OSError as error:
         return b"error %d" % (error.errno or 0)
     try:
-        return os.read(descriptor, MAX_BYTES)
+        return os.read(descriptor, _MAX_BYTES)
     finally:
         os.close(descriptor)
 
@@ -166,15 +166,15 @@ LOOKS = {"stat": _stat, "names": _names, "driver": _driver, "content": _content,
 
 def gpu_things() -> list[tuple[str, str]]:
     """Return the things that identify the GPUs and their driver, without a call to the driver's libraries."""
-    things = [("content", f"{NVIDIA}/version"), ("names", f"{NVIDIA}/gpus"), ("driver", "/dev")]
-    things += [("names", f"{NVIDIA}/capabilities"), ("stat", "/etc/ld.so.cache")]
+    things = [("content", f"{_NVIDIA}/version"), ("names", f"{_NVIDIA}/gpus"), ("driver", "/dev")]
+    things += [("names", f"{_NVIDIA}/capabilities"), ("stat", "/etc/ld.so.cache")]
     # Not their times: a container gets the driver's libraries in an image, whose times prove nothing.
     libraries = os.environ.get("LD_LIBRARY_PATH", "")
     folders = dict.fromkeys(libraries.split(os.pathsep)) if libraries else {}
     things += [("driver", folder or os.getcwd()) for folder in folders]
     try:
-        gpus = sorted(os.listdir(f"{NVIDIA}/gpus"))
+        gpus = sorted(os.listdir(f"{_NVIDIA}/gpus"))
     except OSError:
         gpus = []
-    things += [("content", f"{NVIDIA}/gpus/{name}/information") for name in gpus]
-    return things + [("names", f"{NVIDIA}/capabilities/gpu{number}/mig") for number in range(len(gpus))]
+    things += [("content", f"{_NVIDIA}/gpus/{name}/information") for name in gpus]
+    return things + [("names", f"{_NVIDIA}/capabilities/gpu{number}/mig") for number in range(len(gpus))]

@@ -24,7 +24,7 @@ from enginecache.key.shape_syntax import (
 from enginecache.model import ModelInput
 
 BATCH: Bounds = (1, 8, 32)
-PLACEHOLDERS: Triple = ("MIN", "OPT", "MAX")
+_PLACEHOLDERS: Triple = ("MIN", "OPT", "MAX")
 
 _BATCH_NAME = re.compile(r"n|b|bs|.*batch.*", re.IGNORECASE)
 _OTHER_NAME = re.compile(
@@ -37,7 +37,7 @@ def compose(
     given: Sequence[Mapping[str, Corners]],
     dims: Mapping[str, Bounds],
     values: Mapping[str, int],
-    unknown: Triple = PLACEHOLDERS,
+    unknown: Triple = _PLACEHOLDERS,
 ) -> tuple[str, ...]:
     """Return the command lines that give every input its sizes: with ``--dim`` where that is possible, and with shapes.
 

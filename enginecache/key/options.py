@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from enginecache.errors import OptionError, shown
 from enginecache.files.units import MAX_BYTES, MIB, format_size
 
-SMALL_WORKSPACE_BYTES = 16 * MIB
+_SMALL_WORKSPACE_BYTES = 16 * MIB
 
 Precision = Literal["fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -110,7 +110,7 @@ class BuildOptions:
 
     def warnings(self) -> tuple[str, ...]:
         """Return warnings about these values, to show before a build."""
-        if self.workspace_bytes is not None and self.workspace_bytes < SMALL_WORKSPACE_BYTES:
+        if self.workspace_bytes is not None and self.workspace_bytes < _SMALL_WORKSPACE_BYTES:
             text = (
                 f"a workspace of {format_size(self.workspace_bytes)} is very small: TensorRT may find no tactic, or a "
                 "slow one; 1GiB is usual"

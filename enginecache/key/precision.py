@@ -17,7 +17,7 @@ from enginecache.host.toolchain import Flavour, Toolchain
 from enginecache.key.options import BuildOptions
 from enginecache.model import ModelIdentity
 
-STRONGLY_TYPED_FROM: Mapping[Flavour, int] = {"tensorrt": 11, "tensorrt-rtx": 0}
+_STRONGLY_TYPED_FROM: Mapping[Flavour, int] = {"tensorrt": 11, "tensorrt-rtx": 0}
 """The first major version of each flavour that has no builder flags for precisions.
 
 Source: the names in ``BuilderFlag`` of TensorRT 8.6, 10.0, 10.16, 11.4 and TensorRT-RTX 1.7, 2026-11.
@@ -87,7 +87,7 @@ def plan_conversion(options: BuildOptions, toolchain: Toolchain, identity: Model
 def is_strongly_typed(toolchain: Toolchain) -> bool:
     """Return whether the release takes precisions from the graph alone."""
     match = re.match(r"\d+", toolchain.version)
-    return match is None or int(match[0]) >= STRONGLY_TYPED_FROM[toolchain.flavour]
+    return match is None or int(match[0]) >= _STRONGLY_TYPED_FROM[toolchain.flavour]
 
 
 def check_typing(trt: Any, toolchain: Toolchain) -> None:

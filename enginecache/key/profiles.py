@@ -21,10 +21,10 @@ _SIZE_0 = (
     "dimension, or set dim_param in the ONNX file."
 )
 
-MAX_DIMENSION = 2**31 - 1
+_MAX_DIMENSION = 2**31 - 1
 """Largest size of one dimension and largest volume of one tensor. Source: NVIDIA, Dims, TensorRT 8.6 to 11.4."""
 
-Shapes = Mapping[str, tuple[int, ...]]
+_Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ProfileRequest:
         return cls(profiles, named)
 
 
-def _join(low: Shapes, opt: Shapes, high: Shapes) -> dict[str, Corners]:
+def _join(low: _Shapes, opt: _Shapes, high: _Shapes) -> dict[str, Corners]:
     flags = {"--min-shapes": low, "--opt-shapes": opt, "--max-shapes": high}
     for name in {**low, **opt, **high}:
         without = [flag for flag, shapes in flags.items() if name not in shapes]
@@ -266,9 +266,9 @@ def _check_shape(entry: ModelInput, shape: tuple[int, ...]) -> None:
         if isinstance(dim, int) and size != dim:
             message = f"input {entry.name!r} ({entry}) has a static size of {dim} where the shape given has {size}"
             raise _Unfit(message, "Keep static sizes." if dim else _SIZE_0)
-        if not 0 <= size <= MAX_DIMENSION:
+        if not 0 <= size <= _MAX_DIMENSION:
             message = f"a size of {size} for input {entry.name!r} is out of range"
-            raise ProfileError(message, f"Sizes are from 0 to {MAX_DIMENSION}.")
+            raise ProfileError(message, f"Sizes are from 0 to {_MAX_DIMENSION}.")
 
 
 def _check_order(what: str, low: tuple[int, ...], opt: tuple[int, ...], high: tuple[int, ...]) -> None:
@@ -276,8 +276,8 @@ def _check_order(what: str, low: tuple[int, ...], opt: tuple[int, ...], high: tu
         if not small <= middle <= large:
             message = f"{what}: minimum {small}, optimum {middle}, maximum {large} are not in order"
             raise ProfileError(message, "Give minimum <= optimum <= maximum.")
-        if large > MAX_DIMENSION:
-            raise ProfileError(f"{what}: {large} is out of range", f"Sizes are at most {MAX_DIMENSION}.")
+        if large > _MAX_DIMENSION:
+            raise ProfileError(f"{what}: {large} is out of range", f"Sizes are at most {_MAX_DIMENSION}.")
 
 
 def _range_from_dims(entry: ModelInput, dims: Mapping[str, Bounds]) -> ShapeRange | None:

@@ -13,7 +13,7 @@ IGNORED_OPTIONS: dict[Flavour, frozenset[str]] = {
 }
 """Fields of ``BuildOptions`` that a flavour accepts and ignores."""
 
-UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
+_UNSUPPORTED_OPTIONS: dict[Flavour, dict[str, tuple[str, str, str]]] = {
     "tensorrt": {},
     "tensorrt-rtx": {
         # Source: TensorRT-RTX 1.7.1 takes the level, warns and builds the same plan; 2026-11.
@@ -41,7 +41,7 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         UnsupportedOptionError: It lacks a feature that an option asks for.
     """
     defaults = BuildOptions()
-    for name, (lacks, why, instead) in UNSUPPORTED_OPTIONS[flavour].items():
+    for name, (lacks, why, instead) in _UNSUPPORTED_OPTIONS[flavour].items():
         if getattr(options, name) != getattr(defaults, name):
             message = f"{PRODUCTS[flavour]} has {lacks}: {why}"
             raise UnsupportedOptionError(message, instead)

@@ -16,7 +16,7 @@ from enginecache.errors import ModelError
 from enginecache.files.digest import StreamDigest
 from enginecache.model.files import LFS_POINTER, ModelFiles, advice_for, changed, unreadable
 
-KNOWN_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
+_KNOWN_KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
 """Keys of an external data entry. No reader locates a file by ``checksum`` or ``basepath``.
 
 Any other key is refused, as TensorRT does: it could redirect to other bytes, or declare a compression.
@@ -30,13 +30,13 @@ MAX_READ_BYTES = 1 << 40
 A sparse file may claim any size, and costs its author nothing.
 """
 
-MAX_OVERLAP = 16
+_MAX_OVERLAP = 16
 """Times that the tensors may read the bytes of a file on average. Tied weights read some twice.
 
 Without a limit a small model could have one large file read a million times.
 """
 
-FREE_BYTES = 1 << 30
+_FREE_BYTES = 1 << 30
 """Bytes that may be read from any file, however small: many small tensors may share one."""
 
 
@@ -68,7 +68,7 @@ class Extent:
         values: dict[str, str] = {}
         for entry in entries:
             # Protobuf hands out bytes where a string is not UTF-8.
-            if entry.key not in KNOWN_KEYS or entry.key in values or not isinstance(entry.value, str):
+            if entry.key not in _KNOWN_KEYS or entry.key in values or not isinstance(entry.value, str):
                 message = f"{label} has an external data entry that cannot be read: key {entry.key!r}"
                 raise ModelError(message, "Save the model again with a current onnx package.")
             values[entry.key] = entry.value
@@ -99,7 +99,7 @@ class ReadLimit:
             ModelError: They are too many for this file, or for any model.
         """
         taken = self._taken[path] = self._taken.get(path, 0) + size_bytes
-        if taken > max(MAX_OVERLAP * file_bytes, FREE_BYTES):
+        if taken > max(_MAX_OVERLAP * file_bytes, _FREE_BYTES):
             message = f"{path} has {file_bytes} bytes, and the tensors up to {label} take {taken} from it"
             raise ModelError(message, "Save the model and its external data again: its tensors overlap too much.")
         if sum(self._taken.values()) > MAX_READ_BYTES:

@@ -12,7 +12,7 @@ from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.os_errors import describe_os_error
 from enginecache.model.identity import ModelFile, ModelSource
 
-FOLLOW_ADVICE = (
+_FOLLOW_ADVICE = (
     "Put the file itself next to the model, or, if you trust the model, set ENGINECACHE_FOLLOW_LINKS=yes "
     "(follow_links in the configuration file)."
 )
@@ -84,7 +84,7 @@ class ModelFiles:
         self.has_links_out = True
         if not self._source.follows_links:
             message = f"{path} is reached through a link that leaves the model's folder: it is {real}"
-            raise ModelError(message, FOLLOW_ADVICE)
+            raise ModelError(message, _FOLLOW_ADVICE)
 
     def have_changed(self) -> bool:
         """Return whether any path now leads to other content than when it was first opened."""

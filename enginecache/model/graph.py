@@ -17,7 +17,7 @@ if they have the same fields with the same values.
 Left out:
 
 - fields that TensorRT does not read, as far as builds and the parser's source show: ``doc_string`` of every message,
-  ``LEFT_OUT``, ``metadata_props`` except keys that name TensorRT, and the producer unless it is TensorRT itself;
+  ``_LEFT_OUT``, ``metadata_props`` except keys that name TensorRT, and the producer unless it is TensorRT itself;
 - the content of tensors, wherever they are: it goes to the weights digest, in the order of the walk;
 - ``value_info``, the types and shapes that an exporter inferred. TensorRT does not read them, but converters do: they
   have a separate digest, so that a miss can say that nothing else differs.
@@ -39,10 +39,10 @@ import blake3
 from enginecache.model.narrowing import LARGEST, SMALLEST
 from enginecache.model.tensors import CONTENT_FIELDS
 
-STRUCTURE_DOMAIN = b"enginecache/structure/v2\n"
-VALUE_INFO_DOMAIN = b"enginecache/value_info/v1\n"
+_STRUCTURE_DOMAIN = b"enginecache/structure/v2\n"
+_VALUE_INFO_DOMAIN = b"enginecache/value_info/v1\n"
 
-LEFT_OUT = frozenset(
+_LEFT_OUT = frozenset(
     {
         ("ModelProto", "domain"),
         ("ModelProto", "ir_version"),
@@ -56,30 +56,30 @@ The name of a function stays, since nodes call it by name, and so does the name 
 part of the names of TensorRT's layers.
 """
 
-READERS = re.compile(rb"trt|tensorrt", re.IGNORECASE)
+_READERS = re.compile(rb"trt|tensorrt", re.IGNORECASE)
 """Pattern of producers and metadata keys that TensorRT may read.
 
 For the producer ``TensorRT`` the parser reads further attributes of nodes. No release is known to read any metadata
 key, so keeping those is a precaution.
 """
 
-DEPTH_OF_CHECK = 10
+_DEPTH_OF_CHECK = 10
 """Levels of nested graphs or types between two searches for unknown fields.
 
 Protobuf's own search silently ends 64 messages below its start (upb, protobuf 7.36); a graph in a graph is three
 messages below it.
 """
 
-SLICE_VALUES = 1 << 16
-FLUSH_BYTES = 1 << 20
+_SLICE_VALUES = 1 << 16
+_FLUSH_BYTES = 1 << 20
 
 _END = bytes(4)
 _count = struct.Struct("<Q").pack
 
-OnTensor = Callable[[Any, Mapping[str, Any]], None]
+_OnTensor = Callable[[Any, Mapping[str, Any]], None]
 """Called with a ``TensorProto`` and its fields out of ``CONTENT_FIELDS``, when its structure has been written."""
 
-OnNode = Callable[[Any], None]
+_OnNode = Callable[[Any], None]
 """Called with each ``NodeProto``, those of subgraphs and functions too, before its structure is written."""
 
 _Step = Callable[[Any], None]
@@ -98,9 +98,9 @@ class StructureWriter:
         on_wide: Receives each node with an integer attribute beyond 32 bits, after its structure has been written.
     """
 
-    def __init__(self, on_tensor: OnTensor, on_node: OnNode = _ignore, on_wide: OnNode = _ignore) -> None:
-        self._hasher = blake3.blake3(STRUCTURE_DOMAIN)
-        self._value_info = blake3.blake3(VALUE_INFO_DOMAIN)
+    def __init__(self, on_tensor: _OnTensor, on_node: _OnNode = _ignore, on_wide: _OnNode = _ignore) -> None:
+        self._hasher = blake3.blake3(_STRUCTURE_DOMAIN)
+        self._value_info = blake3.blake3(_VALUE_INFO_DOMAIN)
         self._on_tensor = on_tensor
         self._on_node = on_node
         self._on_wide = on_wide
@@ -122,7 +122,7 @@ class StructureWriter:
         """
         self._message(message)
         self._flush()
-        self.has_unknown_fields |= discard_unknown_fields(message)
+        self.has_unknown_fields |= _discard_unknown_fields(message)
 
     def hexdigest(self) -> str:
         """Return the digest of everything written except ``value_info``, 64 hex characters."""
@@ -138,7 +138,7 @@ class StructureWriter:
             step = steps.get(field) or self._step_for(field, value)
             step(value)
         self._out += _END
-        if len(self._out) > FLUSH_BYTES:
+        if len(self._out) > _FLUSH_BYTES:
             self._flush()
 
     def _node(self, node: Any) -> None:
@@ -173,8 +173,8 @@ class StructureWriter:
         """Write a graph or a type: the messages that may hold others of their kind, to any depth."""
         self._depth += 1
         self._message(message)
-        if self._depth % DEPTH_OF_CHECK == 0:
-            self.has_unknown_fields |= discard_unknown_fields(message)
+        if self._depth % _DEPTH_OF_CHECK == 0:
+            self.has_unknown_fields |= _discard_unknown_fields(message)
         self._depth -= 1
 
     def _graph(self, graph: Any) -> None:
@@ -202,7 +202,7 @@ class StructureWriter:
     def _step_for(self, field: Any, value: Any) -> _Step:
         head = struct.pack("<I", field.number)
         is_repeated = not isinstance(value, int | float | str | bytes) and not hasattr(value, "ListFields")
-        if field.name == "doc_string" or (field.containing_type.name, field.name) in LEFT_OUT:
+        if field.name == "doc_string" or (field.containing_type.name, field.name) in _LEFT_OUT:
             step: _Step = _ignore
         elif field.name == "metadata_props":
             step = self._metadata(head)
@@ -279,8 +279,8 @@ class StructureWriter:
     def _numbers(self, head: bytes, form: str) -> _Step:
         def step(values: Sequence[float]) -> None:
             self._out += head + _count(len(values))
-            for start in range(0, len(values), SLICE_VALUES):
-                part = values[start : start + SLICE_VALUES]
+            for start in range(0, len(values), _SLICE_VALUES):
+                part = values[start : start + _SLICE_VALUES]
                 self._out += struct.pack(f"<{len(part)}{form}", *part)
                 self._has_nan |= isnan(sum(part))  # as it is for opposite infinities: no harm
                 self._is_wide |= not SMALLEST <= min(part) <= max(part) <= LARGEST
@@ -291,7 +291,7 @@ class StructureWriter:
         write = self._messages(head, self._message)
 
         def step(entries: Sequence[Any]) -> None:
-            kept = [entry for entry in entries if READERS.search(_as_bytes(entry.key))]
+            kept = [entry for entry in entries if _READERS.search(_as_bytes(entry.key))]
             if kept:
                 write(kept)
 
@@ -301,7 +301,7 @@ class StructureWriter:
         write = self._string(head)
 
         def step(value: str | bytes) -> None:
-            if READERS.search(_as_bytes(value)):
+            if _READERS.search(_as_bytes(value)):
                 write(value)
 
         return step
@@ -320,7 +320,7 @@ class StructureWriter:
         return step
 
 
-def discard_unknown_fields(message: Any) -> bool:
+def _discard_unknown_fields(message: Any) -> bool:
     """Take out what the onnx package has no name for; says whether there was any, down to some depth.
 
     Cheap only when tensor content has been taken out: the size is found by serializing.

@@ -19,11 +19,11 @@ from enginecache.errors import ModelError
 LARGEST = 2**31 - 1
 SMALLEST = -(2**31)
 
-PARAMETERS: Mapping[str, int] = {"CumSum": 1, "OneHot": 1, "Resize": 3, "Split": 1}
+_PARAMETERS: Mapping[str, int] = {"CumSum": 1, "OneHot": 1, "Resize": 3, "Split": 1}
 """Inputs with sizes and axes that are cut if they are constants; the parser itself refuses the others."""
 
-INT64 = 7
-MAX_VALUES = 64
+_INT64 = 7
+_MAX_VALUES = 64
 """Largest constant that is examined, in elements: it has one for each dimension or output."""
 
 _WIDE_OPERATORS = frozenset({"Constant", "Slice"})
@@ -32,7 +32,7 @@ _FIX = (
 )
 
 
-def is_wide(number: int) -> bool:
+def _is_wide(number: int) -> bool:
     """Return whether a number is cut."""
     return not SMALLEST <= number <= LARGEST
 
@@ -57,7 +57,7 @@ def refuse_wide_attributes(node: Any) -> None:
     if node.domain not in {"", "ai.onnx"} or node.op_type in _WIDE_OPERATORS:
         return
     for attribute in node.attribute:
-        found = next(filter(is_wide, (attribute.i, *attribute.ints)), None)
+        found = next(filter(_is_wide, (attribute.i, *attribute.ints)), None)
         if found is not None:
             raise ModelError(f"{_label(node)} has {attribute.name} {found}, beyond 32 bits", _FIX)
 
@@ -75,21 +75,21 @@ class WideParameterFinder:
     def see_tensor(self, tensor: Any, content: Mapping[str, Any]) -> None:
         """Note a ``TensorProto`` whose content has a number that is cut, under its name."""
         refuse_wide_dims(f"tensor {tensor.name!r}", tensor.dims)
-        if tensor.data_type == INT64:
+        if tensor.data_type == _INT64:
             self._note(tensor.name, content)
 
     def see_node(self, node: Any) -> None:
         """Note the parameters of a ``NodeProto``, and the values of a constant."""
-        index = PARAMETERS.get(node.op_type)
+        index = _PARAMETERS.get(node.op_type)
         if index is not None and len(node.input) > index:
             self._parameters[node.input[index]] = _label(node)
         elif node.op_type == "Constant" and node.output:
             for attribute in node.attribute:
                 numbers = [attribute.i] if attribute.name == "value_int" else attribute.ints
                 self._note(node.output[0], {"int64_data": numbers})
-                if attribute.t.data_type == INT64:
+                if attribute.t.data_type == _INT64:
                     content = {"int64_data": attribute.t.int64_data}
-                    if len(attribute.t.dims) <= 1 and sum(attribute.t.dims) <= MAX_VALUES:
+                    if len(attribute.t.dims) <= 1 and sum(attribute.t.dims) <= _MAX_VALUES:
                         content["raw_data"] = attribute.t.raw_data
                     self._note(node.output[0], content)
 
@@ -104,17 +104,17 @@ class WideParameterFinder:
                 raise ModelError(f"{label} takes {self._wide[name]} from {name!r}, beyond 32 bits", _FIX)
 
     def _note(self, name: str, content: Mapping[str, Any]) -> None:
-        found = next(filter(is_wide, _numbers(content)), None)
+        found = next(filter(_is_wide, _numbers(content)), None)
         if found is not None:
             self._wide[name] = found
 
 
 def _numbers(content: Mapping[str, Any]) -> Sequence[int]:
     data = content.get("raw_data", b"")
-    if data and len(data) % 8 == 0 and len(data) <= MAX_VALUES * 8:
+    if data and len(data) % 8 == 0 and len(data) <= _MAX_VALUES * 8:
         return struct.unpack(f"<{len(data) // 8}q", data)
     typed = content.get("int64_data", ())
-    return tuple(typed) if len(typed) <= MAX_VALUES else ()
+    return tuple(typed) if len(typed) <= _MAX_VALUES else ()
 
 
 def _label(node: Any) -> str:

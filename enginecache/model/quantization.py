@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-QUANTIZED_TYPES: Mapping[int, str] = {
+_QUANTIZED_TYPES: Mapping[int, str] = {
     2: "uint8",
     3: "int8",
     4: "uint16",
@@ -25,7 +25,7 @@ QUANTIZED_TYPES: Mapping[int, str] = {
 }
 """Numbers of ``TensorProto.DataType``. INT32 is not here: that is how a quantized layer's bias is stored."""
 
-DEFAULT_TYPE = 2
+_DEFAULT_TYPE = 2
 """Type of a ``QuantizeLinear`` that names none."""
 
 _OWN_OPERATOR = re.compile(r"TRT_(?:MX)?(?P<name>FP8|INT8|INT4|FP4)(?:Quantize|Dequantize|Dynamic)")
@@ -46,7 +46,7 @@ class QuantizationFinder:
 
     def see_tensor(self, tensor: Any) -> None:
         """Note the type of a ``TensorProto``, under its name."""
-        if tensor.data_type in QUANTIZED_TYPES:
+        if tensor.data_type in _QUANTIZED_TYPES:
             self._types[tensor.name] = tensor.data_type
 
     def see_node(self, node: Any) -> None:
@@ -65,11 +65,11 @@ class QuantizationFinder:
     def types(self) -> tuple[str, ...]:
         """Return the types found, sorted: ``int8``, ``fp8``, ..."""
         found = self._found | {self._types[name] for name in self._asked if name in self._types}
-        return tuple(sorted({QUANTIZED_TYPES[number] for number in found if number in QUANTIZED_TYPES} | self._own))
+        return tuple(sorted({_QUANTIZED_TYPES[number] for number in found if number in _QUANTIZED_TYPES} | self._own))
 
     def _see_constant(self, node: Any) -> None:
         for attribute in node.attribute:
-            if attribute.name == "value" and attribute.t.data_type in QUANTIZED_TYPES and node.output:
+            if attribute.name == "value" and attribute.t.data_type in _QUANTIZED_TYPES and node.output:
                 self._types[node.output[0]] = attribute.t.data_type
 
     def _see_quantize(self, node: Any) -> None:
@@ -78,7 +78,7 @@ class QuantizationFinder:
             self._asked.add(zero_point)
             return
         named = [attribute.i for attribute in node.attribute if attribute.name == "output_dtype"]
-        self._found.add((named[0] if named else 0) or DEFAULT_TYPE)  # 0: ONNX's own default, "not named"
+        self._found.add((named[0] if named else 0) or _DEFAULT_TYPE)  # 0: ONNX's own default, "not named"
 
 
 def _input(node: Any, index: int) -> str:

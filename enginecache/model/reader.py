@@ -19,7 +19,7 @@ from enginecache.model.narrowing import WideParameterFinder, refuse_wide_attribu
 from enginecache.model.quantization import QuantizationFinder
 from enginecache.model.tensors import ELEMENT_TYPES, WEIGHTS_DOMAIN, WeightsWriter
 
-MAX_PROTOBUF_BYTES = (1 << 31) - 1
+_MAX_PROTOBUF_BYTES = (1 << 31) - 1
 """Largest serialized message. Source: protobuf, "Encoding", Message size: it is below 2 GiB."""
 
 MEMORY_FACTOR = 150
@@ -30,10 +30,10 @@ with onnx 1.23 and protobuf 7.36 over 18 sorts of repeated field: 132 for metada
 the rest; 0.6 s for each MB.
 """
 
-ATTEMPTS = 3
+_ATTEMPTS = 3
 """Readings of a model whose files change meanwhile."""
 
-EXPORT_AGAIN = "Export or download the model again."
+_EXPORT_AGAIN = "Export or download the model again."
 
 
 def identify(source: ModelSource) -> ModelIdentity:
@@ -55,7 +55,7 @@ def identify(source: ModelSource) -> ModelIdentity:
     Raises:
         ModelError: There is no such file, it is not an ONNX model, it must not be read, or its files keep changing.
     """
-    for _ in range(ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         files = ModelFiles(source)
         try:
             identity = _identify_once(source, files)
@@ -65,7 +65,7 @@ def identify(source: ModelSource) -> ModelIdentity:
         else:
             if not files.have_changed():
                 return identity
-    message = f"{source.name} is being written: its files changed during each of {ATTEMPTS} readings"
+    message = f"{source.name} is being written: its files changed during each of {_ATTEMPTS} readings"
     raise ModelError(message, "Wait until it is written, then try again.")
 
 
@@ -77,14 +77,14 @@ def _identify_once(source: ModelSource, files: ModelFiles) -> ModelIdentity:
         inputs = tuple(_inputs(model.graph, source.name))
         digests = _walk(model, source, files)
     except RecursionError as error:
-        raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
+        raise ModelError(f"{source.name} is nested too deeply to be read", _EXPORT_AGAIN) from error
     except MemoryError as error:
         message = f"out of memory: {source.name} needs more to be read than this process may have"
         raise OutOfMemoryError(
             message, "Give the process more, or save the model with its weights as external data."
         ) from error
     except UnicodeDecodeError as error:
-        raise ModelError(f"{source.name} has text that is not UTF-8", EXPORT_AGAIN) from error
+        raise ModelError(f"{source.name} has text that is not UTF-8", _EXPORT_AGAIN) from error
     return ModelIdentity(
         **digests,
         inputs=inputs,
@@ -101,16 +101,16 @@ def _parse(source: ModelSource, files: ModelFiles) -> Any:
 
     data = source.data if source.path is None else _file_bytes(source.path, files)
     if not data:
-        raise ModelError(f"{source.name} is empty", EXPORT_AGAIN)
+        raise ModelError(f"{source.name} is empty", _EXPORT_AGAIN)
     _require_size(source.name, len(data))
     try:
         return ModelProto.FromString(data)
     except DecodeError as error:
         if "MaxDepth" in str(error):  # upb's words, protobuf 7.36; other implementations take it for damage
-            raise ModelError(f"{source.name} is nested too deeply to be read", EXPORT_AGAIN) from error
+            raise ModelError(f"{source.name} is nested too deeply to be read", _EXPORT_AGAIN) from error
         kind = "it is text" if _is_text(data[:512]) else "it is cut off, or something else"
         message = f"{source.name} is not an ONNX model: protobuf cannot parse its {len(data)} bytes ({kind})"
-        raise ModelError(message, advice_for(data[:64], EXPORT_AGAIN)) from error
+        raise ModelError(message, advice_for(data[:64], _EXPORT_AGAIN)) from error
 
 
 def _is_text(head: bytes) -> bool:
@@ -138,7 +138,7 @@ def _read(file: io.FileIO, size_bytes: int) -> bytes:
 
 
 def _require_size(name: str, size_bytes: int) -> None:
-    if size_bytes > MAX_PROTOBUF_BYTES:
+    if size_bytes > _MAX_PROTOBUF_BYTES:
         message = f"{name} has {size_bytes} bytes, and a protobuf message has less than 2 GiB"
         raise ModelError(message, "Save the model with its weights as external data.")
 
@@ -164,7 +164,7 @@ def _check(model: Any, name: str) -> None:
     ]
     if missing:
         message = f"{name} is not an ONNX model, or was cut off: it has no {', no '.join(missing)}"
-        raise ModelError(message, EXPORT_AGAIN)
+        raise ModelError(message, _EXPORT_AGAIN)
 
 
 def _walk(model: Any, source: ModelSource, files: ModelFiles) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _input(value: Any, name: str) -> ModelInput:
     dims = tuple(_dimension(dim) for dim in tensor.shape.dim)
     if not all(isinstance(text, str | int | None) for text in (value.name, *dims)):
         # Protobuf returns bytes if a string is not UTF-8.
-        raise ModelError(f"{label} has a name, or a dimension's name, that is not UTF-8", EXPORT_AGAIN)
+        raise ModelError(f"{label} has a name, or a dimension's name, that is not UTF-8", _EXPORT_AGAIN)
     refuse_wide_dims(label, dims)
     return ModelInput(value.name, ELEMENT_TYPES[tensor.elem_type].name, dims)
 

@@ -31,15 +31,15 @@ from enginecache.model.external import MAX_BYTES, Extent, ExternalData
 
 WEIGHTS_DOMAIN = b"enginecache/weights/v2\n"
 
-STORAGE_FIELDS = frozenset(
+_STORAGE_FIELDS = frozenset(
     {"raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data"}
 )
 """The fields of ``TensorProto`` that hold elements; a tensor may use only one."""
 
-AS_RAW, AS_TYPED = 0, 1
+_AS_RAW, _AS_TYPED = 0, 1
 """Forms of a tensor's content in the digest."""
 
-CONTENT_FIELDS = STORAGE_FIELDS | {"external_data", "data_location"}
+CONTENT_FIELDS = _STORAGE_FIELDS | {"external_data", "data_location"}
 """The fields of ``TensorProto`` that contain its elements or their location."""
 
 READ_AS_RAW = frozenset(
@@ -58,7 +58,7 @@ It takes external data of a type that it lacks (UINT16, INT16, UINT32, UINT64, c
 past the tensor's end; it refuses the same tensor in raw data.
 """
 
-SLICE_ELEMENTS = 1 << 16
+_SLICE_ELEMENTS = 1 << 16
 """Elements converted at a time: protobuf returns typed elements as Python objects of 40 bytes each.
 
 A multiple of four, so that slices of six-bit elements end on whole bytes.
@@ -66,7 +66,7 @@ A multiple of four, so that slices of six-bit elements end on whole bytes.
 
 
 @dataclass(frozen=True)
-class ElementType:
+class _ElementType:
     """Storage of one ONNX element type.
 
     Attributes:
@@ -95,13 +95,13 @@ class ElementType:
         Raises:
             ModelError: A dimension is negative, or the size is more than any file can have.
         """
-        size_bytes = (element_count(dims, label) * self.bits + 7) // 8
+        size_bytes = (_element_count(dims, label) * self.bits + 7) // 8
         if size_bytes > MAX_BYTES:
             raise _impossible(label)
         return size_bytes
 
 
-def element_count(dims: Sequence[int], label: str) -> int:
+def _element_count(dims: Sequence[int], label: str) -> int:
     """Return the number of elements of a tensor of this shape.
 
     Raises:
@@ -120,35 +120,35 @@ def _impossible(label: str) -> ModelError:
     return ModelError(f"{label} has a shape that no tensor can have", "Export the model again.")
 
 
-ELEMENT_TYPES: Mapping[int, ElementType] = {
-    1: ElementType("FLOAT", 32, "float_data"),
-    2: ElementType("UINT8", 8, "int32_data"),
-    3: ElementType("INT8", 8, "int32_data"),
-    4: ElementType("UINT16", 16, "int32_data"),
-    5: ElementType("INT16", 16, "int32_data"),
-    6: ElementType("INT32", 32, "int32_data"),
-    7: ElementType("INT64", 64, "int64_data"),
-    8: ElementType("STRING", 0, "string_data"),
-    9: ElementType("BOOL", 8, "int32_data"),
-    10: ElementType("FLOAT16", 16, "int32_data"),
-    11: ElementType("DOUBLE", 64, "double_data"),
-    12: ElementType("UINT32", 32, "uint64_data"),
-    13: ElementType("UINT64", 64, "uint64_data"),
-    14: ElementType("COMPLEX64", 64, "float_data"),
-    15: ElementType("COMPLEX128", 128, "double_data"),
-    16: ElementType("BFLOAT16", 16, "int32_data"),
-    17: ElementType("FLOAT8E4M3FN", 8, "int32_data"),
-    18: ElementType("FLOAT8E4M3FNUZ", 8, "int32_data"),
-    19: ElementType("FLOAT8E5M2", 8, "int32_data"),
-    20: ElementType("FLOAT8E5M2FNUZ", 8, "int32_data"),
-    21: ElementType("UINT4", 4, "int32_data"),
-    22: ElementType("INT4", 4, "int32_data"),
-    23: ElementType("FLOAT4E2M1", 4, "int32_data"),
-    24: ElementType("FLOAT8E8M0", 8, "int32_data"),
-    25: ElementType("UINT2", 2, "int32_data"),
-    26: ElementType("INT2", 2, "int32_data"),
-    27: ElementType("FLOAT6E2M3", 6, "int32_data"),
-    28: ElementType("FLOAT6E3M2", 6, "int32_data"),
+ELEMENT_TYPES: Mapping[int, _ElementType] = {
+    1: _ElementType("FLOAT", 32, "float_data"),
+    2: _ElementType("UINT8", 8, "int32_data"),
+    3: _ElementType("INT8", 8, "int32_data"),
+    4: _ElementType("UINT16", 16, "int32_data"),
+    5: _ElementType("INT16", 16, "int32_data"),
+    6: _ElementType("INT32", 32, "int32_data"),
+    7: _ElementType("INT64", 64, "int64_data"),
+    8: _ElementType("STRING", 0, "string_data"),
+    9: _ElementType("BOOL", 8, "int32_data"),
+    10: _ElementType("FLOAT16", 16, "int32_data"),
+    11: _ElementType("DOUBLE", 64, "double_data"),
+    12: _ElementType("UINT32", 32, "uint64_data"),
+    13: _ElementType("UINT64", 64, "uint64_data"),
+    14: _ElementType("COMPLEX64", 64, "float_data"),
+    15: _ElementType("COMPLEX128", 128, "double_data"),
+    16: _ElementType("BFLOAT16", 16, "int32_data"),
+    17: _ElementType("FLOAT8E4M3FN", 8, "int32_data"),
+    18: _ElementType("FLOAT8E4M3FNUZ", 8, "int32_data"),
+    19: _ElementType("FLOAT8E5M2", 8, "int32_data"),
+    20: _ElementType("FLOAT8E5M2FNUZ", 8, "int32_data"),
+    21: _ElementType("UINT4", 4, "int32_data"),
+    22: _ElementType("INT4", 4, "int32_data"),
+    23: _ElementType("FLOAT4E2M1", 4, "int32_data"),
+    24: _ElementType("FLOAT8E8M0", 8, "int32_data"),
+    25: _ElementType("UINT2", 2, "int32_data"),
+    26: _ElementType("INT2", 2, "int32_data"),
+    27: _ElementType("FLOAT6E2M3", 6, "int32_data"),
+    28: _ElementType("FLOAT6E3M2", 6, "int32_data"),
 }
 """Every element type up to onnx 1.23, by its number. Any other is refused: its raw form is unknown."""
 
@@ -192,37 +192,37 @@ class WeightsWriter:
         elif storage == "raw_data":
             data = content[storage]
             _require_size(tensor, element, len(data), label)
-            self._digest.write(_head(AS_RAW, len(data)))
+            self._digest.write(_head(_AS_RAW, len(data)))
             self._digest.write(data)
         else:
             self._write_typed(tensor, content.get(storage, ()), element, label)
 
-    def _write_typed(self, tensor: Any, values: Sequence[Any], element: ElementType, label: str) -> None:
-        wanted = -(-element_count(tensor.dims, label) * element.bits // element.entry_bits)
+    def _write_typed(self, tensor: Any, values: Sequence[Any], element: _ElementType, label: str) -> None:
+        wanted = -(-_element_count(tensor.dims, label) * element.bits // element.entry_bits)
         if len(values) != wanted:
             raise _wrong_size(label, f"{len(values)} entries", str(wanted))
         size_bytes = element.size_bytes(tensor.dims, label)
         is_misread = bool(values) and element.name not in READ_AS_RAW
         self.has_misread |= is_misread
-        self._digest.write(_head(AS_TYPED if is_misread else AS_RAW, size_bytes))
+        self._digest.write(_head(_AS_TYPED if is_misread else _AS_RAW, size_bytes))
         for piece in _raw_slices(tensor, values, element, label):
             self._digest.write(piece)
 
     def _write_strings(self, tensor: Any, strings: Sequence[bytes], label: str) -> None:
-        if element_count(tensor.dims, label) != len(strings):
-            raise _wrong_size(label, f"{len(strings)} strings", str(element_count(tensor.dims, label)))
-        self._digest.write(_head(AS_TYPED, len(strings)))
+        if _element_count(tensor.dims, label) != len(strings):
+            raise _wrong_size(label, f"{len(strings)} strings", str(_element_count(tensor.dims, label)))
+        self._digest.write(_head(_AS_TYPED, len(strings)))
         for string in strings:
             self._digest.write(struct.pack("<Q", len(string)))
             self._digest.write(string)
 
-    def _write_external(self, tensor: Any, element: ElementType, label: str) -> None:
+    def _write_external(self, tensor: Any, element: _ElementType, label: str) -> None:
         if element.name not in READ_FROM_FILES:
             message = f"{label} is external data of type {element.name}, which TensorRT does not have and may misread"
             raise ModelError(message, "Export the model with another type for it, such as INT32 or FLOAT.")
         extent = Extent.of_entries(tensor.external_data, label)
         size_bytes = element.size_bytes(tensor.dims, label)
-        self._digest.write(_head(AS_RAW, size_bytes))
+        self._digest.write(_head(_AS_RAW, size_bytes))
         self._external.write_to(self._digest, extent, size_bytes, label)
 
 
@@ -253,7 +253,7 @@ def _head(form: int, size_bytes: int) -> bytes:
     return struct.pack("<BQ", form, size_bytes)
 
 
-def _require_size(tensor: Any, element: ElementType, size_bytes: int, label: str) -> None:
+def _require_size(tensor: Any, element: _ElementType, size_bytes: int, label: str) -> None:
     wanted = element.size_bytes(tensor.dims, label)
     if size_bytes != wanted:
         raise _wrong_size(label, f"{size_bytes} bytes", str(wanted))
@@ -264,12 +264,12 @@ def _wrong_size(label: str, found: str, wanted: str) -> ModelError:
     return ModelError(message, "Export or download the model again.")
 
 
-def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) -> str:
+def _only_storage(content: Mapping[str, Any], element: _ElementType, label: str) -> str:
     """Return the storage field that holds the elements; empty if there are none.
 
     Readers differ in the one that they prefer, so more than one is refused.
     """
-    stored = [name for name in content if name in STORAGE_FIELDS and len(content[name])]
+    stored = [name for name in content if name in _STORAGE_FIELDS and len(content[name])]
     allowed = {element.field} if element.name == "STRING" else {element.field, "raw_data"}
     if len(stored) > 1 or not allowed.issuperset(stored):
         message = f"{label} is of type {element.name}, and has its data in {' and '.join(sorted(stored))}"
@@ -277,11 +277,11 @@ def _only_storage(content: Mapping[str, Any], element: ElementType, label: str) 
     return stored[0] if stored else ""
 
 
-def _raw_slices(tensor: Any, values: Sequence[Any], element: ElementType, label: str) -> Iterator[bytes]:
+def _raw_slices(tensor: Any, values: Sequence[Any], element: _ElementType, label: str) -> Iterator[bytes]:
     """Yield the raw form of the entries of a typed storage field, a slice at a time."""
     form = {"float_data": "f", "double_data": "d"}.get(element.field)
-    for start in range(0, len(values), SLICE_ELEMENTS):
-        entries = values[start : start + SLICE_ELEMENTS]
+    for start in range(0, len(values), _SLICE_ELEMENTS):
+        entries = values[start : start + _SLICE_ELEMENTS]
         if form is None:
             yield _raw_integers(entries, element, label)
         elif isnan(sum(entries)):  # also true for opposite infinities: no harm
@@ -304,7 +304,7 @@ def _serialized(tensor: Any, field: str) -> bytes:
     return bytes(copy.SerializeToString()[-size_bytes:])
 
 
-def _raw_integers(entries: Sequence[int], element: ElementType, label: str) -> bytes:
+def _raw_integers(entries: Sequence[int], element: _ElementType, label: str) -> bytes:
     import numpy as np
 
     numbers = np.array(entries, "<u8" if element.field == "uint64_data" else "<i8")
