@@ -9,10 +9,10 @@ from enginecache.errors import ToolchainError
 from enginecache.host.toolchain import (
     NAMEABLE_COMPUTE_CAPABILITIES,
     PORTABLE_COMPUTE_CAPABILITIES,
+    PackagePlaces,
     Toolchain,
     inspect_toolchains,
     installed_toolchains,
-    require_toolchain,
     supported_targets,
 )
 
@@ -52,7 +52,7 @@ class Site:
         self.folder = folder / "site-packages"
         self.folder.mkdir(parents=True)
         self.status = folder / "status"
-        self.where = {"path": [str(self.folder)], "dpkg_status": self.status}
+        self.places = PackagePlaces((str(self.folder),), self.status)
 
     def add(self, packages, requires=(), module=None):
         for name, version in packages.items():
@@ -68,9 +68,13 @@ class Site:
         return self
 
     def problem(self, flavour="tensorrt", cuda_major=None):
-        with pytest.raises(ToolchainError) as caught:
-            require_toolchain(flavour, cuda_major, **self.where)
-        return caught.value
+        finding = self.inspect(flavour, cuda_major)
+        assert finding.toolchain is None
+        return ToolchainError(finding.problem, finding.fix)
+
+    def inspect(self, flavour, cuda_major=None):
+        (finding,) = [one for one in inspect_toolchains(cuda_major, self.places) if one.flavour == flavour]
+        return finding
 
 
 @pytest.fixture
@@ -79,7 +83,9 @@ def site(tmp_path):
 
 
 def _found(site, flavour="tensorrt", cuda_major=None):
-    toolchain = require_toolchain(flavour, cuda_major, **site.where)
+    finding = site.inspect(flavour, cuda_major)
+    toolchain = finding.toolchain
+    assert toolchain is not None, finding
     return toolchain.version, toolchain.cuda_major
 
 
@@ -210,7 +216,7 @@ def test_packages_for_two_cudas_are_a_problem(site):
 def test_later_folder_does_not_count_where_an_earlier_one_has_the_package(tmp_path):
     venv = Site(tmp_path / "venv").add(PIP_10, module="tensorrt")
     system = Site(tmp_path / "system").add({"tensorrt": "10.9.0.34"}, module="tensorrt")
-    venv.where["path"] += system.where["path"]
+    venv.places = PackagePlaces((*venv.places.folders, *system.places.folders), venv.status)
     assert _found(venv) == ("10.16.1.11", 12)
 
 
@@ -219,23 +225,23 @@ def test_platform_is_written_in_one_spelling(site, monkeypatch):
     for machine, expected in {"AMD64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}.items():
         monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
         monkeypatch.setattr(platform, "system", lambda: "Linux")
-        toolchain = require_toolchain("tensorrt-rtx", **site.where)
+        toolchain = site.inspect("tensorrt-rtx").toolchain
         assert (toolchain.os, toolchain.cpu) == ("linux", expected)
 
 
 def test_findings_name_both_flavours_and_why_one_is_not_usable(site):
     site.add(RTX, module="tensorrt_rtx")
-    tensorrt, rtx = inspect_toolchains(**site.where)
+    tensorrt, rtx = inspect_toolchains(places=site.places)
     assert (tensorrt.flavour, tensorrt.toolchain) == ("tensorrt", None)
     assert tensorrt.problem
     assert tensorrt.fix
-    assert rtx.toolchain == require_toolchain("tensorrt-rtx", **site.where)
+    assert rtx.toolchain.version == "1.7.1.116"
     assert (rtx.problem, rtx.fix) == ("", "")
 
 
 def test_installed_toolchains_have_tensorrt_first(site):
     site.add(RTX, module="tensorrt_rtx").add(PIP_10, module="tensorrt")
-    assert [t.flavour for t in installed_toolchains(**site.where)] == ["tensorrt", "tensorrt-rtx"]
+    assert [t.flavour for t in installed_toolchains(places=site.places)] == ["tensorrt", "tensorrt-rtx"]
 
 
 TOOLCHAIN = Toolchain("tensorrt-rtx", "1.7.1.116", 13, "linux", "x86_64")
@@ -268,7 +274,7 @@ def test_version_found_is_the_one_that_the_real_library_reports_and_finding_it_i
     code = (
         "import sys\n"
         "from enginecache.host.toolchain import *\n"
-        "found = require_toolchain('tensorrt-rtx')\n"
+        "found = inspect_toolchains()[1].toolchain\n"
         "assert not [name for name in sys.modules if name.startswith('tensorrt')]\n"
         "import tensorrt_rtx\n"
         "assert found.version == tensorrt_rtx.__version__, (found, tensorrt_rtx.__version__)\n"

@@ -85,6 +85,22 @@ class ToolchainFinding:
 
 
 @dataclass(frozen=True)
+class PackagePlaces:
+    """Places that list installed packages.
+
+    Attributes:
+        folders: Folders of Python packages; None for ``sys.path``.
+        dpkg_status: Debian's list of installed packages.
+    """
+
+    folders: tuple[str, ...] | None = None
+    dpkg_status: Path = DPKG_STATUS
+
+
+_HERE = PackagePlaces()
+
+
+@dataclass(frozen=True)
 class _Package:
     """One installed distribution that belongs to a flavour."""
 
@@ -101,41 +117,14 @@ def module_name(flavour: Flavour) -> str:
     return flavour.replace("-", "_")
 
 
-def require_toolchain(
-    flavour: Flavour,
-    cuda_major: int | None = None,
-    *,
-    path: Sequence[str] | None = None,
-    dpkg_status: Path = DPKG_STATUS,
-) -> Toolchain:
-    """Return the installed TensorRT of one flavour.
-
-    Reads only package metadata, and imports nothing of TensorRT: about 3 ms once ``importlib.metadata`` is loaded.
-
-    Args:
-        flavour: ``tensorrt`` or ``tensorrt-rtx``.
-        cuda_major: CUDA major version to assume if the packages do not name it.
-        path: Folders to look in, instead of ``sys.path``.
-        dpkg_status: Debian's list of installed packages.
-
-    Raises:
-        ToolchainError: It is not installed or incomplete, or its version or CUDA version is unknown.
-    """
-    return _toolchain(flavour, cuda_major, path, dpkg_status, _listed_names(path))
-
-
 def _toolchain(
-    flavour: Flavour,
-    cuda_major: int | None,
-    path: Sequence[str] | None,
-    dpkg_status: Path,
-    listed: Collection[str] | None,
+    flavour: Flavour, cuda_major: int | None, places: PackagePlaces, listed: Collection[str] | None
 ) -> Toolchain:
-    packages = _packages(flavour, path, listed)
-    if not _has_module(module_name(flavour), path):
+    packages = _packages(flavour, places.folders, listed)
+    if not _has_module(module_name(flavour), places.folders):
         raise ToolchainError(_what_is_missing(flavour, packages), _INSTALL[flavour])
     version = _version(flavour, packages)
-    found = _cuda_major(flavour, packages, version, dpkg_status)
+    found = _cuda_major(flavour, packages, version, places.dpkg_status)
     cuda_major = cuda_major if found is None else found
     if cuda_major is None:
         raise ToolchainError(
@@ -146,21 +135,20 @@ def _toolchain(
     return Toolchain(flavour, version, cuda_major, platform.system().lower(), _CPU_NAMES.get(cpu, cpu))
 
 
-def inspect_toolchains(
-    cuda_major: int | None = None, *, path: Sequence[str] | None = None, dpkg_status: Path = DPKG_STATUS
-) -> tuple[ToolchainFinding, ...]:
+def inspect_toolchains(cuda_major: int | None = None, places: PackagePlaces = _HERE) -> tuple[ToolchainFinding, ...]:
     """Return the result for each flavour, tensorrt first, with the problem of one that is not usable.
 
+    Reads only package metadata, and imports nothing of TensorRT: about 3 ms once ``importlib.metadata`` is loaded.
+
     Args:
-        cuda_major: As in ``require_toolchain``, like the others.
-        path: Folders to look in.
-        dpkg_status: Debian's list of installed packages.
+        cuda_major: CUDA major version to assume if the packages do not name it.
+        places: Where to look for packages.
     """
-    listed = _listed_names(path)
+    listed = _listed_names(places.folders)
 
     def inspect(flavour: Flavour) -> ToolchainFinding:
         try:
-            toolchain = _toolchain(flavour, cuda_major, path, dpkg_status, listed)
+            toolchain = _toolchain(flavour, cuda_major, places, listed)
         except ToolchainError as error:
             return ToolchainFinding(flavour, None, error.what, error.fix)
         return ToolchainFinding(flavour, toolchain)
@@ -168,11 +156,9 @@ def inspect_toolchains(
     return tuple(inspect(flavour) for flavour in get_args(Flavour))
 
 
-def installed_toolchains(
-    cuda_major: int | None = None, *, path: Sequence[str] | None = None, dpkg_status: Path = DPKG_STATUS
-) -> tuple[Toolchain, ...]:
-    """Return the usable flavours, tensorrt first; arguments as in ``inspect_toolchains``."""
-    findings = inspect_toolchains(cuda_major, path=path, dpkg_status=dpkg_status)
+def installed_toolchains(cuda_major: int | None = None, places: PackagePlaces = _HERE) -> tuple[Toolchain, ...]:
+    """Return the usable flavours, tensorrt first; arguments as in :func:`inspect_toolchains`."""
+    findings = inspect_toolchains(cuda_major, places)
     return tuple(finding.toolchain for finding in findings if finding.toolchain is not None)
 
 
