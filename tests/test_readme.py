@@ -253,14 +253,3 @@ def test_the_architecture_names_each_module():
     found |= {f"{path.parent.name}/" for path in (ROOT / "enginecache").glob("*/__init__.py")}
     named = set(re.findall(r"`([\w/]+)`", page("architecture.md")))
     assert sorted(found - {"migrations/"} - named) == []
-
-
-# Words
-
-
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name not in GENERATED], ids=lambda path: path.name)
-def test_a_page_is_in_plain_english(path):
-    """The worst habits; the word list is in CONTRIBUTING.md."""
-    text = re.sub(r"`[^`\n]*`|^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    habits = r"\b(mend\w*|beside|told|at rest|of ours|for people|(?:could|can) be had|[Ww]ho waits)\b"
-    assert re.findall(habits, text) == []
