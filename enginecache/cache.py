@@ -36,7 +36,6 @@ from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadabl
 from enginecache.pipeline.resolve import resolve
 from enginecache.pipeline.results import Entry, Explanation, Outcome
 from enginecache.pipeline.runtime_cache import EngineRuntimeCache, RuntimeCaches
-from enginecache.pipeline.timing_caches import TimingCaches
 from enginecache.storage.lock_types import WaitingCallback
 from enginecache.storage.registry.rows import EntryRecord
 from enginecache.storage.space import require_writable
@@ -97,11 +96,7 @@ class EngineCache(StoredEngines):
         config = self.config
         self._memo = FileMemo(self._registry)
         self._lookup = Lookup(self._storage)
-        self._publication = Publication(
-            self._storage,
-            ProcessBuilder(config.python) if builder is None else builder,
-            TimingCaches(self.root, self._storage.locks, python=config.python),
-        )
+        self._publication = Publication(self._storage, ProcessBuilder(config.python) if builder is None else builder)
         trial = ProcessTrial(config.python, also=config.pass_environment)
         self._loader = EngineLoader(self._registry, self._storage.quarantine, trial=trial)
         self._place = place

@@ -162,7 +162,7 @@ def test_every_temporary_name_in_the_code_is_one_that_is_deleted_later():
     """A new one must be added to the patterns, or what a crash leaves of it stays for ever."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in Path(enginecache.__file__).parent.rglob("*.py"))
     prefixes = set(re.findall(r'prefix=f?"([^"]+)", dir=self._root.tmp', code)) | {build_folder_prefix("ab" * 16)}
-    assert {"blob-", "holder-", "merge-"} < prefixes
+    assert {"blob-", "holder-"} < prefixes
     for prefix in prefixes:
         for name in get_args(ArtefactKind) if "{" in prefix else [""]:
             made = prefix.replace("{self._kind}", name) + "a1_b2c3d"
@@ -211,7 +211,7 @@ def test_delete_takes_files_and_folders_but_not_what_links_in_them_lead_to(root,
     target = tmp_path / "target"
     target.mkdir()
     (root.tmp / "blob-a1_b2c3d").touch()
-    folder = root.tmp / "merge-a1_b2c3d"
+    folder = root.tmp / "registry-a1_b2c3d"
     (folder / "deep").mkdir(parents=True)
     (folder / "link").symlink_to(target)
     past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)

@@ -353,17 +353,24 @@ def test_a_failed_build_keeps_no_timing_cache(open_cache, model):
 
 def test_a_timing_cache_that_is_not_kept_is_a_warning_and_the_build_a_success(open_cache, model):
     cache = open_cache(TimingBuilder(), ON_A_GPU)
-    timing_caches = TimingCaches(cache.root, cache._storage.locks, lambda *_: None)
-    cache._publication._timing_caches = timing_caches
-    resolved = asked(cache, model, 4)
-    slot = timing_caches.slot(TENSORRT, H100, resolved.key.options)
-    # Another GPU of this model finishes a build meanwhile.
-    cache._publication._builder.before = lambda _: timing_caches.keep(timing_caches.begin(slot), b"theirs;")
-    record, built = cache._publication.build(resolved)
+    folder = cache.root.artefacts("timing-caches")
+    cache._publication._builder.before = lambda _: (folder.rmdir() if folder.exists() else None, folder.write_text(""))
+    record, built = cache._publication.build(asked(cache, model, 4))
     (warning,) = built.warnings
     assert "timing cache was not kept" in warning
     assert cache.find(record.key) == record
-    assert timing_caches.begin(slot).data == b"theirs;"
+    folder.unlink()
+
+
+def test_of_two_equal_gpus_that_build_at_once_the_last_ones_timings_stay(open_cache, model):
+    cache = open_cache(TimingBuilder(), ON_A_GPU)
+    resolved = asked(cache, model, 4)
+    timing_caches = TimingCaches(cache.root)
+    slot = timing_caches.slot(TENSORRT, H100, resolved.key.options)
+    cache._publication._builder.before = lambda _: timing_caches.keep(timing_caches.begin(slot), b"theirs;")
+    _, built = cache._publication.build(resolved)
+    assert built.warnings == ()
+    assert timing_caches.begin(slot).data == b"1;"
 
 
 def most_at_once(cache: EngineCache, model: Path, places: list, patience_s: float) -> int:

@@ -1,7 +1,7 @@
 """From a resolved request to a published engine: build, store, commit.
 
-Locks are taken in this order alone: the key's (by the caller), the device's, the timing cache's, the store's. The
-device's and the timing cache's are given back before the store's is taken.
+Locks are taken in this order alone: the key's (by the caller), the device's, the store's. The device's is
+given back before the store's is taken.
 """
 
 from __future__ import annotations
@@ -80,16 +80,15 @@ class Publication:
     Args:
         storage: Where the plans and rows go; its locks are taken for the device.
         builder: Makes the plans.
-        timing_caches: Begin TensorRT's builds; default: those of the folder.
     """
 
-    def __init__(self, storage: Storage, builder: Builder, timing_caches: TimingCaches | None = None) -> None:
+    def __init__(self, storage: Storage, builder: Builder) -> None:
         self._storage = storage
         self._root = storage.root
         self._registry = storage.registry
         self._locks = storage.locks
         self._builder = builder
-        self._timing_caches = TimingCaches(self._root, self._locks) if timing_caches is None else timing_caches
+        self._timing_caches = TimingCaches(self._root)
 
     def build(
         self,

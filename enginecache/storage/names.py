@@ -24,7 +24,7 @@ _RANDOM = r"[a-z0-9_]{8}"
 
 _STAGED = re.compile(re.escape(TEMPORARY_PREFIX) + _RANDOM)
 _TEMPORARY_FILE = re.compile(rf"(?:blob|record|holder|lock|timing-caches|runtime-caches)-{_RANDOM}")
-_TEMPORARY_FOLDER = re.compile(rf"(?:registry|merge|build-[0-9a-f]{{12}})-{_RANDOM}")
+_TEMPORARY_FOLDER = re.compile(rf"(?:registry|build-[0-9a-f]{{12}})-{_RANDOM}")
 _ENGINES_FOLDER = re.compile(r"[0-9a-f]{2}")
 _BLOB = re.compile(rf"({_HEX})\.engine")
 _RECORD = re.compile(rf"({_HEX})\.json")
@@ -35,7 +35,7 @@ _FILES = {
     "": re.compile(r"CACHEDIR\.TAG|reserve|registry\.sqlite(?:-journal|-wal|-shm)?"),
     "quarantine": re.compile(rf"{_QUARANTINED.pattern}|registry\.\d+\.sqlite(?:-journal|-wal|-shm)?"),
     "logs": re.compile(r"[0-9a-f]{32}\.log"),
-    "locks": re.compile(rf"(?:store|repair|{_HEX}|timing-{_HEX}|device-[A-Za-z0-9-]+)\.(?:lock|holder)"),
+    "locks": re.compile(rf"(?:store|repair|{_HEX}|device-[A-Za-z0-9-]+)\.(?:lock|holder)"),
     "tmp": _TEMPORARY_FILE,
     "uses": _SLOT,
     "timing-caches": _SLOT,

@@ -47,7 +47,7 @@ class Artefacts:
 
     A file is one line, ``enginecache <kind> v1 <slot> <digest>``, and the bytes: what was cut, flipped, or copied from
     another slot does not match its line. Replacing is atomic and durable: a reader sees the old or the new file. Safe
-    across threads and processes; who reads in order to replace holds a lock of its own. Not safe on NFS.
+    across threads and processes; of two that replace one at a time, the last one's stays. Not safe on NFS.
 
     Args:
         root: The cache folder.

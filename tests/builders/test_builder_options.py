@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import builder_models as models
 import pytest
-from listed_api import ALWAYS_ASKED, RELEASES, STATIC, Script, a_request, is_rtx, listed_module, run
+from listed_api import ALWAYS_ASKED, RELEASES, STATIC, Script, a_request, is_rtx, run
 
 from enginecache.errors import BuildError, OptionError, TargetError, UnsupportedOptionError
 from enginecache.files.digest import digest_of
 from enginecache.host.targets import ComputeCapability, Reach, Target
 from enginecache.key.options import BuildOptions, PluginLibrary
-from enginecache.trt.build.logs import BuildLog
-from enginecache.trt.build.merging import merge_timing_caches
 
 V8, V10_0, V10_16, V11, RTX = RELEASES
 AMPERE_PLUS = Target((ComputeCapability(8, 0),), and_later=True)
@@ -238,18 +234,3 @@ def test_refused_timing_cache_is_not_why_a_build_fails_later(tmp_path):
     script = Script(inputs=STATIC, refusals=refusals, plan=None, logged=[("ERROR", "the reason")])
     with pytest.raises(BuildError, match="the reason"):
         run(V10_16, a_request(tmp_path, V10_16, timing_cache=b"timings"), script)
-
-
-@pytest.mark.parametrize("release", RELEASES[:4])
-@pytest.mark.parametrize(
-    ("refusals", "merged"),
-    [
-        ({}, b"current+ours"),
-        ({"merge": "of another GPU"}, None),
-        ({"null timing cache": "no"}, None),
-        ({"damaged timing cache": "an empty one instead"}, None),
-    ],
-)
-def test_timing_caches_merge_or_are_left_alone(release, refusals, merged):
-    module = listed_module(release, Script(refusals=refusals))
-    assert merge_timing_caches(module, BuildLog(io.StringIO()), b"current", b"ours") == merged

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import builder_models as models
 import pytest
-from waiting import LIMIT_S
 
 from enginecache.errors import (
     BuildError,
@@ -26,7 +25,7 @@ from enginecache.files.digest import digest_of
 from enginecache.host.targets import ComputeCapability, Reach, Target
 from enginecache.key.options import BuildOptions, PluginLibrary
 from enginecache.trt.build import process as child
-from enginecache.trt.child import child_environment, running_worker
+from enginecache.trt.child import child_environment
 
 pytestmark = pytest.mark.rtx
 
@@ -252,38 +251,3 @@ def test_timing_cache_comes_back_and_damage_is_an_empty_one(tmp_path, shim_build
     (warning,) = second.warnings
     assert "TensorRT 11.4.0.106 does not take the timing cache, and began with an empty one: " in warning
     assert "Failed to deserialize timing cache" in warning
-
-
-def run_merger(request: dict[str, str], folder: Path, search_path: list[str] | None = None) -> tuple[int, str]:
-    environment = child_environment(None, search_path)
-    with (folder / "log").open("w+b") as log:
-        merger = running_worker(
-            "enginecache.trt.build.merging",
-            request,
-            python=sys.executable,
-            environment=environment,
-            folder=folder,
-            log=log,
-        )
-        with merger as worker:
-            status = worker.wait(LIMIT_S)
-    return status, (folder / "log").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(("current", "status"), [(b"", 0), (b"rubbish", 3)])
-def test_merging_writes_a_file_or_says_that_tensorrt_refuses(tmp_path, shim_builder, current, status):
-    request = {"flavour": "tensorrt"}
-    for name, content in (("current", current), ("ours", b"")):
-        (tmp_path / name).write_bytes(content)
-    request.update({name: str(tmp_path / name) for name in ("current", "ours", "merged")})
-    ended, said = run_merger(request, tmp_path, shim_builder._search_path)
-    assert ended == status, said
-    assert (tmp_path / "merged").exists() is (status == 0)
-    if status:
-        assert "[E] the timing cache current is not taken: " in said
-
-
-def test_merging_that_cannot_be_tried_is_neither(tmp_path):
-    ended, said = run_merger({"flavour": "tensorrt", "current": str(tmp_path / "none")}, tmp_path)
-    assert ended == 1
-    assert "cannot be imported" in said.splitlines()[-1]

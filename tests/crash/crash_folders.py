@@ -10,19 +10,19 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from fakes import H100, FakeBuilder, fake_cache
+from fakes import FakeBuilder, fake_cache
 from models import linear, save
 from records import hex_of
 
 from enginecache.cache import EngineCache
 from enginecache.errors import BuildError
-from enginecache.pipeline.timing_caches import TimingCaches, TimingSlot
+from enginecache.pipeline.timing_caches import TimingCaches
 
 FROZEN = Path(__file__).parents[1] / "migrations/data/registry-0001.sqlite"
 DIMS = {"batch": (1, 2, 4)}
 DAY_S = 24 * 3600
 PLAN_BYTES = 4096
-SLOT = TimingSlot("5" * 64, "tensorrt", H100)
+SLOT = "5" * 64
 
 
 class CarefulBuilder(FakeBuilder):
@@ -110,7 +110,7 @@ def much_damaged(case: Path) -> None:
     flip(blob(case, "b"))
     blob(case, "c").unlink()
     blob(case, "a").chmod(0o600)
-    (case / "cache/timing-caches" / SLOT.name).write_bytes(b"no timing cache")
+    (case / "cache/timing-caches" / SLOT).write_bytes(b"no timing cache")
 
 
 def of_first_release(case: Path) -> None:
@@ -127,13 +127,9 @@ def of_first_release(case: Path) -> None:
         connection.execute("UPDATE blobs SET size_bytes = ?", (len(text),))
 
 
-def join(_slot: TimingSlot, current: bytes, ours: bytes) -> bytes:
-    return b"+".join(sorted({*current.split(b"+"), *ours.split(b"+")}))
-
-
 def timing_caches(case: Path) -> TimingCaches:
     with cache_in(case) as cache:
-        return TimingCaches(cache.root, cache._storage.locks, join)
+        return TimingCaches(cache.root)
 
 
 def with_timing_cache(case: Path) -> None:
