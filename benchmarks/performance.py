@@ -48,7 +48,7 @@ from enginecache.host.devices import Device
 from enginecache.host.targets import ComputeCapability, Reach, Target
 from enginecache.host.toolchain import Toolchain
 from enginecache.model import ModelSource, identify
-from enginecache.pipeline.load import EngineLoader
+from enginecache.pipeline.load import EngineLoader, Loading
 from enginecache.pipeline.placement import Placement
 from enginecache.pipeline.request import Request
 from enginecache.storage.registry.rows import EntryRecord
@@ -358,13 +358,8 @@ def loading(table: Table, rounds: int, folder: Path) -> None:
             return Loaded(len(plan))
 
     def loader() -> EngineLoader:
-        return EngineLoader(
-            cache._registry,
-            lambda *_: None,
-            find_device=lambda: gpu,
-            trial=lambda *_: None,
-            deserialize=handed_over,
-        )
+        loading = Loading(trial=lambda *_: None, deserializer=handed_over, find_device=lambda: gpu)
+        return EngineLoader(cache._registry, lambda *_: None, loading)
 
     from enginecache.trt.load import deserialize
 

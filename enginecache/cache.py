@@ -27,7 +27,7 @@ from enginecache.key.shape_syntax import Corners
 from enginecache.maintenance.inspect import StoredEngines
 from enginecache.pipeline.failures import KnownFailure, failure_in_force
 from enginecache.pipeline.hit_cache import Name, RecentHits
-from enginecache.pipeline.load import EngineLoader, TrialPolicy
+from enginecache.pipeline.load import EngineLoader, Loading, TrialPolicy
 from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.model_memo import FileMemo
 from enginecache.pipeline.placement import place
@@ -97,8 +97,8 @@ class EngineCache(StoredEngines):
         self._memo = FileMemo(self._registry)
         self._lookup = Lookup(self._storage)
         self._publication = Publication(self._storage, ProcessBuilder(config.python) if builder is None else builder)
-        trial = ProcessTrial(config.python, also=config.pass_environment)
-        self._loader = EngineLoader(self._registry, self._storage.quarantine, trial=trial)
+        loading = Loading(ProcessTrial(config.python, config.pass_environment))
+        self._loader = EngineLoader(self._registry, self._storage.quarantine, loading)
         self._place = place
         self._hits = RecentHits(self._storage, frozenset(config.pass_environment))
 
@@ -287,7 +287,7 @@ class EngineCache(StoredEngines):
             model: As for :meth:`get`, and so are all keywords that are not described here.
             trial: Whether the plan is first loaded in a child process, which a crash cannot take further: ``auto``
                 where it is not known to load here, ``always`` or ``never``. A trial costs its time and GPU memory.
-            trusted: Whether a version-compatible plan that was not built here may run its own host code.
+            trusted: Whether a version-compatible plan may run its own host code in this process.
             if_unloadable: ``raise`` leaves it at the quarantine, and builds nothing.
 
         Returns:

@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -20,10 +19,12 @@ from records import attempt, entry, fields_of
 
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError, RegistryError, StoreError
 from enginecache.files.canonical import canonical_json
+from enginecache.files.mounts import boot_id
 from enginecache.files.units import utc_now
 from enginecache.host.targets import ComputeCapability
 from enginecache.key.options import PluginLibrary
-from enginecache.pipeline.load import EngineLoader
+from enginecache.pipeline import load as loading
+from enginecache.pipeline.load import EngineLoader, Loading, first_step
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.registry import SqlRegistry
 from enginecache.storage.registry.rows import LoadRecord
@@ -54,13 +55,13 @@ class Desk:
         self.tried, self.loaded, self.aside = [], [], []
         self.published = 0
 
-    def publish(self, host="elsewhere", fields=None, **values):
-        """An entry of the plan, built on ``host``."""
+    def publish(self, fields=None, **values):
+        """An entry of the plan."""
         digest = blake3.blake3(self.path.read_bytes()).hexdigest()
         json_text = canonical_json({**fields_of("a"), **(fields or {})})
         self.published += 1
         record = entry("a", self.published, **{"digest": digest, "key_json": json_text, **values})
-        self.registry.start_build(attempt("a", self.published, host=host))
+        self.registry.start_build(attempt("a", self.published))
         self.registry.publish(record, record.fields)
         return record
 
@@ -73,13 +74,10 @@ class Desk:
             self.loaded.append(request)
             return self.here_gives
 
-        loader = EngineLoader(
-            self.registry,
-            lambda _record, reason: self.aside.append(reason),
-            find_device=lambda: self.device,
-            trial=trial,
-            deserialize=deserialize,
-        )
+        def set_aside(_record, reason):
+            self.aside.append(reason)
+
+        loader = EngineLoader(self.registry, set_aside, Loading(trial, deserialize, lambda: self.device))
         return loader.load(record, self.path, **asked)
 
     def refusal(self, record, kind, **asked):
@@ -116,7 +114,7 @@ def test_first_load_is_tried_in_a_child_and_the_second_is_not(desk):
     assert desk.counts() == (1, 2)
     (row,) = desk.registry.loads(record.digest)
     assert (row.device, row.toolchain, row.driver) == ("NVIDIA L4, 58 SMs", "tensorrt-rtx 1.7.1.116", "580.65.06")
-    assert (row.outcome, row.reason) == ("loaded", "")
+    assert (row.outcome, row.reason, row.boot) == ("loaded", "", boot_id())
 
 
 def test_load_of_what_is_known_writes_nothing(desk):
@@ -140,29 +138,56 @@ def test_another_driver_or_class_of_gpu_is_tried_anew(desk, changed):
     assert len(desk.tried) == 2
 
 
-def test_blob_built_on_this_host_and_gpu_is_not_tried(desk):
-    desk.load(desk.publish(platform.node(), device_name=ADA.name))
-    assert desk.counts() == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("host", "device_name"), [("elsewhere", ADA.name), (platform.node(), None), (platform.node(), "NVIDIA L40S")]
-)
-def test_blob_built_elsewhere_or_for_no_gpu_is_tried(desk, host, device_name):
-    desk.load(desk.publish(host, device_name=device_name))
+def test_plan_that_this_host_built_and_never_loaded_is_tried(desk):
+    record = desk.publish(device_name=ADA.name)
+    (build,) = desk.registry.builds(record.key)
+    assert build.host == "here"
+    desk.load(record)
     assert desk.counts() == (1, 1)
 
 
-def test_trial_can_be_switched_off_and_forced(desk):
+@pytest.mark.parametrize(("now", "tried"), [("the same", 0), ("another host, or after a reboot", 1), ("", 1)])
+def test_that_a_plan_was_loaded_counts_in_the_same_boot_of_the_same_host_alone(desk, monkeypatch, now, tried):
     record = desk.publish()
-    desk.load(record, trial="never")
-    assert desk.counts() == (0, 1)
-    desk.load(record, trial="always")
-    assert desk.counts() == (1, 2)
+    monkeypatch.setattr(loading, "boot_id", lambda: now and "the same")
+    desk.load(record)
+    desk.tried.clear()
+    monkeypatch.setattr(loading, "boot_id", lambda: now)
+    desk.load(record)
+    assert len(desk.tried) == tried
+
+
+def test_a_lasting_refusal_counts_on_every_host_of_the_class(desk, monkeypatch):
+    record, desk.trial_gives = desk.publish(compute_capabilities=("9.0",)), INTERNAL
+    desk.refusal(record, LoadRefusedError)
+    monkeypatch.setattr(loading, "boot_id", lambda: "another host")
+    desk.refusal(record, LoadRefusedError)
+    assert len(desk.tried) == 1
+
+
+def test_what_this_process_has_loaded_is_not_asked_of_the_registry(desk, monkeypatch):
+    record = desk.publish()
+    loader = EngineLoader(desk.registry, desk.aside.append, Loading(lambda *_: None, lambda _: Loaded(1), lambda: ADA))
+    loader.load(record, desk.path)
+    monkeypatch.setattr(desk.registry, "find_load", lambda *_: pytest.fail("asked"))
+    assert loader.load(record, desk.path) == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "auto", "never", "always"),
+    [
+        (None, "try", "load", "try"),
+        ("loaded", "load", "load", "try"),
+        ("refused", "raise", "raise", "try"),
+        ("bad", "raise", "raise", "try"),
+    ],
+)
+def test_first_step_is_decided_by_what_is_known_and_the_policy(known, auto, never, always):
+    assert [first_step(known, policy) for policy in ("auto", "never", "always")] == [auto, never, always]
 
 
 def test_without_a_known_gpu_every_load_is_tried_and_nothing_is_remembered(desk):
-    record, desk.device = desk.publish(platform.node()), None
+    record, desk.device = desk.publish(), None
     desk.load(record)
     desk.load(record)
     assert desk.counts() == (2, 2)
@@ -187,7 +212,7 @@ def test_plan_that_fails_its_trial_is_set_aside_and_never_loaded_here(desk, kind
 
 
 def test_bad_plan_whose_bytes_were_built_again_is_an_error_at_once_until_it_is_tried_again(desk):
-    record, desk.trial_gives = desk.publish(platform.node(), device_name=ADA.name), Failure("crash")
+    record, desk.trial_gives = desk.publish(), Failure("crash")
     desk.refusal(record, LoadError, trial="always")
     error = desk.refusal(record, LoadError)
     assert "builds the same bytes again" in error.fix
@@ -266,7 +291,8 @@ def test_bad_plan_that_cannot_be_set_aside_is_still_told(desk):
     def set_aside(*_):
         raise StoreError("the folder is read-only")
 
-    loader = EngineLoader(desk.registry, set_aside, find_device=lambda: ADA, trial=lambda *_: INTERNAL)
+    loading_plan = Loading(lambda *_: INTERNAL, find_device=lambda: ADA)
+    loader = EngineLoader(desk.registry, set_aside, loading_plan)
     with pytest.raises(LoadError, match=r"Internal Error\nIt could not be set aside: the folder is read-only"):
         loader.load(record, desk.path)
 
@@ -277,7 +303,7 @@ def test_registry_that_fails_stops_no_load(desk, monkeypatch):
     def fail(*_, **__):
         raise RegistryError("disk I/O error")
 
-    for name in ("find_load", "record_load", "builds"):
+    for name in ("find_load", "record_load"):
         monkeypatch.setattr(desk.registry, name, fail)
     assert desk.load(record) == "an engine"
     desk.trial_gives = Failure("crash")
@@ -287,7 +313,7 @@ def test_registry_that_fails_stops_no_load(desk, monkeypatch):
 def test_changed_bytes_are_an_integrity_error_and_no_outcome(desk):
     record = desk.publish()
     desk.path.write_bytes(b"a plam")
-    loader = EngineLoader(desk.registry, lambda *_: pytest.fail("set aside"), find_device=lambda: ADA)
+    loader = EngineLoader(desk.registry, lambda *_: pytest.fail("set aside"), Loading(find_device=lambda: ADA))
     for trial in ("auto", "never"):
         with pytest.raises(IntegrityError) as caught:
             loader.load(record, desk.path, trial=trial)
@@ -299,7 +325,7 @@ def test_changed_bytes_are_an_integrity_error_and_no_outcome(desk):
 def test_plan_that_was_deleted_after_it_was_handed_out_is_not_cached_any_more(desk, trial):
     record = desk.publish()
     desk.path.unlink()
-    loader = EngineLoader(desk.registry, lambda *_: pytest.fail("set aside"), find_device=lambda: ADA)
+    loader = EngineLoader(desk.registry, lambda *_: pytest.fail("set aside"), Loading(find_device=lambda: ADA))
     with pytest.raises(NotCachedError, match="was deleted after it was handed out"):
         loader.load(record, desk.path, trial=trial)
     assert desk.outcomes(record) == []
@@ -324,20 +350,16 @@ def test_request_says_what_the_row_says(desk, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("compatible", "host", "trusted", "is_allowed"),
-    [
-        (True, "elsewhere", False, False),
-        (True, "elsewhere", True, True),
-        (True, platform.node(), False, True),
-        (False, platform.node(), True, False),
-    ],
+    ("compatible", "trusted", "is_allowed"), [(True, False, False), (True, True, True), (False, True, False)]
 )
-def test_host_code_may_run_only_in_a_version_compatible_plan_that_is_trusted_or_built_here(
-    desk, compatible, host, trusted, is_allowed
+@pytest.mark.parametrize("trial", ["auto", "never", "always"])
+def test_host_code_may_run_only_in_a_version_compatible_plan_that_the_caller_trusts(
+    desk, compatible, trusted, is_allowed, trial
 ):
-    record = desk.publish(host, fields={"options": {"version_compatible": compatible}})
-    desk.load(record, trusted=trusted)
-    assert desk.loaded[0].allows_host_code is is_allowed
+    record = desk.publish({"options": {"version_compatible": compatible}})
+    desk.load(record)
+    desk.load(record, trusted=trusted, trial=trial)
+    assert {request.allows_host_code for request in (desk.loaded[1], *desk.tried[1:])} == {is_allowed}
 
 
 def test_warnings_of_a_good_load_are_logged(desk, caplog):
@@ -353,14 +375,14 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import test_loader
-from enginecache.pipeline.load import EngineLoader
+from enginecache.pipeline.load import EngineLoader, Loading
 desk = test_loader.Desk(Path(sys.argv[1]))
 said = []
 for text in ("engine", "crash|reading weights", "none|not mine", "engine"):
     desk.path.write_text(text)
     record = desk.publish()
     set_aside = lambda record, reason: desk.aside.append(reason)
-    loader = EngineLoader(desk.registry, set_aside, find_device=lambda: test_loader.ADA)
+    loader = EngineLoader(desk.registry, set_aside, Loading(find_device=lambda: test_loader.ADA))
     try:
         said.append(loader.load(record, desk.path))
     except Exception as error:

@@ -1,7 +1,12 @@
-"""From an entry to an ``ICudaEngine``: first in a child process, then in this one, and what came of it remembered.
+"""From an entry to an ``ICudaEngine``: first in a child process, then in this one, and the result remembered.
 
 A plan that crashes TensorRT's deserializer crashes the child; the second loading, here, then does not happen. What is
 remembered only saves work: a registry that cannot be read or written stops no loading.
+
+A result in the registry names the boot of the host that found it. That a plan was loaded counts in that boot alone: a
+registry may be shared, or copied into an image, and a host name or ``/etc/machine-id`` is the same in all copies of an
+image. So the first load after a reboot is a trial again. A lasting refusal is about the class of GPU, and counts on
+every host.
 """
 
 from __future__ import annotations
@@ -9,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +30,7 @@ from enginecache.errors import (
     RegistryError,
     shown,
 )
+from enginecache.files.mounts import boot_id
 from enginecache.files.units import utc_now
 from enginecache.host.devices import Device, current_device
 from enginecache.host.targets import DeviceModel
@@ -37,24 +43,64 @@ from enginecache.trt.load.trial import ProcessTrial
 from enginecache.trt.load.verdict import judge
 
 TrialPolicy = Literal["auto", "never", "always"]
-"""``auto``: in a child first, unless the blob was built or loaded here. ``never``: in this process alone, which a bad
-plan may crash. ``always``: in a child first, also where it was refused or loaded before.
+"""``auto``: in a child first, unless this host has loaded the plan since it started. ``never``: in this process alone,
+which a bad plan may crash. ``always``: in a child first, also where it was refused or loaded before.
 """
 
 TRIAL_POLICIES: tuple[TrialPolicy, ...] = get_args(TrialPolicy)
 
-MAX_KEPT_LETTERS = 8000
+MAX_KEPT_CHARACTERS = 8000
 """Of TensorRT's lines, in one row."""
 
 _LOGGER = logging.getLogger("enginecache")
 
 
-def device_here() -> Device | None:
-    """The GPU that is current in this thread, or None where there is none or it cannot be told."""
+def _device_here() -> Device | None:
     try:
         return current_device()
     except NoDeviceError:
         return None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The parts of a loading that need TensorRT or a GPU.
+
+    Attributes:
+        trial: Loads a plan in another process.
+        deserializer: Loads a plan in this one.
+        find_device: Finds the GPU that TensorRT will use in this process; None where there is none, or it is unknown.
+    """
+
+    trial: Trial = field(default_factory=ProcessTrial)
+    deserializer: Deserializer = deserialize
+    find_device: Callable[[], Device | None] = _device_here
+
+
+def first_step(known: LoadOutcome | None, policy: TrialPolicy) -> Literal["raise", "try", "load"]:
+    """Decide what comes first. Pure.
+
+    ======================  ======  =======  ========
+    known of the plan here  auto    never    always
+    ======================  ======  =======  ========
+    nothing                 try     load     try
+    loaded                  load    load     try
+    refused, bad            raise   raise    try
+    ======================  ======  =======  ========
+
+    Args:
+        known: Outcome of an earlier loading that counts here; None for nothing.
+        policy: As the caller asks.
+
+    Returns:
+        ``raise``: the earlier failure again. ``try``: a child process loads the plan, then this one. ``load``: this
+        process loads it.
+    """
+    if policy == "always":
+        return "try"
+    if known in {"refused", "bad"}:
+        return "raise"
+    return "load" if known == "loaded" or policy == "never" else "try"
 
 
 class EngineLoader:
@@ -63,26 +109,20 @@ class EngineLoader:
     Args:
         registry: Where outcomes are remembered.
         set_aside: Quarantines an entry's blob, although its bytes are whole, and forgets its entries; given the reason.
-        find_device: Finds the GPU that TensorRT will use in this process.
-        trial: Loads a plan in another process.
-        deserialize: Loads a plan in this one.
+        loading: What loads a plan, and on which GPU.
     """
 
     def __init__(
         self,
         registry: Registry,
         set_aside: Callable[[EntryRecord, str], object],
-        *,
-        find_device: Callable[[], Device | None] = device_here,
-        trial: Trial | None = None,
-        deserialize: Deserializer = deserialize,
+        loading: Loading,
     ) -> None:
         self._registry = registry
         self._set_aside = set_aside
-        self._find_device = find_device
-        self._trial = ProcessTrial() if trial is None else trial
-        self._deserialize = deserialize
+        self._loading = loading
         self._loaded: set[tuple[str, str, str]] = set()
+        """What this process has loaded, and under what: the registry is not asked for it."""
 
     def load(
         self,
@@ -102,7 +142,7 @@ class EngineLoader:
             record: The entry.
             path: Its plan.
             plugins: Libraries of plugins that the plan needs.
-            trusted: Whether host code in a version-compatible plan that was built elsewhere may run.
+            trusted: Whether host code in a version-compatible plan may run.
             trial: Whether it is loaded in a child process first.
 
         Returns:
@@ -111,7 +151,7 @@ class EngineLoader:
         Raises:
             IntegrityError: The bytes do not have their digest, or cannot be read; TensorRT has not seen them.
             LoadError: TensorRT refused the plan, or crashed on it, where it should run; it was set aside.
-            LoadRefusedError: It cannot be loaded here and now, for a reason outside it; it stays.
+            LoadRefusedError: It cannot be loaded here and now, and the plan is not to blame; it stays.
             NotCachedError: The plan was deleted since it was handed out.
         """
         if trial not in TRIAL_POLICIES:
@@ -128,32 +168,28 @@ class EngineLoader:
     def _load(
         self, record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool, trial: TrialPolicy
     ) -> Any:
-        device = self._find_device()
-        place = None if device is None else (record.digest, device.device_class, driver_of(device))
-        # What this process has loaded before is not asked of the registry.
-        has_loaded = trial == "auto" and place in self._loaded
-        known = None if has_loaded else self._recall(record, device)
-        if known is not None and known.outcome != "loaded" and trial != "always":
+        device = self._loading.find_device()
+        known = self._recall(record, device, trial)
+        outcome = None if known is None else known.outcome
+        step = first_step(outcome, trial)
+        if known is not None and step == "raise":
             raise _failed_before(path, known)
-        has_loaded = is_noted = has_loaded or (known is not None and known.outcome == "loaded")
-        is_built_here = (not has_loaded or _is_version_compatible(record)) and self._is_built_on_this_host(record)
-        request = _request(record, path, plugins, may_run_host_code=trusted or is_built_here)
-        is_new = not has_loaded and (not is_built_here or device is None or record.device_name != device.name)
-        if trial == "always" or (trial == "auto" and is_new):
-            failure = self._trial(request, device)
+        request = _request(record, path, plugins, trusted=trusted)
+        if step == "try":
+            failure = self._loading.trial(request, device)
             if failure is not None:
                 raise self._judged(record, request, device, failure)
-            has_loaded = True
-        outcome = self._deserialize(request)
-        if isinstance(outcome, Failure):
-            raise self._judged_here(record, request, device, outcome, has_loaded=has_loaded)
-        if not is_noted:  # a load of what is known writes nothing
+        loaded = self._loading.deserializer(request)
+        if isinstance(loaded, Failure):
+            has_loaded = step == "try" or outcome == "loaded"
+            raise self._judged_here(record, request, device, loaded, has_loaded=has_loaded)
+        if outcome != "loaded":  # a load of what is known writes nothing
             self._remember(record, device, "loaded", "")
-        if place is not None:
-            self._loaded.add(place)
-        for line in outcome.warnings:
+        if device is not None:
+            self._loaded.add(_place(record, device))
+        for line in loaded.warnings:
             _LOGGER.warning("TensorRT, loading %s: %s", record.model_name, line)
-        return outcome.engine
+        return loaded.engine
 
     def _judged_here(
         self,
@@ -164,10 +200,13 @@ class EngineLoader:
         *,
         has_loaded: bool,
     ) -> EngineCacheError:
-        """A failure in this process, which much besides the plan may be to blame for: a fresh one has the last word."""
+        """Return what to raise for a failure in this process.
+
+        Much besides the plan may be to blame for it, so a fresh process has the last word.
+        """
         if has_loaded:
             return self._judged(record, request, device, failure, has_loaded=True)
-        again = self._trial(request, device)
+        again = self._loading.trial(request, device)
         return self._judged(record, request, device, failure if again is None else again, has_loaded=again is None)
 
     def _judged(
@@ -179,7 +218,7 @@ class EngineLoader:
         *,
         has_loaded: bool = False,
     ) -> EngineCacheError:
-        """What to raise, after a bad plan has been set aside and a lasting refusal remembered."""
+        """Return what to raise, after a bad plan has been set aside and a lasting refusal remembered."""
         verdict = judge(request, device, failure, has_loaded=has_loaded)
         what = f"TensorRT did not load the engine {request.path}: {verdict.reason}"
         if verdict.is_lasting:
@@ -189,39 +228,27 @@ class EngineLoader:
         try:
             self._set_aside(record, verdict.reason)
         except EngineCacheError as error:
-            # The first error is the one to tell: what is bad stays so, whether or not it can be moved.
+            # The first error is the one to report: what is bad stays so, whether or not it can be moved.
             return LoadError(what, f"It could not be set aside: {error}")
         return LoadError(what, verdict.fix)
 
-    def _is_built_on_this_host(self, record: EntryRecord) -> bool:
-        try:
-            builds = self._registry.builds(record.key)
-        except RegistryError:
-            return False
-        return any(build.id == record.build_id and build.host == platform.node() for build in builds)
-
-    def _recall(self, record: EntryRecord, device: Device | None) -> LoadRecord | None:
-        if device is None:  # what is not known cannot be found again
+    def _recall(self, record: EntryRecord, device: Device | None, trial: TrialPolicy) -> LoadRecord | None:
+        """Return the result of an earlier loading that counts here."""
+        if device is None:  # a GPU that is not known cannot be recognized
             return None
+        if trial != "always" and _place(record, device) in self._loaded:
+            return _result(record, device, "loaded", "")
         with contextlib.suppress(RegistryError):
-            return self._registry.find_load(record.digest, device.device_class, _toolchain(record), driver_of(device))
+            known = self._registry.find_load(record.digest, device.device_class, _toolchain(record), driver_of(device))
+            if known is not None and (known.outcome != "loaded" or known.boot == boot_id() != ""):
+                return known
         return None
 
     def _remember(self, record: EntryRecord, device: Device | None, outcome: LoadOutcome, reason: str) -> None:
         if device is None:
             return
-        text = reason.encode(errors="backslashreplace").decode()[:MAX_KEPT_LETTERS]
-        row = LoadRecord(
-            digest=record.digest,
-            device=device.device_class,
-            toolchain=_toolchain(record),
-            driver=driver_of(device),
-            outcome=outcome,
-            reason=text,
-            at=utc_now(),
-        )
         with contextlib.suppress(RegistryError):
-            self._registry.record_load(row)
+            self._registry.record_load(_result(record, device, outcome, reason))
 
 
 def _is_missing(path: Path) -> bool:
@@ -232,20 +259,31 @@ def _is_missing(path: Path) -> bool:
     return False
 
 
-def _is_version_compatible(record: EntryRecord) -> bool:
-    return bool(record.fields.get("options", {}).get("version_compatible"))
+def _place(record: EntryRecord, device: Device) -> tuple[str, str, str]:
+    return record.digest, device.device_class, driver_of(device)
+
+
+def _result(record: EntryRecord, device: Device, outcome: LoadOutcome, reason: str) -> LoadRecord:
+    return LoadRecord(
+        digest=record.digest,
+        device=device.device_class,
+        toolchain=_toolchain(record),
+        driver=driver_of(device),
+        outcome=outcome,
+        reason=reason.encode(errors="backslashreplace").decode()[:MAX_KEPT_CHARACTERS],
+        at=utc_now(),
+        boot=boot_id(),
+    )
 
 
 def _toolchain(record: EntryRecord) -> str:
     return f"{record.backend} {record.tensorrt_version}"
 
 
-def _request(
-    record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, may_run_host_code: bool
-) -> LoadRequest:
+def _request(record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool) -> LoadRequest:
     fields = record.fields
     device = fields.get("target", {}).get("device")
-    is_version_compatible = _is_version_compatible(record)
+    is_version_compatible = bool(fields.get("options", {}).get("version_compatible"))
     return LoadRequest(
         path=Path(os.path.abspath(path)),  # noqa: PTH100  # Path.resolve would follow links
         digest=record.digest,
@@ -255,7 +293,7 @@ def _request(
         tuned_for=None if device is None else str(DeviceModel(device["name"], device["sm_count"])),
         is_version_compatible=is_version_compatible,
         plugins=plugins,
-        allows_host_code=is_version_compatible and may_run_host_code,
+        allows_host_code=is_version_compatible and trusted,
     )
 
 

@@ -60,7 +60,7 @@ class Entry:
 
         Args:
             trial: As for :meth:`enginecache.EngineCache.load`, and so is ``trusted``.
-            trusted: Whether a version-compatible plan that was not built here may run its own host code.
+            trusted: Whether a version-compatible plan may run its own host code in this process.
 
         Returns:
             The ``ICudaEngine`` of the flavour that built it.

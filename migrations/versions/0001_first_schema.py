@@ -117,6 +117,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("boot", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("digest", "device", "toolchain", "driver", name=op.f("pk_loads")),
     )
     op.create_table(

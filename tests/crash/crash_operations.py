@@ -32,7 +32,8 @@ from enginecache.errors import StoreError
 from enginecache.pipeline.copy import export_plan
 from enginecache.storage.registry.rows import LoadRecord
 
-LOAD = LoadRecord(hex_of("blob"), "sm_90", "13", "580", "loaded", "", dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc))
+LOADED_AT = dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc)
+LOAD = LoadRecord(hex_of("blob"), "sm_90", "13", "580", "loaded", "", LOADED_AT, "boot")
 
 
 @dataclass(frozen=True)

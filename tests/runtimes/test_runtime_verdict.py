@@ -30,27 +30,16 @@ ENVIRONMENT = [
     "Error Code 1: Cuda Driver (CUDA_ERROR_NO_DEVICE)",
     "CUDA driver version is insufficient for CUDA runtime version",
     "libcuda.so.1: cannot open shared object file: No such file or directory",
-    "the current platform does not support these layers due to mismatch of libnvrtc version",
+    "terminate called after throwing an instance of 'std::system_error'  what():  Resource temporarily unavailable",
     "Error Code 2: OutOfMemory (Requested size was 1048576 bytes.)",
     "CUDA out of memory",
     "cudaErrorMemoryAllocation",
     "  what():  std::bad_alloc",
-    "The engine plan file is generated on an incompatible device, expecting compute 8.9 got compute 8.6",
-    "The engine cannot run on this GPU, which has compute capability 9.0. Supported compute capabilities: 8.9.",
-    "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: 237",
-    "not compatible with this version of TensorRT, expecting library version 10.0.1.6 got 10.0.0.6, please rebuild.",
     "INVALID_ARGUMENT: getPluginCreator could not find plugin RoIAlign version 1",
     "IPluginRegistry::getCreator: Error Code 4: API Usage Error (Cannot find plugin: NMS_TRT, version: 1, namespace:.)",
     "Cannot deserialize plugin since corresponding IPluginCreator not found in Plugin Registry",
 ]
-BITS = [
-    "UNSUPPORTED_CC",
-    "OLD_CUDA_DRIVER",
-    "OLD_CUDA_RUNTIME",
-    "VERSION_MISMATCH",
-    "INSUFFICIENT_GPU_MEMORY",
-    "CUDA_ERROR",
-]
+BITS = ["OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR"]
 
 
 @pytest.mark.parametrize("kind", ["no_engine", "exception", "crash"])
@@ -60,6 +49,20 @@ def test_plan_that_covers_this_gpu_and_is_not_taken_is_bad(kind):
     assert clean_line(INTERNAL) in verdict.reason
     assert "MALFORMED_ENGINE" in verdict.reason
     assert "builds it anew" in verdict.fix
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Failure("no_engine"),
+        Failure("no_engine", diagnostics=("VERSION_MISMATCH",)),
+        Failure("no_engine", diagnostics=("UNSUPPORTED_CC",)),
+        Failure("no_engine", ("Error Code 1: Cuda Runtime (an illegal memory access was encountered)",)),
+        Failure("exception", what="RuntimeError: Permission denied"),
+    ],
+)
+def test_words_that_no_library_was_seen_to_say_of_a_good_plan_do_not_save_it(failure):
+    assert judge(REQUEST, ADA, failure).outcome == "bad"
 
 
 def test_plan_for_another_gpu_is_refused_for_good_in_tensorrts_words():

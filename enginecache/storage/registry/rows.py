@@ -351,6 +351,7 @@ class LoadRecord:
         outcome: ``loaded``; ``refused`` for a reason outside the plan; ``bad`` for a plan that was set aside.
         reason: TensorRT's own words; empty where it was loaded.
         at: When.
+        boot: Id of the boot of the host that loaded it; empty where the kernel has none.
     """
 
     digest: str
@@ -360,6 +361,7 @@ class LoadRecord:
     outcome: LoadOutcome
     reason: str
     at: dt.datetime
+    boot: str = ""
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,7 @@ loads = sa.Table(
     sa.Column("outcome", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("boot", sa.Text, nullable=False),
 )
 
 pins = sa.Table(

@@ -34,9 +34,8 @@ def main(path: Path) -> None:
     registry.start_build(attempt("d"))
     registry.record_miss(damaged.key, "differs", first.key, ["options.fp16"])
     registry.record_miss(damaged.key, "corrupt", None, [])
-    registry.record_load(
-        LoadRecord(first.digest, "NVIDIA L4, 58 SMs", "tensorrt-rtx 1.7.1.116", "580.65.06", "loaded", "", EPOCH)
-    )
+    place = (first.digest, "NVIDIA L4, 58 SMs", "tensorrt-rtx 1.7.1.116", "580.65.06")
+    registry.record_load(LoadRecord(*place, "loaded", "", EPOCH, "frozen"))
     registry.remember_answer(
         AnswerRecord("a" * 64, first.key, first.build_id, b"watched", b"said", b"printed", "b" * 64, "c" * 32)
     )
