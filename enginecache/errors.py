@@ -26,7 +26,9 @@
     │   ├── ToolchainError                         no TensorRT, or another one than the key names
     │   ├── TargetError                            this TensorRT cannot build for that GPU
     │   ├── UnsupportedOptionError                 this TensorRT or this GPU does not support an option
-    │   └── LoadRefusedError                       a good plan that cannot be loaded here and now
+    │   ├── LoadRefusedError                       a good plan that cannot be loaded here and now
+    │   └── CheckUnavailableError                  a package that a check needs is not installed
+    ├── CheckError                        exit 9   (RuntimeError)
     ├── StoreError                        exit 1   (OSError)
     ├── ResourceError                     exit 1   (OSError)
     ├── OutOfMemoryError                  exit 1   (MemoryError)
@@ -41,7 +43,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import ClassVar
+from typing import Any, ClassVar
 
 _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped: controls, lone surrogates (undecodable bytes), line and paragraph separators."""
@@ -247,6 +249,25 @@ class UnsupportedOptionError(BackendError):
 
 class LoadRefusedError(BackendError):
     """TensorRT did not load a plan because of the GPU, driver, version, memory or a plugin. The plan stays."""
+
+
+class CheckUnavailableError(BackendError):
+    """A package that a check of the numbers needs is not installed, or cannot compute the model."""
+
+
+class CheckError(EngineCacheError, RuntimeError):
+    """The engine failed its check, or nothing showed that it is right where that was asked for.
+
+    Attributes:
+        check: The check's record, plain JSON values: the numbers and the outputs concerned.
+    """
+
+    exit_code = 9
+
+    def __init__(self, what: str, fix: str = "", check: dict[str, Any] | None = None) -> None:
+        super().__init__(what, fix)
+        self.args = (what, fix, check)
+        self.check = check
 
 
 class StoreError(EngineCacheError, OSError):
