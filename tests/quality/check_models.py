@@ -51,12 +51,10 @@ class HereChecker(Checker):
         return sent[-1]
 
 
-def subject_of(folder: Path, original, converted=None, *, profiles=(), conversion=FP16, **changes) -> Subject:
+def subject_of(folder: Path, original, converted=None, *, build_options=HALF, conversion=FP16, **changes) -> Subject:
     """A model whose engine, of which there is none, is of FP16; ``converted`` is what the engine was built from."""
     folder.mkdir(parents=True, exist_ok=True)
-    build = builder_models.request_for(
-        folder, original, profiles=profiles, **{"options": HALF, "conversion": conversion, **changes}
-    )
+    build = builder_models.request_for(folder, original, options=build_options, conversion=conversion, **changes)
     path = None
     if converted is not None:
         path = folder / "converted.onnx"
