@@ -52,7 +52,7 @@ _GIVE_INPUTS = (
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How to check. None of it is part of a key.
+    """Options of a check. None of them is in a key.
 
     Attributes:
         inputs: ``.npz`` files, each with an array for every input; none makes inputs from the seed.
@@ -82,7 +82,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked.
+    """A plan to check, and everything that it was made from.
 
     Attributes:
         build: What the plan was built from: model, profiles, options, conversion.

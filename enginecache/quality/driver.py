@@ -88,7 +88,7 @@ class DriverError(RuntimeError):
 
     @property
     def is_about_memory(self) -> bool:
-        """Whether the GPU had too little memory. Source: CUDA driver API, CUDA_ERROR_OUT_OF_MEMORY."""
+        """True where the GPU had too little memory. Source: CUDA driver API, CUDA_ERROR_OUT_OF_MEMORY."""
         return self.status == 2
 
 

@@ -271,7 +271,7 @@ def _mapped(tensor: Any, folder: str | None) -> Any:
 def _bring_in(tensor: Any, folder: str | None) -> None:
     label = f"tensor {tensor.name!r}"
     extent = Extent.of_entries(tensor.external_data, label)
-    with open(_file(folder, extent), "rb") as file:  # noqa: PTH123  # a text, and not a Path
+    with open(_file(folder, extent), "rb") as file:  # noqa: PTH123  # a string, and not a Path
         file.seek(extent.offset_bytes)
         tensor.raw_data = file.read(ELEMENT_TYPES[tensor.data_type].size_bytes(tensor.dims, label))
     tensor.ClearField("external_data")

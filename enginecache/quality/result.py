@@ -44,7 +44,7 @@ class OutputNumbers:
     problem: str = ""
 
     def is_within(self, tolerance: float) -> bool:
-        """Whether it is as near to the reference as it must be."""
+        """Return whether it is as near to the reference as it must be."""
         return not self.problem and not self.unlike and self.error <= tolerance
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class PointNumbers:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found.
+    """The findings of one check.
 
     Attributes:
         verdict: See :data:`CheckVerdict`.
