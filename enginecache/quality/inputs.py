@@ -287,7 +287,8 @@ def other_arrays(arrays: Mapping[str, Any], point: Point) -> dict[str, Any]:
     return {name: array / 2 if array.dtype.kind == "f" else array for name, array in arrays.items()}
 
 
-_SAME_VALUES = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"}
+SAME_VALUES = {"Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"}
+"""Operators that move the values of their first input, and change none."""
 
 
 def index_ranges(model: Any) -> dict[str, Range]:
@@ -302,7 +303,7 @@ def index_ranges(model: Any) -> dict[str, Range]:
     origin = {value.name: value.name for value in model.graph.input if value.name not in sizes}
     found: dict[str, Range] = {}
     for node in model.graph.node:
-        if node.op_type in _SAME_VALUES and node.input and node.input[0] in origin:
+        if node.op_type in SAME_VALUES and node.input and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type == "Gather" and node.input[1] in origin and sizes.get(node.input[0]):
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)

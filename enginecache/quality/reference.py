@@ -20,13 +20,15 @@ from enginecache.errors import CheckUnavailableError, EngineCacheError
 from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES
 from enginecache.quality.compare import compare
-from enginecache.quality.inputs import Point, Ranges, arrays_of, index_ranges, other_arrays
+from enginecache.quality.inputs import SAME_VALUES, Point, Ranges, arrays_of, index_ranges, other_arrays
 from enginecache.quality.rounding import BFLOAT16, FLOAT16, round_every_value, round_to
 from enginecache.trt.child import Reports, end_process, receive_request
 
 RANDOM_OPERATORS = {
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
 }
+
+BOUNDED_OPERATORS = {"Sigmoid", "Softmax", "HardSigmoid"}
 
 _MAPPED = {
     "FLOAT": "<f4",
@@ -83,22 +85,35 @@ def compute_reference(record: Mapping[str, Any]) -> dict[str, Any]:
     found = index_ranges(model)
     ranges = {**found, **given}
     session = _Session(model, record)
+    probabilities = _probabilities(model)
     for index, point in enumerate(points):
         arrays = arrays_of(point, index, record["seed"], ranges)
         save_arrays(folder / f"inputs-{index}.npz", arrays.values())
         save_arrays(folder / f"expected-{index}.npz", session.run(arrays))
     return {
         "outputs": session.outputs,
-        "varies": _varying(session, points[0], record, ranges, folder),
+        "varies": _varying(session, points[0], record, ranges, probabilities),
+        "probabilities": sorted(probabilities & set(session.outputs)),
         "inputs": _sources(points, ranges, found, given),
         "version": session.version,
         "random": sorted({node.op_type for node in model.graph.node} & RANDOM_OPERATORS),
     }
 
 
-def _varying(session: _Session, point: Point, record: Mapping[str, Any], ranges: Ranges, folder: Path) -> list[str]:
+def _probabilities(model: Any) -> set[str]:
+    """Return the values that are from 0 to 1 by their operator: however small they are, an error of 0.001 is too."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type in BOUNDED_OPERATORS or (node.op_type in SAME_VALUES and node.input[0] in found):
+            found.update(node.output)
+    return found
+
+
+def _varying(
+    session: _Session, point: Point, record: Mapping[str, Any], ranges: Ranges, probabilities: set[str]
+) -> list[str]:
     """Return the outputs that other inputs of the same shapes change by more than the tolerance."""
-    expected = load_arrays(folder / "expected-0.npz")
+    expected = load_arrays(Path(record["folder"]) / "expected-0.npz")
     if point.file:
         arrays = other_arrays(arrays_of(point, 0, record["seed"], ranges), point)
     else:
@@ -107,7 +122,7 @@ def _varying(session: _Session, point: Point, record: Mapping[str, Any], ranges:
     return [
         name
         for name, one, other in zip(session.outputs, expected, others, strict=True)
-        if not compare(name, one, other).is_within(record["tolerance"])
+        if not compare(name, one, other, float(name in probabilities)).is_within(record["tolerance"])
     ]
 
 

@@ -23,7 +23,8 @@ class OutputNumbers:
     Attributes:
         name: Name in the model.
         error: The number that decides: the largest absolute error, divided by the largest absolute value of the
-            reference; where that is 0 undivided. For integers and booleans the share of elements that differ.
+            reference, or by 1 where that is larger and the output is of probabilities; undivided where it is 0. For
+            integers and booleans the share of elements that differ.
         max_abs_error: The largest absolute error.
         max_rel_error: The largest error of an element, divided by that element of the reference; None where all are 0.
         cosine: Cosine of the angle between the two as vectors; None where one of them is 0.

@@ -32,7 +32,7 @@ def test_check_in_child_processes_passes_and_says_how_far_it_went(tmp_path):
     ]
     assert found.reference.startswith("onnxruntime ")
     assert found.inputs == (("x", "seed"),)
-    assert 0 < found.worst[0].error < found.tolerance == 0.02
+    assert 0 < found.worst[0].error < found.tolerance == 0.05
     assert "on a CPU" in str(found)
 
 
@@ -195,3 +195,16 @@ def test_package_that_is_missing_is_named_with_the_command_that_installs_it(monk
     monkeypatch.setattr(check_module, "find_spec", lambda _name: None)
     with pytest.raises(CheckUnavailableError, match=r"ONNX Runtime is not installed\n.*enginecache\[check\]"):
         require_packages(None)
+
+
+@pytest.mark.parametrize("last", ["Sigmoid", "Softmax"])
+def test_probabilities_are_measured_against_1(tmp_path, last):
+    text = f"(float[2,64] x) => (float[2,64,1] y) {{ a = MatMul(x, w) p = {last}(a) y = Unsqueeze(p, axis) }}"
+    model = models.model(text, w=models.normal(64, 64, scale=0.25), axis=np.array([2]))
+    found = models.check(tmp_path / "a", model).worst[0]
+    assert found.error == found.max_abs_error
+
+
+def test_detector_that_finds_nothing_is_uninformative(tmp_path):
+    text = "(float[2,64] x) => (float[2,64] y) { a = Sub(x, far) y = Sigmoid(a) }"
+    assert models.check(tmp_path / "a", models.model(text, far=np.float32(9))).verdict == "uninformative"
