@@ -36,7 +36,7 @@ from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadabl
 from enginecache.pipeline.resolve import resolve
 from enginecache.pipeline.results import Entry, Explanation, Outcome
 from enginecache.pipeline.runtime_cache import EngineRuntimeCache, RuntimeCaches
-from enginecache.storage.lock_types import WaitingCallback
+from enginecache.storage.locks import WaitingCallback
 from enginecache.storage.registry.rows import EntryRecord
 from enginecache.storage.space import require_writable
 from enginecache.trt.build.process import ProcessBuilder
@@ -202,20 +202,21 @@ class EngineCache(StoredEngines):
         if rebuild and ask.get("offline"):
             raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
         situation = None if name is None else self._hits.situation()
-        resolved = self.resolve(request)
-        # A rebuild is content with what another process has come to since it was asked for, engine or failure.
-        outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
-        found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key)
-        if isinstance(found, Match):
-            entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
-            self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
-            return entry
-        compatible = self._lookup.compatible(found, resolved.accept)
-        if compatible is not None:
-            return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
-        if ask.get("offline"):
-            self._lookup.note_miss(resolved.key, found)
-            raise self._explained(found).error(resolved.key, self._failure(resolved.key))
+        with self._registry.connected():
+            resolved = self.resolve(request)
+            # A rebuild is content with what another process has come to since it was asked for, engine or failure.
+            outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
+            found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key)
+            if isinstance(found, Match):
+                entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
+                self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
+                return entry
+            compatible = self._lookup.compatible(found, resolved.accept)
+            if compatible is not None:
+                return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
+            if ask.get("offline"):
+                self._lookup.note_miss(resolved.key, found)
+                raise self._explained(found).error(resolved.key, self._failure(resolved.key))
         new = self._make_for(resolved, ask.get("made"))
         self._lookup.note_miss(resolved.key, found)
         self._raise_failure(resolved.key, outdated)  # before the lock too: it may be held by a long build
@@ -367,21 +368,22 @@ class EngineCache(StoredEngines):
         """
         ask = _given(locals(), _EXPLAIN_DEFAULTS)
         self._look()
-        resolved = self.resolve(Request.of(model, ask))
-        found = self._lookup.find(resolved.key)
-        miss = (
-            self._explained(found)
-            if isinstance(found, Miss)
-            else Miss(found.reasons, self._lookup.candidates(resolved.key))
-        )
-        chosen = None if isinstance(found, Match) else self._lookup.compatible(miss, resolved.accept)
-        verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
-        reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
-        known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
-        if known is not None:
-            reasons = (*reasons, Reason("failed", f"{known.text} (--rebuild overrides this): {known.build.reason}"))
-        last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
-        failed = last if last is not None and last.state == "failed" else None
+        with self._registry.connected():
+            resolved = self.resolve(Request.of(model, ask))
+            found = self._lookup.find(resolved.key)
+            miss = (
+                self._explained(found)
+                if isinstance(found, Miss)
+                else Miss(found.reasons, self._lookup.candidates(resolved.key))
+            )
+            chosen = None if isinstance(found, Match) else self._lookup.compatible(miss, resolved.accept)
+            verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
+            reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
+            known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
+            if known is not None:
+                reasons = (*reasons, Reason("failed", f"{known.text} (--rebuild overrides this): {known.build.reason}"))
+            last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
+            failed = last if last is not None and last.state == "failed" else None
         return Explanation(
             verdict="hit" if isinstance(found, Match) else verdict,
             requested_key=resolved.key.digest,

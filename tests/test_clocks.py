@@ -19,7 +19,7 @@ from enginecache.pipeline import hit_cache
 from enginecache.pipeline.failures import failure_in_force
 from enginecache.storage.folder import Root
 from enginecache.storage.last_used import UseLog
-from enginecache.storage.locks import LocalKeyLocks
+from enginecache.storage.locks import FileLocks
 
 KEY = hex_of("key")
 DAY_S = 86400.0
@@ -188,7 +188,7 @@ def test_an_attempt_whose_process_died_is_found_unless_it_is_within_its_grace_ti
     began_at = utc_now() + dt.timedelta(seconds=began_s)
     build = attempt("a")
     cache._registry.start_build(type(build)(**{**vars(build), "started_at": began_at}))
-    found = list(check_builds(cache._registry, LocalKeyLocks(cache.root), grace_s))
+    found = list(check_builds(cache._registry, FileLocks(cache.root), grace_s))
     assert bool(found) is (began_s > 0 or -began_s >= grace_s)
     cache._registry.abandon_build(build.id)
 
@@ -224,4 +224,4 @@ def test_a_failure_counts_for_its_time_and_one_far_ahead_not_at_all(ttl_s, faile
 @pytest.mark.parametrize("mtime_ns", [0, 1_890_000_000_000_000_000])
 def test_the_registry_is_believed_by_its_ctime_also_ahead_of_the_clock(monkeypatch, changed_ns, is_settled, mtime_ns):
     monkeypatch.setattr(time, "time_ns", lambda: 1_790_000_000_123_456_789)
-    assert hit_cache._are_settled(((1, 4096, mtime_ns, changed_ns),)) is is_settled
+    assert hit_cache._are_settled((1, 4096, mtime_ns, changed_ns)) is is_settled

@@ -310,10 +310,10 @@ def test_timing_caches_are_kept_apart_by_the_variables_of_the_key(tmp_path):
 
     from enginecache.pipeline.timing_caches import TimingCaches
     from enginecache.storage.folder import Root
-    from enginecache.storage.locks import LocalKeyLocks
+    from enginecache.storage.locks import FileLocks
 
     root = Root.open(tmp_path / "cache")
-    caches = TimingCaches(root, LocalKeyLocks(root))
+    caches = TimingCaches(root, FileLocks(root))
     tensorrt = replace(TOOLCHAIN, flavour="tensorrt")
     names = [
         caches.slot(tensorrt, H100, BuildOptions(), given).name

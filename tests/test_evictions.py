@@ -16,7 +16,7 @@ from models import linear, save
 from enginecache.files.units import utc_now
 from enginecache.maintenance import removal
 from enginecache.maintenance.eviction import Staying, rebuild_cost
-from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import Root
 
 DIMS = {"batch": (1, 2, 4)}
@@ -135,7 +135,7 @@ def shared_root():
 
 
 def test_another_user_of_the_group_makes_a_blob_young_that_lost_its_row(shared_root, tmp_path):
-    store = LocalBlobStore(shared_root)
+    store = Blobs(shared_root)
     source = tmp_path / "plan"
     source.write_bytes(b"vtrt" * 1024)
     staged = store.stage(source)

@@ -12,7 +12,7 @@ from records import hex_of
 import enginecache
 from enginecache.files.units import DAY_S
 from enginecache.maintenance.orphans import KEPT_FOR_S, delete_garbage, find_garbage
-from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import ArtefactKind, Root, build_folder_prefix
 from enginecache.storage.names import is_temporary_file, is_temporary_folder, owned
 
@@ -28,7 +28,7 @@ def root(tmp_path):
 def blob(root, tmp_path):
     source = tmp_path / "plan"
     source.write_bytes(b"plan")
-    store = LocalBlobStore(root)
+    store = Blobs(root)
     staged = store.stage(source)
     return store.publish(staged)
 
@@ -142,7 +142,7 @@ def test_a_link_in_the_place_of_a_folder_of_engines_is_not_followed(root, tmp_pa
     (tmp_path / "elsewhere" / f"{'ab' * 32}.engine").touch()
     (root.engines / "ab").symlink_to(tmp_path / "elsewhere")
     assert found(root, 1e9) == ([], [])
-    assert list(LocalBlobStore(root).digests()) == []
+    assert list(Blobs(root).digests()) == []
 
 
 def test_sharing_changes_nothing_that_enginecache_did_not_write(root):

@@ -15,7 +15,7 @@ from pathlib import Path
 import blake3
 import pytest
 from fakes import H100
-from records import attempt, entry, fields_of
+from records import attempt, entry, fields_of, loads_of
 
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError, RegistryError, StoreError
 from enginecache.files.canonical import canonical_json
@@ -26,7 +26,7 @@ from enginecache.key.options import PluginLibrary
 from enginecache.pipeline import load as loading
 from enginecache.pipeline.load import EngineLoader, Loading, first_step
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import LoadRecord
 from enginecache.storage.registry.schema import ensure_schema
 from enginecache.trt.load.request import Failure, Loaded
@@ -48,7 +48,7 @@ class Desk:
     def __init__(self, folder):
         database = Database(folder / "registry.sqlite")
         ensure_schema(database, 0o600)
-        self.registry = SqlRegistry(database)
+        self.registry = Registry(database)
         self.path = folder / "plan.engine"
         self.path.write_bytes(b"a plan")
         self.device, self.trial_gives, self.here_gives = ADA, None, Loaded("an engine")
@@ -62,7 +62,7 @@ class Desk:
         self.published += 1
         record = entry("a", self.published, **{"digest": digest, "key_json": json_text, **values})
         self.registry.start_build(attempt("a", self.published))
-        self.registry.publish(record, record.fields)
+        self.registry.publish(record)
         return record
 
     def load(self, record, **asked):
@@ -90,7 +90,7 @@ class Desk:
         return len(self.tried), len(self.loaded)
 
     def outcomes(self, record):
-        return [load.outcome for load in self.registry.loads(record.digest)]
+        return [load.outcome for load in loads_of(self.registry, record.digest)]
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +112,7 @@ def test_first_load_is_tried_in_a_child_and_the_second_is_not(desk):
     assert desk.load(record) == "an engine"
     assert desk.load(record) == "an engine"
     assert desk.counts() == (1, 2)
-    (row,) = desk.registry.loads(record.digest)
+    (row,) = loads_of(desk.registry, record.digest)
     assert (row.device, row.toolchain, row.driver) == ("NVIDIA L4, 58 SMs", "tensorrt-rtx 1.7.1.116", "580.65.06")
     assert (row.outcome, row.reason, row.boot) == ("loaded", "", boot_id())
 
@@ -120,9 +120,9 @@ def test_first_load_is_tried_in_a_child_and_the_second_is_not(desk):
 def test_load_of_what_is_known_writes_nothing(desk):
     record = desk.publish()
     desk.load(record)
-    (before,) = desk.registry.loads(record.digest)
+    (before,) = loads_of(desk.registry, record.digest)
     desk.load(record)
-    assert desk.registry.loads(record.digest) == [before]
+    assert loads_of(desk.registry, record.digest) == [before]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_plan_that_fails_its_trial_is_set_aside_and_never_loaded_here(desk, kind
     assert desk.counts() == (1, 0)
     (reason,) = desk.aside
     assert reason in error.what
-    (row,) = desk.registry.loads(record.digest)
+    (row,) = loads_of(desk.registry, record.digest)
     assert row.outcome == "bad"
     assert row.reason.splitlines()[1:] == ["line one", "line two"]
 

@@ -196,6 +196,8 @@ def test_a_registry_whose_queries_contradict_each_other_is_an_error_and_no_endle
     cache.get(model, **ASK)
     registry = mock.Mock(wraps=cache._registry)
     registry.find.side_effect = lambda _key: None  # as with a damaged index; the other queries see the row
-    lookup = Lookup(Storage(cache.root, registry=registry))
+    storage = Storage(cache.root)
+    storage.registry = registry
+    lookup = Lookup(storage)
     with pytest.raises(RegistryError, match="indexes do not agree"):
         lookup.find(key)

@@ -16,15 +16,15 @@ from enginecache.files.fingerprint import Fingerprint
 from enginecache.model import ModelSource
 from enginecache.pipeline import model_memo
 from enginecache.pipeline.model_memo import FileMemo
-from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import Root
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.schema import ensure_schema
 from enginecache.storage.storage import BlobState, Storage
 
 
-class CountingStore(LocalBlobStore):
+class CountingStore(Blobs):
     """Counts how often a whole blob is read."""
 
     reads = 0
@@ -41,10 +41,10 @@ class Bench:
         self.root = Root.open(folder / "cache")
         self.database = Database(self.root.registry_path)
         ensure_schema(self.database, 0o600)
-        self.registry = SqlRegistry(self.database)
+        self.registry = Registry(self.database)
         self.store = CountingStore(self.root)
         self.memo = FileMemo(self.registry)
-        self.storage = Storage(self.root, registry=self.registry, blobs=self.store)
+        self.storage = self._storage()
         self.parsed = 0
         identify = model_memo.identify
 
@@ -54,14 +54,19 @@ class Bench:
 
         monkeypatch.setattr(model_memo, "identify", counting)
 
+    def _storage(self) -> Storage:
+        storage = Storage(self.root)
+        storage.registry, storage.blobs = self.registry, self.store
+        return storage
+
     def check(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:
         return self.storage.check(SimpleNamespace(digest=digest, size_bytes=size_bytes), force=force)
 
     def after_a_boot(self) -> None:
         """Go on in the host's next boot."""
-        self.registry = SqlRegistry(self.database, boot="the next")
+        self.registry = Registry(self.database, boot="the next")
         self.memo = FileMemo(self.registry)
-        self.storage = Storage(self.root, registry=self.registry, blobs=self.store)
+        self.storage = self._storage()
 
     def put(self, data: bytes) -> str:
         source = self.root.tmp / "plan"

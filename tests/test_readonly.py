@@ -149,7 +149,7 @@ def test_what_a_read_only_cache_finds_in_files_is_kept_in_the_users_runtime_fold
         assert (runtime / "enginecache").stat().st_mode & 0o777 == 0o700
         with pytest.MonkeyPatch.context() as patch:  # neither the model nor the plan is read again
             patch.setattr("enginecache.pipeline.model_memo.identify", None)
-            patch.setattr("enginecache.storage.blobs.LocalBlobStore.read", None)
+            patch.setattr("enginecache.storage.blobs.Blobs.read", None)
             assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"
         assert snapshot(cache.root.path) == before
     assert fake_cache(cache.root.path).get(model, **ASK).outcome == "hit"

@@ -9,9 +9,10 @@ from records import entry, hex_of
 
 from enginecache.errors import StoreError
 from enginecache.files.canonical import key_digest
+from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import Root
 from enginecache.storage.registry.rows import EntryRecord
-from enginecache.storage.repair_files import RecordedBlobStore, RepairRecords
+from enginecache.storage.repair_files import RepairRecords
 
 DIGEST = hex_of("blob")
 ENTRIES = [{"key": "a", "seconds": 0.1}, {"key": "b", "name": "Modèle \ud800"}]
@@ -33,7 +34,7 @@ def stored(root, tmp_path):
     """A store with one blob, and the blob's digest."""
     source = tmp_path / "plan"
     source.write_bytes(b"plan")
-    store = RecordedBlobStore(root)
+    store = Blobs(root)
     staged = store.stage(source)
     store.publish(staged)
     return store, staged.digest

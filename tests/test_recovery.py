@@ -20,7 +20,7 @@ from enginecache.maintenance.inspect import StoredEngines
 from enginecache.storage import rebuild as recovery
 from enginecache.storage.registry import integrity, schema
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import MissRecord
 from enginecache.storage.repair_files import RepairRecords
 
@@ -162,9 +162,8 @@ def test_what_a_newer_release_wrote_is_refused_and_not_repaired(open_cache, mode
     execute(path, f"UPDATE alembic_version SET version_num = '{schema.HEAD}'")
 
 
-def test_a_locked_registry_is_not_called_damaged(open_cache, monkeypatch):
+def test_a_locked_registry_is_not_called_damaged(open_cache):
     cache = open_cache()
-    monkeypatch.setattr(integrity, "BUSY_TIMEOUT_S", 0.01)
     holder = sqlite3.connect(cache.root.registry_path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(RegistryError, match="locked"):
@@ -428,7 +427,7 @@ def test_the_set_aside_registry_is_never_garbage(open_cache, model, monkeypatch)
 def registry(tmp_path):
     database = Database(tmp_path / "registry.sqlite")
     schema.ensure_schema(database, 0o600)
-    return SqlRegistry(database)
+    return Registry(database)
 
 
 def test_entries_are_restored_as_they_were_with_their_pins(registry):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -14,8 +15,8 @@ from records import publish
 from enginecache.errors import RegistryError, SchemaError
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.storage.registry import schema
-from enginecache.storage.registry.database import Database, journal_mode
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.database import Database
+from enginecache.storage.registry.registry import Registry
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_ensure_schema_is_idempotent(database):
     before = Fingerprint.of_path(database.path)
     schema.ensure_schema(database, 0o600)
     assert Fingerprint.of_path(database.path) == before
-    assert schema.upgrade(database) == schema.current_revision(database.path) == schema.HEAD
+    assert schema.upgrade(database) == schema.current_revision(database) == schema.HEAD
 
 
 def test_opening_a_current_registry_loads_no_alembic(database):
@@ -46,24 +47,24 @@ import sys
 from pathlib import Path
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.schema import ensure_schema
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 database = Database(Path(sys.argv[1]))
 ensure_schema(database, 0o600)
-assert SqlRegistry(database).entries() == []
+assert Registry(database).entries() == []
 sys.exit("alembic was loaded" if "alembic" in sys.modules else 0)
 """
     subprocess.run([sys.executable, "-c", code, str(database.path)], check=True)
 
 
 def test_no_registry_has_no_revision_and_asking_makes_none(tmp_path):
-    assert schema.current_revision(tmp_path / "registry.sqlite") is None
+    assert schema.current_revision(Database(tmp_path / "registry.sqlite")) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_file_is_a_registry_whose_making_was_interrupted(tmp_path):
     database = Database(tmp_path / "registry.sqlite")
     database.path.touch()
-    assert schema.current_revision(database.path) is None
+    assert schema.current_revision(database) is None
     schema.ensure_schema(database, 0o600)
     schema.check(database)
 
@@ -111,9 +112,9 @@ def test_a_newer_schema_that_this_release_can_read_is_used_and_not_changed(datab
         "CREATE TABLE signatures (id INTEGER PRIMARY KEY)",
     )
     schema.ensure_schema(database, 0o600)
-    record = publish(SqlRegistry(database), "a")
-    assert SqlRegistry(database).find(record.key) == record
-    assert schema.current_revision(database.path) == "0099"
+    record = publish(Registry(database), "a")
+    assert Registry(database).find(record.key) == record
+    assert schema.current_revision(database) == "0099"
 
 
 def test_a_current_schema_without_its_oldest_reader_is_refused(database):
@@ -193,25 +194,52 @@ def test_any_name_of_a_folder_works(tmp_path, name):
     database = Database(tmp_path / name / "registry.sqlite")
     database.path.parent.mkdir()
     schema.ensure_schema(database, 0o600)
-    publish(SqlRegistry(database), "a")
+    publish(Registry(database), "a")
     schema.check(database)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert database.path.stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    ("version", "mode"),
-    [
-        ((3, 7, 0), "TRUNCATE"),
-        ((3, 40, 1), "TRUNCATE"),
-        ((3, 51, 2), "TRUNCATE"),
-        ((3, 51, 3), "WAL"),
-        ((3, 52, 0), "WAL"),
-        ((4, 0, 0), "WAL"),
-    ],
-)
-def test_write_ahead_logging_only_where_sqlite_has_it_right(version, mode):
-    assert journal_mode(version) == mode
+def put_into_wal_mode(database: Database) -> sqlite3.Connection:
+    """Change the journal as another program would, and write to the log: a connection that keeps it open."""
+    connection = sqlite3.connect(database.path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"INSERT INTO pins VALUES ('{'7' * 64}', '2026-11-01 12:00:00')")
+    return connection
+
+
+def journal_of(database: Database) -> str:
+    connection = sqlite3.connect(database.path)
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    connection.close()
+    return str(mode)
+
+
+def test_a_registry_in_wal_mode_is_taken_out_of_it_with_all_its_rows(database, tmp_path):
+    other = put_into_wal_mode(database)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    for path in tmp_path.glob("registry.sqlite*"):
+        shutil.copy(path, saved)
+    other.close()
+    left = Database(saved / "registry.sqlite")  # as after a crash of that program: the row is in the log alone
+    assert (saved / "registry.sqlite-wal").stat().st_size > 0
+    schema.ensure_schema(left, 0o600)
+    publish(Registry(left), "a")
+    assert [path.name for path in sorted(saved.iterdir())] == ["registry.sqlite", "registry.sqlite-journal"]
+    assert journal_of(left) != "wal"
+    with left.looking() as connection:
+        assert connection.execute("SELECT key FROM pins").fetchall() == [("7" * 64,)]
+
+
+def test_a_registry_that_another_program_has_open_in_wal_mode_is_unavailable_until_it_is_closed(database):
+    other = put_into_wal_mode(database)
+    with pytest.raises(RegistryError, match="locked") as caught:
+        publish(Registry(database), "a")
+    assert "Another process holds it" in caught.value.fix
+    other.close()
+    publish(Registry(database), "a")
+    assert journal_of(database) != "wal"
 
 
 @pytest.mark.parametrize("way", ["reading", "writing"])
@@ -221,8 +249,4 @@ def test_the_pragmas_are_in_force(database, way):
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("foreign_keys", "synchronous", "journal_mode")
         }
-    assert found == {
-        "foreign_keys": 1,
-        "synchronous": 2,
-        "journal_mode": journal_mode(sqlite3.sqlite_version_info).lower(),
-    }
+    assert found == {"foreign_keys": 1, "synchronous": 2, "journal_mode": "truncate"}

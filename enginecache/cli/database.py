@@ -45,9 +45,10 @@ def upgrade(json: Json = False, dir: Dir = None) -> None:
     if root.make(config.shared):
         say(f"made a new cache in {root.path}")
     require_registry(root)
-    before = schema.current_revision(root.registry_path)
-    schema.ensure_schema(Database(root.registry_path), root.file_mode)
-    after = schema.current_revision(root.registry_path)
+    registry = Database(root.registry_path)
+    before = schema.current_revision(registry)
+    schema.ensure_schema(registry, root.file_mode)
+    after = schema.current_revision(registry)
     if json:
         print_json({"schema": SCHEMA, "before": before, "revision": after})
     say(f"schema {before or 'none'} -> {after}")
@@ -62,8 +63,9 @@ def current(json: Json = False, dir: Dir = None) -> None:
       enginecache db current --json
     """
     from enginecache.storage.registry import schema
+    from enginecache.storage.registry.database import Database
 
-    revision = schema.current_revision(_root(dir).registry_path)
+    revision = schema.current_revision(Database(_root(dir).registry_path))
     if json:
         print_json({"schema": SCHEMA, "revision": revision, "newest_known": schema.HEAD})
     else:
@@ -83,10 +85,10 @@ def check(dir: Dir = None) -> None:
     from enginecache.storage.registry import schema
     from enginecache.storage.registry.database import Database
 
-    path = _root(dir).registry_path
-    if schema.current_revision(path) is None:
-        raise SchemaError(f"there is no registry {path}", "Run `enginecache db upgrade`, which makes it.")
-    schema.check(Database(path))
+    registry = Database(_root(dir).registry_path)
+    if schema.current_revision(registry) is None:
+        raise SchemaError(f"there is no registry {registry.path}", "Run `enginecache db upgrade`, which makes it.")
+    schema.check(registry)
     say(f"schema {schema.HEAD}: the tables are as they should be")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from typing_extensions import Self
 
-    from enginecache.storage.lock_types import Waiting
+    from enginecache.storage.locks import Waiting
     from enginecache.trt.build.request import BuildProgress
 
 LINE_EVERY_S = 10.0

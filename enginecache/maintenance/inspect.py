@@ -154,8 +154,9 @@ class StoredEngines:
         if self.config.shared:
             self.root.share()
         require_registry(self.root)
-        if self._storage.database.is_made:
-            ensure_schema(self._storage.database, self.root.file_mode)
+        with self._registry.connected():
+            if self._storage.database.is_made:
+                ensure_schema(self._storage.database, self.root.file_mode)
 
     def _look(self) -> None:
         """Find out whether another process has made the cache since this one looked."""
@@ -320,9 +321,10 @@ class StoredEngines:
         require_count("max_size_bytes", max_size_bytes)
         require_seconds("older_than_s", older_than_s)
         limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
-        past, _ = self._garbage()
         keep_recent_s = self.config.keep_recent_s
-        return self._removal.plan(past, keep_recent_s, max_size_bytes=limit, older_than_s=older_than_s)
+        with self._registry.connected():
+            past, _ = self._garbage()
+            return self._removal.plan(past, keep_recent_s, max_size_bytes=limit, older_than_s=older_than_s)
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
         """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
@@ -348,6 +350,10 @@ class StoredEngines:
 
     def _verify(self, *, deep: bool, repair: bool) -> Verification:
         """The check of everything but the registry as a file, which is whole."""
+        with self._registry.connected():
+            return self._checked(deep=deep, repair=repair)
+
+    def _checked(self, *, deep: bool, repair: bool) -> Verification:
         findings = list(settle(self._found(deep=deep), repair=repair))
         # After the repairs: an entry that they forgot leaves a file.
         past, young = self._garbage()

@@ -16,10 +16,10 @@ from enginecache.errors import EngineCacheError, StoreError
 from enginecache.files.units import WRONG_CLOCK_S, utc_now
 from enginecache.maintenance.findings import Finding, Found, Kept, Kind
 from enginecache.storage.folder import FOLDERS, ArtefactKind, Root
-from enginecache.storage.lock_types import KeyLocks
+from enginecache.storage.locks import FileLocks
 from enginecache.storage.names import files_in, folders_in, is_engines_folder, is_file_of, is_quarantined
 from enginecache.storage.rebuild import Rebuilt, find_registry_damage
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord, ExaminedRow
 from enginecache.storage.side_caches import Artefacts
 from enginecache.storage.storage import BlobState, Storage
@@ -83,7 +83,7 @@ class EntryChecks:
         """Each finding with the function that mends it.
 
         Args:
-            rows: All rows, from :meth:`~enginecache.storage.registry.base.Registry.examine`.
+            rows: All rows, from :meth:`~enginecache.storage.registry.registry.Registry.examine`.
             deep: Read every blob's bytes, also where its fingerprint was verified before.
         """
         sound: list[EntryRecord] = []
@@ -241,7 +241,7 @@ def check_folders(root: Root) -> Found:
                 yield finding, functools.partial(_set_mode, path, root.folder_mode)
 
 
-def check_builds(registry: Registry, locks: KeyLocks, grace_s: float) -> Found:
+def check_builds(registry: Registry, locks: FileLocks, grace_s: float) -> Found:
     """Attempts that say ``running`` and began before the grace time, though nobody holds the lock of their key."""
     now = utc_now()
     for build in registry.unfinished_builds():
@@ -254,7 +254,7 @@ def check_builds(registry: Registry, locks: KeyLocks, grace_s: float) -> Found:
         yield finding, lambda build=build: _abandon(registry, locks, build.id, build.key)  # type: ignore[misc]
 
 
-def is_under_way(build: BuildRecord, locks: KeyLocks) -> bool:
+def is_under_way(build: BuildRecord, locks: FileLocks) -> bool:
     """Whether an attempt that says ``running`` does run: somebody holds its key's lock, or nobody can tell."""
     if _KEY.fullmatch(build.key) is None:
         return True
@@ -264,7 +264,7 @@ def is_under_way(build: BuildRecord, locks: KeyLocks) -> bool:
         return True
 
 
-def _abandon(registry: Registry, locks: KeyLocks, build_id: str, key: str) -> None:
+def _abandon(registry: Registry, locks: FileLocks, build_id: str, key: str) -> None:
     with locks.hold(key, 0.0):
         registry.abandon_build(build_id)
 

@@ -41,8 +41,8 @@ with small inodes, keep whole seconds. Source: Linux, ``current_time`` in fs/ino
 """
 
 MAX_HITS = 4096
-State = tuple[tuple[int, int, int, int], ...]
-"""Inode, size, mtime and ctime of the registry's files."""
+State = tuple[int, int, int, int]
+"""Inode, size, mtime and ctime of the registry's file."""
 
 _WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting", "made"})
 """What a hit does not depend on."""
@@ -129,7 +129,7 @@ class RecentHits:
     def __init__(self, storage: Storage, also: frozenset[str] = frozenset()) -> None:
         self._also = also
         self._root = storage.root.path
-        self._files = (str(storage.root.registry_path), f"{storage.root.registry_path}-wal")
+        self._path = str(storage.root.registry_path)
         self._registry = storage.registry
         self._uses = storage.last_used
         self._hits: dict[Name, _Hit] = {}
@@ -224,13 +224,9 @@ class RecentHits:
         return is_there
 
     def _state(self) -> State:
-        """What ``stat`` says of the registry's files: any change of a row changes it."""
-        found = os.stat(self._files[0])
-        state: State = ((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),)
-        if os.access(self._files[1], os.F_OK):  # an error of stat's costs as much as all the rest
-            found = os.stat(self._files[1])
-            state = (*state, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-        return state
+        """Return what ``stat`` says of the registry's file: any change of a row changes it."""
+        found = os.stat(self._path)
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def _stands(self, hit: _Hit) -> bool:
         now_s = time.monotonic()
@@ -266,13 +262,13 @@ class RecentHits:
 def _are_settled(state: State) -> bool:
     """Whether a further change would show in the times.
 
-    The registry changes with every build and every first sight of a model, so 2 s of asking would be a long time. With
-    a write-ahead log it is needed: there a change is seen some time after it was written, when the disk has it.
+    The registry changes with every build and every first sight of a model, so 2 s of asking would be a long time.
     """
     now_ns = time.time_ns()
     # Every change moves ctime to the clock's time; an mtime that is ahead is a date that somebody gave it.
-    changed_ns = max(ctime_ns if mtime_ns > now_ns else max(mtime_ns, ctime_ns) for *_, mtime_ns, ctime_ns in state)
-    is_coarse = changed_ns % 1_000_000_000 == 0 or len(state) > 1
+    *_, mtime_ns, ctime_ns = state
+    changed_ns = ctime_ns if mtime_ns > now_ns else max(mtime_ns, ctime_ns)
+    is_coarse = changed_ns % 1_000_000_000 == 0
     settle_ns = files.SETTLE_NS if is_coarse else min(TICK_NS, files.SETTLE_NS)
     # Ahead of a clock that was set back: a change now has another time.
     return changed_ns + settle_ns <= now_ns or (not is_coarse and changed_ns >= now_ns + settle_ns)

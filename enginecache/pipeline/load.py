@@ -35,7 +35,7 @@ from enginecache.files.units import utc_now
 from enginecache.host.devices import Device, current_device
 from enginecache.host.targets import DeviceModel
 from enginecache.key.options import PluginLibrary
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import EntryRecord, LoadOutcome, LoadRecord
 from enginecache.trt.load.deserialize import deserialize
 from enginecache.trt.load.request import Deserializer, Failure, LoadRequest, Trial, driver_of

@@ -25,8 +25,8 @@ class Match:
         record: Its row. Its blob is whole.
         reasons: Why it serves; then which damaged engines were set aside on the way.
         siblings: For an engine of a wider reach, the entries of its model that it was chosen from, as
-            :meth:`~enginecache.storage.registry.base.Entries.siblings` has them: with others, another may be the right
-            one. None for one that has exactly the asked key.
+            :meth:`~enginecache.storage.registry.entries.Entries.siblings` has them: with others, another may be the
+            right one. None for one that has exactly the asked key.
     """
 
     record: EntryRecord
@@ -114,6 +114,10 @@ class Lookup:
 
         The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
         """
+        with self._registry.connected():
+            return self._find_in_use(key)
+
+    def _find_in_use(self, key: EngineKey) -> Match | Miss:
         uses = self._storage.last_used
         noted = key.digest if uses.last_used(key.digest) is not None else ""
         damaged: tuple[Reason, ...] = ()

@@ -13,7 +13,7 @@ from enginecache.files.os_errors import describe_os_error
 from enginecache.key.key import KEY_VERSION
 from enginecache.key.options import PluginLibrary
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry.registry import Registry
 
 
 class FileMemo:

@@ -39,9 +39,9 @@ from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
 from enginecache.pipeline.failures import is_lasting
 from enginecache.pipeline.placement import Placement
 from enginecache.pipeline.timing_caches import TimingCaches, TimingStart
-from enginecache.storage.blob_types import StagedBlob
+from enginecache.storage.blobs import StagedBlob
 from enginecache.storage.folder import build_folder_prefix
-from enginecache.storage.lock_types import WaitingCallback
+from enginecache.storage.locks import WaitingCallback
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord
 from enginecache.storage.space import Reserve, require_space
 from enginecache.storage.storage import Storage
@@ -241,7 +241,7 @@ class Publication:
             created_at=utc_now(),
             timing_cache_digest=start.digest if start is not None and built.took_timing_cache else None,
         )
-        self._storage.commit(staged, record, resolved.key.fields(), attempt)
+        self._storage.commit(staged, record, attempt)
         return record
 
     @contextlib.contextmanager

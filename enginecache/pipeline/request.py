@@ -17,7 +17,7 @@ from enginecache.key.options import BuildOptions, HardwareCompatibility, Precisi
 from enginecache.key.profiles import ProfileRequest
 from enginecache.key.shape_syntax import Corners
 from enginecache.model import ModelSource
-from enginecache.storage.lock_types import WaitingCallback
+from enginecache.storage.locks import WaitingCallback
 from enginecache.trt.build.request import ProgressCallback
 
 Model = str | os.PathLike[str] | bytes

@@ -1,15 +1,15 @@
-"""Blobs in a local folder."""
+"""Blobs: immutable bytes, named by their digest, in a local folder."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from enginecache.errors import StoreError
@@ -17,37 +17,67 @@ from enginecache.files.digest import SMALL_BYTES, StreamDigest
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.mounts import status_of
 from enginecache.files.os_errors import describe_os_error
-from enginecache.storage.blob_types import ReadBlob, StagedBlob
 from enginecache.storage.folder import Root
 from enginecache.storage.names import digest_of_blob, files_in, folders_in
 from enginecache.storage.open_folder import is_real_folder, make_folder, sync_folder
+from enginecache.storage.repair_files import RepairRecords
 
 CHUNK_BYTES = 1 << 20
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_SUFFIX = ".engine"
 
 
-class LocalBlobStore:
-    """Implements :class:`~enginecache.storage.blob_types.BlobStore` below a root's ``engines/``.
+@dataclass(frozen=True)
+class StagedBlob:
+    """Bytes that are durable but have no name yet.
+
+    Attributes:
+        digest: BLAKE3 of the bytes, 64 hex characters.
+        size_bytes: How many.
+        path: The temporary file.
+    """
+
+    digest: str
+    size_bytes: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class ReadBlob:
+    """The result of reading a whole blob.
+
+    Attributes:
+        digest: BLAKE3 of the bytes that are there.
+        fingerprint: The file's, the same before and after reading.
+        is_settled: Whether the fingerprint may stand for the bytes from now on.
+    """
+
+    digest: str
+    fingerprint: Fingerprint
+    is_settled: bool
+
+
+class Blobs:
+    """The blobs below a root's ``engines/``, each with its repair record. Safe across threads and processes.
 
     Not safe on NFS: whether a rename survives a crash there is the server's choice.
+
+    Args:
+        root: The cache folder.
     """
 
     def __init__(self, root: Root) -> None:
         self._root = root
+        self._records = RepairRecords(root)
 
     def path(self, digest: str) -> Path:
-        """Where the blob is. Only a digest becomes a path: nothing else from a row or file does.
+        """Return where the blob is, whether it is there or not.
 
         Raises:
             StoreError: ``digest`` is not one.
         """
-        if _DIGEST.fullmatch(digest) is None:
-            raise StoreError(f"{digest!r} is not a digest", "The registry is damaged: run `enginecache verify`.")
-        return self._root.engines.joinpath(digest[:2], f"{digest}{_SUFFIX}")
+        return self._root.blob_path(digest)
 
     def stage(self, source: Path) -> StagedBlob:
-        """Copy ``source`` to a durable temporary file while hashing it."""
+        """Copy ``source`` to a durable temporary file while hashing it; the source is left alone."""
         with _translated("an engine cannot be stored"):
             descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
             try:
@@ -126,17 +156,23 @@ class LocalBlobStore:
         return ReadBlob(found, after, before == after and after.is_conclusive(now_ns))
 
     def quarantine(self, digest: str) -> Path | None:
-        """Move the blob to ``quarantine/``, with the time in its name: the same digest may fail twice."""
+        """Move the blob to ``quarantine/``, keeping its bytes but not its record: it is never served again.
+
+        Returns:
+            Where it is now, with the time in its name, as the same digest may fail twice; None if it was missing.
+        """
         if not is_real_folder(self.path(digest).parent):
             return None  # what a link leads to is not enginecache's
-        target = self._root.quarantine / f"{digest}.{time.time_ns()}{_SUFFIX}"
+        target = self._root.quarantine / f"{digest}.{time.time_ns()}.engine"
         with _translated("a damaged engine cannot be set aside"):
             try:
                 self.path(digest).rename(target)
             except FileNotFoundError:
+                self._records.delete(digest)
                 return None
             sync_folder(self.path(digest).parent)
             sync_folder(self._root.quarantine)
+        self._records.delete(digest)
         return target
 
     def retire(self, digest: str) -> None:
@@ -160,7 +196,16 @@ class LocalBlobStore:
             self.discard(staged)  # damaged: whoever is given its path is told so
 
     def delete(self, digest: str) -> int:
-        """Delete the blob; readers that have it mapped keep their bytes."""
+        """Delete the blob and its record; readers that have it mapped keep their bytes.
+
+        Returns:
+            The bytes freed; 0 if it was missing.
+        """
+        freed = self._delete(digest)
+        self._records.delete(digest)
+        return freed
+
+    def _delete(self, digest: str) -> int:
         path = self.path(digest)
         if not is_real_folder(path.parent):
             return 0

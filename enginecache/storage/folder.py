@@ -45,6 +45,7 @@ ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
 
 _BUILD_ID = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def build_folder_prefix(build_id: str) -> str:
@@ -119,6 +120,16 @@ class Root:
     def artefacts(self, kind: ArtefactKind) -> Path:
         """What only saves time: one file a slot."""
         return self.path / kind
+
+    def blob_path(self, digest: str) -> Path:
+        """Return where a blob is. Only a digest becomes a path: nothing else from a row or file does.
+
+        Raises:
+            StoreError: ``digest`` is not one.
+        """
+        if _DIGEST.fullmatch(digest) is None:
+            raise StoreError(f"{digest!r} is not a digest", "The registry is damaged: run `enginecache verify`.")
+        return self.engines / digest[:2] / f"{digest}.engine"
 
     def log_path(self, build_id: str) -> Path:
         """The log of an attempt. Only an id becomes a path: a damaged row's may be any text.

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -19,15 +20,47 @@ import filelock
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.files.os_errors import describe_os_error
 from enginecache.storage.folder import Root
-from enginecache.storage.lock_types import Holder, Waiting, WaitingCallback
 from enginecache.storage.open_folder import make_folder
 
 SAY_EVERY_S = 1.0
 POLL_S = 0.05
 
 
-class LocalKeyLocks:
-    """Implements :class:`~enginecache.storage.lock_types.KeyLocks` with one file a name, which is never deleted.
+@dataclass(frozen=True)
+class Holder:
+    """The holder of a lock, as far as it is known.
+
+    Attributes:
+        host: Name of the host.
+        pid: Process.
+        since: Seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A report, about once a second, while another holds a lock.
+
+    Attributes:
+        holder: Who has it; None where that is not known.
+        waited_seconds: How long it has taken so far.
+        device: Name of the GPU that is waited for, where another key is built on it; empty for the lock of the key.
+    """
+
+    holder: Holder | None
+    waited_seconds: float
+    device: str = ""
+
+
+WaitingCallback = Callable[[Waiting], None]
+
+
+class FileLocks:
+    """Locks by name, one file each, which is never deleted. Exclusive over threads and processes.
 
     Not safe on NFS: ``flock`` does not exclude across its clients. The kernel frees the lock when the process ends,
     however it ends.
@@ -44,7 +77,21 @@ class LocalKeyLocks:
         waiting: WaitingCallback | None = None,
         is_done: Callable[[], bool] | None = None,
     ) -> Iterator[bool]:
-        """Hold the lock; not reentrant. See :meth:`enginecache.storage.lock_types.KeyLocks.hold`."""
+        """Hold the lock ``name``. Not reentrant.
+
+        Args:
+            name: Of the lock.
+            timeout_s: Longest wait in seconds; None waits as long as it takes.
+            waiting: Called about once a second while another holds it.
+            is_done: Called many times a second meanwhile; true ends the wait, without the lock.
+
+        Returns:
+            A context whose value says whether the lock is held: always, unless ``is_done`` was true first.
+
+        Raises:
+            LockTimeoutError: Another still held it when the time was up.
+            StoreError: It cannot be taken.
+        """
         path = self._root.locks / f"{name}.lock"
         self._make_folder(path)
         if self._root.is_shared:
@@ -64,7 +111,11 @@ class LocalKeyLocks:
             lock.release()
 
     def is_held(self, name: str) -> bool:
-        """Return whether somebody holds the lock. Makes no file."""
+        """Return whether somebody holds the lock now. Waits for nobody and makes no file.
+
+        Raises:
+            StoreError: The lock cannot be looked at.
+        """
         path = self._root.locks / f"{name}.lock"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

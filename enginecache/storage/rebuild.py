@@ -20,14 +20,14 @@ from pathlib import Path
 from enginecache.errors import RegistryError, StoreError
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.os_errors import describe_os_error
-from enginecache.storage.blobs import LocalBlobStore
+from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import Root
-from enginecache.storage.lock_types import KeyLocks
+from enginecache.storage.locks import FileLocks
 from enginecache.storage.open_folder import sync_folder
 from enginecache.storage.registry import schema
 from enginecache.storage.registry.database import BUSY_TIMEOUT_S, Database
 from enginecache.storage.registry.integrity import find_damage
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import EntryRecord
 from enginecache.storage.repair_files import RepairRecords
 
@@ -108,11 +108,11 @@ class RegistryRebuild:
         store_held: Takes the store's lock.
     """
 
-    def __init__(self, root: Root, locks: KeyLocks, store_held: contextlib.AbstractContextManager[object]) -> None:
+    def __init__(self, root: Root, locks: FileLocks, store_held: contextlib.AbstractContextManager[object]) -> None:
         self._root = root
         self._locks = locks
         self._store_held = store_held
-        self._store = LocalBlobStore(root)
+        self._store = Blobs(root)
         self._records = RepairRecords(root)
         self._checked: dict[tuple[str, Fingerprint], bool] = {}
 
@@ -162,7 +162,7 @@ class RegistryRebuild:
     def _make(self, path: Path, entries: Iterable[EntryRecord], pins: Iterable[str]) -> Path:
         database = Database(path)
         schema.ensure_schema(database, self._root.file_mode)
-        SqlRegistry(database).restore(entries, pins)
+        Registry(database).restore(entries, pins)
         return path
 
     def _exchange(self, new: Path) -> Path | None:

@@ -19,7 +19,6 @@ import blake3
 from enginecache.errors import StoreError
 from enginecache.files.canonical import Fields, canonical_json
 from enginecache.files.os_errors import describe_os_error
-from enginecache.storage.blobs import LocalBlobStore
 from enginecache.storage.folder import Root
 from enginecache.storage.names import digest_of_record, files_in, folders_in
 from enginecache.storage.open_folder import is_real_folder, sync_folder
@@ -28,8 +27,6 @@ from enginecache.storage.registry.rows import EntryRecord
 RECORD_SCHEMA = 1
 MAX_BYTES = 64 << 20
 """Nothing larger is read: a record of a thousand entries has some 2 MiB."""
-
-_SUFFIX = ".json"
 
 
 class RepairRecords:
@@ -44,7 +41,6 @@ class RepairRecords:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._store = LocalBlobStore(root)
 
     def path(self, digest: str) -> Path:
         """Where the record of a blob is, whether it is there or not.
@@ -52,7 +48,7 @@ class RepairRecords:
         Raises:
             StoreError: ``digest`` is not one.
         """
-        return self._store.path(digest).with_suffix(_SUFFIX)
+        return self._root.blob_path(digest).with_suffix(".json")
 
     def write(self, digest: str, entries: Sequence[Fields]) -> None:
         """Put the record in place, whatever was there.
@@ -125,30 +121,6 @@ class RepairRecords:
         for folder, prefix in sorted(folders_in(self._root.engines)):
             found = (digest_of_record(prefix, name) for _, name in files_in(folder))
             yield from sorted(digest for digest in found if digest is not None)
-
-
-class RecordedBlobStore(LocalBlobStore):
-    """A local store whose blobs take their records along when they go.
-
-    Args:
-        root: The cache folder.
-    """
-
-    def __init__(self, root: Root) -> None:
-        super().__init__(root)
-        self._records = RepairRecords(root)
-
-    def quarantine(self, digest: str) -> Path | None:
-        """Move the blob out of the way, keeping its bytes, but not its record: it is served to nobody again."""
-        kept = super().quarantine(digest)
-        self._records.delete(digest)
-        return kept
-
-    def delete(self, digest: str) -> int:
-        """Delete the blob and its record; the bytes freed are the blob's."""
-        freed = super().delete(digest)
-        self._records.delete(digest)
-        return freed
 
 
 def _seal(body: Fields) -> str:

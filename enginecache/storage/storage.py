@@ -6,23 +6,20 @@ import contextlib
 import enum
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from enginecache.errors import EngineCacheError, RegistryError, StoreError
-from enginecache.files.canonical import Fields
 from enginecache.files.fingerprint import has_kernel_times
-from enginecache.storage.blob_types import BlobStore, StagedBlob
+from enginecache.storage.blobs import Blobs, StagedBlob
 from enginecache.storage.folder import Root
 from enginecache.storage.last_used import UseLog
-from enginecache.storage.lock_types import KeyLocks
-from enginecache.storage.locks import LocalKeyLocks
+from enginecache.storage.locks import FileLocks
 from enginecache.storage.rebuild import Rebuilt, RegistryRebuild
-from enginecache.storage.registry.base import Registry
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord, ExaminedRow, Standing
-from enginecache.storage.repair_files import RecordedBlobStore, RepairRecords
+from enginecache.storage.repair_files import RepairRecords
 from enginecache.storage.space import Reserve
 
 _LOCK = "store"
@@ -55,24 +52,14 @@ class Storage:
 
     Args:
         root: The cache folder.
-        registry: The rows; default: the folder's.
-        blobs: The plans; default: the folder's.
-        locks: Locks by name; default: the folder's.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        *,
-        registry: Registry | None = None,
-        blobs: BlobStore | None = None,
-        locks: KeyLocks | None = None,
-    ) -> None:
+    def __init__(self, root: Root) -> None:
         self.root = root
         self.database = Database(root.registry_path)
-        self.registry: Registry = SqlRegistry(self.database) if registry is None else registry
-        self.blobs: BlobStore = RecordedBlobStore(root) if blobs is None else blobs
-        self.locks: KeyLocks = LocalKeyLocks(root) if locks is None else locks
+        self.registry = Registry(self.database)
+        self.blobs = Blobs(root)
+        self.locks = FileLocks(root)
         self.records = RepairRecords(root)
         self.last_used = UseLog(root)
 
@@ -144,13 +131,12 @@ class Storage:
 
     # Publishing
 
-    def commit(self, staged: StagedBlob, record: EntryRecord, fields: Fields, attempt: BuildRecord) -> None:
+    def commit(self, staged: StagedBlob, record: EntryRecord, attempt: BuildRecord) -> None:
         """Give a staged plan its name, and commit its row. Either both are there afterwards, or neither.
 
         Args:
             staged: The plan; discarded on failure.
             record: Its row.
-            fields: The key as plain JSON values.
             attempt: The attempt that built it.
 
         Raises:
@@ -165,7 +151,7 @@ class Storage:
                     self.last_used.touch(record.key)  # before the row: no eviction takes it for long unused
                     self._record_entry(record)
                     self._require_attempt(attempt)
-                    self.registry.publish(record, fields)
+                    self.registry.publish(record)
                 except BaseException:
                     # Nobody else can have named it while the lock is held. On a full disk it is in the way.
                     self._delete_unnamed_quietly(staged.digest)
@@ -202,7 +188,7 @@ class Storage:
 
     def _require_attempt(self, attempt: BuildRecord) -> None:
         """Record the attempt again if the registry was rebuilt while it ran: the entry names its row."""
-        if all(build.id != attempt.id for build in self.registry.builds(attempt.key)):
+        if not self.registry.has_build(attempt.id):
             self.registry.start_build(attempt)
 
     def _retire(self, previous: EntryRecord | None) -> None:
@@ -339,5 +325,8 @@ class Storage:
     def _sound_entries(self, digest: str) -> list[EntryRecord]:
         return [entry for entry in self.registry.entries_of(digest) if not entry.flaw]
 
-    def _locked(self) -> contextlib.AbstractContextManager[bool]:
-        return self.locks.hold(_LOCK, _LOCK_TIMEOUT_S)
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the store's lock, and one connection for what is done under it."""
+        with self.locks.hold(_LOCK, _LOCK_TIMEOUT_S), self.registry.connected():
+            yield

@@ -26,7 +26,7 @@ from crash_folders import (
     timing_caches,
     with_timing_cache,
 )
-from records import hex_of
+from records import hex_of, loads_of
 
 from enginecache.errors import StoreError
 from enginecache.pipeline.copy import export_plan
@@ -179,7 +179,7 @@ def record_load(case: Path) -> None:
 
 def is_recorded(case: Path) -> None:
     with cache_in(case) as cache:
-        assert cache._registry.loads(LOAD.digest) == [LOAD]
+        assert loads_of(cache._registry, LOAD.digest) == [LOAD]
 
 
 def export(case: Path) -> None:

@@ -18,7 +18,7 @@ from enginecache.errors import RegistryError, SchemaError
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.storage.registry import schema
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 
 FROZEN = Path(__file__).parent / "data"
 SCRIPTS = Path(str(import_module("enginecache.migrations").__file__)).parent
@@ -81,13 +81,13 @@ def test_scripts_make_the_tables_that_the_code_has(tmp_path):
 
 def test_a_frozen_registry_opens_and_has_the_tables_that_the_code_has(frozen):
     schema.ensure_schema(frozen, 0o600)
-    assert schema.current_revision(frozen.path) == schema.HEAD
+    assert schema.current_revision(frozen) == schema.HEAD
     schema.check(frozen)
 
 
 def test_a_frozen_registry_serves_its_rows(frozen):
     schema.ensure_schema(frozen, 0o600)
-    registry = SqlRegistry(frozen, boot="frozen")
+    registry = Registry(frozen, boot="frozen")
     first = entry("a", device_name="NVIDIA H100 80GB HBM3", driver_version="580.65.06", is_pinned=True)
     second = entry("b", digest=first.digest, timing_cache_digest="7" * 64)
     assert {record.key: record for record in registry.entries()} == {first.key: first, second.key: second}
@@ -103,7 +103,7 @@ def test_a_frozen_registry_serves_its_rows(frozen):
 
 def test_a_frozen_registry_takes_new_rows(frozen):
     schema.ensure_schema(frozen, 0o600)
-    registry = SqlRegistry(frozen, boot="frozen")
+    registry = Registry(frozen, boot="frozen")
     publish(registry, "a", 9)
     assert not registry.remove(entry("a").key)
     assert publish(registry, "c", 3, digest=entry("c").digest).key == entry("c").key
@@ -114,8 +114,8 @@ def test_a_frozen_registry_takes_new_rows(frozen):
 def test_an_older_registry_is_upgraded_when_it_is_opened_with_its_rows(frozen, next_release):
     next_release('op.add_column("pins", sa.Column("why", sa.Text()))')
     schema.ensure_schema(frozen, 0o600)
-    assert schema.current_revision(frozen.path) == "next"
-    assert len(SqlRegistry(frozen).entries()) == 2
+    assert schema.current_revision(frozen) == "next"
+    assert len(Registry(frozen).entries()) == 2
 
 
 def test_a_failing_upgrade_changes_nothing(frozen, next_release):
@@ -139,7 +139,7 @@ def test_a_failing_first_schema_leaves_an_empty_registry(tmp_path, next_release)
     with pytest.raises(RuntimeError):
         schema.ensure_schema(database, 0o600)
     assert dump(database.path) == ["BEGIN TRANSACTION;", "COMMIT;"]
-    assert schema.current_revision(database.path) is None
+    assert schema.current_revision(database) is None
 
 
 def test_an_upgrade_may_alter_a_table_that_others_name(frozen, next_release):
@@ -150,7 +150,7 @@ def test_an_upgrade_may_alter_a_table_that_others_name(frozen, next_release):
         """
     )
     schema.ensure_schema(frozen, 0o600)
-    assert len(SqlRegistry(frozen).entries()) == 2
+    assert len(Registry(frozen).entries()) == 2
     with pytest.raises(RegistryError, match="FOREIGN KEY"), frozen.writing() as connection:
         connection.exec_driver_sql("UPDATE entries SET digest = 'none'")
 
@@ -176,7 +176,7 @@ def test_an_upgrade_that_a_newer_release_overtook_is_a_schema_error(frozen):
 def open_and_publish(path: Path, name: str) -> None:
     database = Database(path)
     schema.ensure_schema(database, 0o600)
-    publish(SqlRegistry(database), name)
+    publish(Registry(database), name)
 
 
 def test_four_processes_make_one_registry_at_once_and_all_work(tmp_path):
@@ -189,7 +189,7 @@ def test_four_processes_make_one_registry_at_once_and_all_work(tmp_path):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
     schema.check(Database(path))
-    assert SqlRegistry(Database(path)).totals().entries == 4
+    assert Registry(Database(path)).totals().entries == 4
 
 
 @pytest.mark.parametrize("folders", [1, 8])
@@ -211,7 +211,7 @@ def test_eight_threads_make_registries_at_once_and_all_work(tmp_path, folders):
         thread.join()
     assert failures == []
     databases = [Database(path) for path in sorted(tmp_path.glob("*.sqlite"))]
-    assert [SqlRegistry(database).totals().entries for database in databases] == [8 // folders] * folders
+    assert [Registry(database).totals().entries for database in databases] == [8 // folders] * folders
     for database in databases:
         schema.check(database)
 
@@ -245,8 +245,8 @@ def test_an_upgrade_that_was_killed_is_rolled_back_whole_and_done_by_the_next(fr
     monkeypatch.delenv("DIES")
     assert dump(frozen.path) == before
     schema.ensure_schema(frozen, 0o600)
-    assert schema.current_revision(frozen.path) == "next"
-    assert len(SqlRegistry(frozen).entries()) == 2
+    assert schema.current_revision(frozen) == "next"
+    assert len(Registry(frozen).entries()) == 2
 
 
 def test_of_processes_that_upgrade_one_registry_at_once_one_does_it_and_all_work(frozen, next_release, tmp_path):
@@ -272,7 +272,7 @@ def test_of_processes_that_upgrade_one_registry_at_once_one_does_it_and_all_work
         child.join()
     assert [child.exitcode for child in children] == [0] * 4
     assert (tmp_path / "ran").read_text() == "x"
-    assert len(SqlRegistry(frozen).entries()) == 6
+    assert len(Registry(frozen).entries()) == 6
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(frozen, next_release):

@@ -6,10 +6,12 @@ import datetime as dt
 from typing import Any
 
 import blake3
+import sqlalchemy as sa
 
 from enginecache.files.canonical import canonical_json
-from enginecache.storage.registry.base import Registry
-from enginecache.storage.registry.rows import BuildRecord, EntryRecord, Standing
+from enginecache.storage.registry.registry import Registry
+from enginecache.storage.registry.rows import BuildRecord, EntryRecord, LoadRecord, Standing
+from enginecache.storage.registry.tables import loads
 
 EPOCH = dt.datetime(2026, 11, 1, 12, 0, 0, 123456, tzinfo=dt.timezone.utc)
 
@@ -57,9 +59,16 @@ def standing(record: EntryRecord, last_used_at: dt.datetime) -> Standing:
     return Standing(last_used_at=last_used_at, **values)
 
 
+def loads_of(registry: Registry, digest: str) -> list[LoadRecord]:
+    """What is known of loading a blob, latest first."""
+    chosen = sa.select(loads).where(loads.c.digest == digest).order_by(loads.c.at.desc(), loads.c.device)
+    with registry._database.reading() as connection:
+        return [LoadRecord(**row._mapping) for row in connection.execute(chosen)]
+
+
 def publish(registry: Registry, name: str, number: int = 1, **values: Any) -> EntryRecord:
     """Record an attempt and publish its entry."""
     record = entry(name, number, **values)
     registry.start_build(attempt(name, number))
-    registry.publish(record, record.fields)
+    registry.publish(record)
     return record

@@ -17,7 +17,7 @@ from enginecache.files.units import format_size
 from enginecache.maintenance.doctor.check import Check
 from enginecache.storage.folder import Root
 from enginecache.storage.registry import schema
-from enginecache.storage.registry.database import journal_mode
+from enginecache.storage.registry.database import Database
 from enginecache.storage.space import Reserve, free_bytes
 
 LOW_SPACE_BYTES = 5 << 30
@@ -154,16 +154,16 @@ def _check_space(path: Path, root: Root | None = None) -> Check:
 
 def _check_registry(root: Root) -> Check:
     facts = {"schema": None, "newest_known": schema.HEAD, "sqlite": sqlite3.sqlite_version}
+    database = Database(root.registry_path)
     try:
-        revision = schema.current_revision(root.registry_path)
+        revision = schema.current_revision(database)
         facts["schema"] = revision
         is_newer = revision is not None and revision not in schema.KNOWN
         if revision is not None and is_newer:
-            schema.require_readable(root.registry_path, revision)
+            schema.require_readable(database, revision)
     except EngineCacheError as error:
         return Check("registry", "problem", error.what, error.fix, error.exit_code, facts)
-    sqlite = f"SQLite {sqlite3.sqlite_version}, journal {journal_mode(sqlite3.sqlite_version_info)}"
-    text = f"schema {revision or 'not made yet'} (newest known {schema.HEAD}), {sqlite}"
+    text = f"schema {revision or 'not made yet'} (newest known {schema.HEAD}), SQLite {sqlite3.sqlite_version}"
     if is_newer:
         text += "; a newer enginecache wrote it, which one is not recorded, and this one can read it"
         return Check("registry", "warning", text, "Upgrade enginecache to the newest that uses this folder.", 0, facts)

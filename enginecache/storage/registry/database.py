@@ -1,4 +1,12 @@
-"""Connections to the registry's database, and its transactions."""
+"""Connections to the registry's database, its transactions, and the one statement of SQLite's own dialect.
+
+The journal is a rollback journal that is truncated at each commit (``TRUNCATE``), with ``synchronous=FULL``: what was
+committed survives a power loss. A registry that another program left in WAL mode is taken out of it by the first
+transaction: SQLite writes the log into the file, and loses nothing. While another program has it open in that mode,
+that fails, and so does the command.
+
+Source: SQLite, "PRAGMA journal_mode".
+"""
 
 from __future__ import annotations
 
@@ -6,99 +14,175 @@ import contextlib
 import errno
 import os
 import sqlite3
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import NullPool
 
 from enginecache.errors import EngineCacheError, OutOfMemoryError, RegistryError, ResourceError
+from enginecache.files.mounts import boot_id
 from enginecache.files.os_errors import describe_os_error, free_inodes, is_out_of_descriptors
+from enginecache.storage.registry.rows import REPAIR_FIX, damaged_registry
+from enginecache.storage.registry.tables import METADATA
 
 BUSY_TIMEOUT_S = 60.0
-WAL_EXIT_S = 10.0
-"""How long to wait for a moment in which no other connection is open."""
-WAL_SAFE_FROM = (3, 51, 3)
-"""SQLite 3.7.0 to 3.51.2 can corrupt a database in WAL mode. Source: SQLite, "Write-Ahead Logging", section 11."""
 
 
-def journal_mode(version: tuple[int, int, int]) -> str:
-    """The journal mode that is safe with this SQLite: WAL where its reset bug is mended, else TRUNCATE."""
-    return "WAL" if version >= WAL_SAFE_FROM else "TRUNCATE"
+def upsert(table: sa.Table, row: Mapping[str, Any], update: Mapping[str, Any] | None = None) -> sa.Executable:
+    """Return the statement that inserts a row, or updates the one that has its primary key.
+
+    Args:
+        table: The table.
+        row: Values by column.
+        update: What to set in a row that is there already; all of ``row`` by default, nothing where it is empty.
+    """
+    statement = sqlite.insert(table).values(dict(row))
+    update = row if update is None else update
+    if not update:
+        return statement.on_conflict_do_nothing()
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(update))
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that several transactions may use: while it is kept, ``close`` only ends the transaction.
+
+    Attributes:
+        is_kept: Whether :meth:`Database.connected` keeps it.
+        is_configured: Whether its journal is chosen.
+        file: Device and inode of the path just before it was opened; None where nothing was there.
+    """
+
+    is_kept = False
+    is_configured = False
+    file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        if not self.is_kept:
+            super().close()
+        elif self.in_transaction:
+            self.rollback()
 
 
 class Database:
-    """One SQLite file.
+    """One SQLite file. Safe across threads, processes and forks.
 
-    A connection lives for one transaction: none is carried across a fork or shared between threads. Opening one costs
-    about a third of a millisecond (measured 2026-11).
+    A connection lives for one transaction, or for one block of :meth:`connected`. It is not shared between threads.
+    Opening one costs about a third of a millisecond (measured 2026-11).
 
     Args:
         path: The file.
         busy_timeout_s: How long to wait for a writer.
-        may_make: Whether writing makes a file that is missing; the registry is made by its migrations alone.
+        may_make: Whether writing makes a missing file; the registry is made by its migrations alone.
     """
 
     def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S, *, may_make: bool = False) -> None:
         self.path = path
+        self._busy_timeout_s = busy_timeout_s
         self._may_make = may_make
         self._is_made = False
-        # check_same_thread stays on: NullPool hands every thread a connection of its own.
-        # URL.create, because in the text of a URL a ``?`` in the path would begin a query.
-        url = sa.URL.create("sqlite", database=str(path))
-        self._source = sa.create_engine(url, poolclass=NullPool, connect_args={"timeout": busy_timeout_s})
-        sa.event.listen(self._source, "connect", _configure)
+        self._kept: dict[tuple[int, int], _Connection | None] = {}
+        # NullPool: nothing but `connected` decides how long a connection lives.
+        self._source = sa.create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         sa.event.listen(self._source, "begin", _begin)
 
     @property
     def is_made(self) -> bool:
-        """Whether the file has tables. Asked of the file until it once has; never makes it, as opening would."""
+        """Whether the file has tables. Looks at the file until it has; never makes it, as opening would."""
         if not self._is_made:
-            self._is_made = _has_tables(self.path)
+            self._is_made = self._has_tables()
         return self._is_made
+
+    def _has_tables(self) -> bool:
+        """Return whether there are tables; True also for a locked or unreadable file, which reading reports."""
+        try:
+            if self.path.stat().st_size == 0:
+                return False
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError)
+        try:
+            with contextlib.closing(self._connect()) as connection, _timeout(connection, 0.0, self._busy_timeout_s):
+                return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
+        except (sqlite3.Error, UnicodeDecodeError):
+            return True
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Use one connection for all transactions that this thread makes within the block. May be nested.
+
+        It is opened by the first transaction, and opened again if another file has the path by then, as after a repair.
+        A child that is forked meanwhile opens its own, and never closes this one: SQLite in the child would not know
+        which locks it has. Keep the block short, and wait for nothing in it: no lock, no build, no caller's function.
+
+        Source: SQLite, "How To Corrupt An SQLite Database File", section 2.6.
+        """
+        place = _here()
+        if place in self._kept:
+            yield
+            return
+        self._kept[place] = None
+        try:
+            yield
+        finally:
+            if place == _here():
+                _close(self._kept.pop(place))
+
+    def _connect(self) -> _Connection:
+        place, file = _here(), _identity(self.path)
+        kept = self._kept.get(place)
+        if kept is not None:
+            if kept.file == file:
+                return kept
+            self._kept[place] = None
+            _close(kept)
+        # check_same_thread stays on. isolation_level: the driver's own transaction handling begins too late, and never
+        # IMMEDIATE.
+        connection = sqlite3.connect(self.path, timeout=self._busy_timeout_s, isolation_level=None, factory=_Connection)
+        connection.file = file
+        if place in self._kept:
+            connection.is_kept = True
+            self._kept[place] = connection
+        return connection
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A consistent snapshot; blocks no writer for longer than it is open.
+        """Yield a consistent snapshot; blocks no writer for longer than it is open.
 
         Raises:
             RegistryError: The database cannot be opened or read.
         """
-        with self._translated(), self._source.connect() as connection, connection.begin():
+        with self._begun() as connection:
             yield connection
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[sqlite3.Connection]:
-        """A connection of the driver's own, for one query that must be quick.
+        """Yield a connection of the driver's own, for a query that must be quick.
 
         Raises:
             RegistryError: The database cannot be opened or read.
         """
-        try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as found:
-                yield found
-        except sqlite3.Error as error:
-            raise unavailable(self.path, error) from error
+        with self._translated(), contextlib.closing(self._connect()) as connection:
+            yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that holds the write lock from its first statement: commits at the end, or not at all.
+    def writing(self, *, waits: bool = True) -> Iterator[sa.Connection]:
+        """Yield a transaction that holds the write lock from its first statement: commits at the end, or not at all.
 
         DEFERRED transactions that read before they write lost updates or failed with "database is locked" (measured
         2026-11); IMMEDIATE ones did neither.
+
+        Args:
+            waits: Whether to wait for another writer; if not, a busy registry is an error at once.
 
         Raises:
             RegistryError: The database cannot be opened or written, stayed busy for the time-out, or is not made yet.
         """
         if not (self._may_make or self.is_made):
             raise RegistryError(f"there is no registry {self.path} yet", "`enginecache get` makes it.")
-        with (
-            self._translated(),
-            self._source.connect().execution_options(enginecache_begin="IMMEDIATE") as connection,
-            connection.begin(),
-        ):
+        with self._begun("IMMEDIATE", timeout_s=None if waits else 0.0) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -109,14 +193,9 @@ class Database:
         setting cannot change inside a transaction. Source: SQLite, "ALTER TABLE", section 7.
 
         Raises:
-            RegistryError: As :meth:`writing`, or a row would name another that is gone.
+            RegistryError: As :meth:`writing`, or a row would name a missing one.
         """
-        options = {"enginecache_begin": "IMMEDIATE", "enginecache_foreign_keys": "OFF"}
-        with (
-            self._translated(),
-            self._source.connect().execution_options(**options) as connection,
-            connection.begin(),
-        ):
+        with self._begun("IMMEDIATE", foreign_keys="OFF") as connection:
             yield connection
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
             if broken is not None:
@@ -126,11 +205,119 @@ class Database:
                 raise RegistryError(message, "Keep the file and report it.")
 
     @contextlib.contextmanager
+    def _begun(
+        self, kind: str = "DEFERRED", *, foreign_keys: str = "ON", timeout_s: float | None = None
+    ) -> Iterator[sa.Connection]:
+        options = {"enginecache_begin": kind, "enginecache_foreign_keys": foreign_keys}
+        with self._translated(), self._source.connect().execution_options(**options) as connection:
+            driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+            with _timeout(driver, timeout_s, self._busy_timeout_s), connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
             raise unavailable(self.path, error) from error
+
+
+class Session:
+    """One SQLite file whose values are checked; before it is made, it has no rows and takes none.
+
+    Args:
+        database: Where the rows are; its schema is current.
+        boot: Name of the host's boot: what was found in files is believed within it alone; default: the present one.
+    """
+
+    def __init__(self, database: Database, boot: str | None = None) -> None:
+        self._database = database
+        self._boot = boot_id() if boot is None else boot
+
+    def connected(self) -> contextlib.AbstractContextManager[None]:
+        """Use one connection for all transactions within the block: see :meth:`Database.connected`."""
+        return self._database.connected()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """Like :meth:`Database.reading`; a value of an impossible type means a damaged registry too."""
+        try:
+            with self._database.reading() if self._database.is_made else _no_rows() as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError, OverflowError, sa.exc.InvalidRequestError) as error:
+            raise damaged_registry(self._database.path, error) from error
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        """Like :meth:`_reading`, through the driver alone, where SQLAlchemy would take most of the time."""
+        try:
+            if not self._database.is_made:
+                with _no_rows() as empty:
+                    yield cast("sqlite3.Connection", empty.connection.driver_connection)
+                return
+            with self._database.looking() as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise damaged_registry(self._database.path, error) from error
+
+    @contextlib.contextmanager
+    def _writing(self, *, waits: bool = True) -> Iterator[sa.Connection]:
+        """Like :meth:`Database.writing`; SQLite quotes damaged text in its errors, and Python cannot read it."""
+        try:
+            with self._database.writing(waits=waits) as connection:
+                yield connection
+        except UnicodeDecodeError as error:
+            raise damaged_registry(self._database.path, error) from error
+
+
+@contextlib.contextmanager
+def _no_rows() -> Iterator[sa.Connection]:
+    """Yield a registry without rows, in memory."""
+    with sa.create_engine("sqlite://", poolclass=NullPool).connect() as connection:
+        METADATA.create_all(connection)
+        yield connection
+
+
+def _here() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _close(connection: _Connection | None) -> None:
+    if connection is not None:
+        connection.is_kept = False
+        connection.close()
+
+
+@contextlib.contextmanager
+def _timeout(connection: sqlite3.Connection, timeout_s: float | None, usual_s: float) -> Iterator[None]:
+    """Wait for a writer for ``timeout_s`` seconds within the block, and for the usual time after it."""
+    if timeout_s is None:
+        yield
+        return
+    connection.execute(f"PRAGMA busy_timeout = {timeout_s * 1000:.0f}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {usual_s * 1000:.0f}")
+
+
+def _begin(connection: sa.Connection) -> None:
+    options = connection.get_execution_options()
+    driver = cast("_Connection", connection.connection.driver_connection)
+    if not driver.is_configured:
+        connection.exec_driver_sql("PRAGMA synchronous = FULL")
+        connection.exec_driver_sql("PRAGMA journal_mode = TRUNCATE")
+        driver.is_configured = True
+    connection.exec_driver_sql(f"PRAGMA foreign_keys = {options['enginecache_foreign_keys']}")
+    connection.exec_driver_sql(f"BEGIN {options['enginecache_begin']}")
 
 
 def unavailable(path: Path, error: Exception) -> EngineCacheError:
@@ -149,7 +336,7 @@ def unavailable(path: Path, error: Exception) -> EngineCacheError:
         cause = _folder_error(path.parent)
         if cause is not None:
             return RegistryError(*describe_os_error(cause, f"{doing}: {found}", path, in_cache=True))
-    return RegistryError(f"{doing}: {found}", fix_for(error, path))
+    return RegistryError(f"{doing}: {found}", REPAIR_FIX if tells_damage(found) else fix_for(error, path))
 
 
 def _folder_error(folder: Path) -> OSError | None:
@@ -163,20 +350,6 @@ def _folder_error(folder: Path) -> OSError | None:
     except OSError as error:
         return error
     return OSError(errno.ENOSPC, "") if is_full else None
-
-
-def _has_tables(path: Path) -> bool:
-    """Whether there are any; True also for a file that is locked or cannot be read, which the reading tells."""
-    try:
-        if path.stat().st_size == 0:
-            return False
-    except OSError as error:
-        return not isinstance(error, FileNotFoundError)
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=0.0)) as connection:
-            return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None
-    except (sqlite3.Error, UnicodeDecodeError):
-        return True
 
 
 def fix_for(error: Exception, path: Path) -> str:
@@ -211,40 +384,26 @@ def _is_filled(path: Path) -> bool:
         return False
 
 
-def _configure(connection: sqlite3.Connection, _record: Any) -> None:
-    # The driver's own transaction handling is off: it begins too late, and never IMMEDIATE.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous=FULL")
-    wanted = journal_mode(sqlite3.sqlite_version_info)
-    (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
-    if mode.upper() != wanted:
-        _change_journal(cursor, mode, wanted)
-    cursor.close()
+_OUTSIDE = (
+    "locked",
+    "readonly",
+    "disk is full",
+    "disk I/O error",
+    "unable to open",
+    "out of memory",
+    "permission denied",
+    "interrupted",
+)
+"""What SQLite says when the file itself is not to blame. Its codes are in Python from 3.11 on.
+
+Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
+"""
 
 
-def _change_journal(cursor: sqlite3.Cursor, mode: str, wanted: str) -> None:
-    """Choose the journal of a new file, and take an old one out of WAL mode where this SQLite must not use it.
-
-    A file that has left WAL mode stays so: two SQLite versions on one registry would change it back and forth, and the
-    change fails at once, without the time-out, while another connection is open (measured 2026-11).
-    """
-    is_new = cursor.execute("PRAGMA page_count").fetchone() == (0,)
-    if wanted == "WAL" and not is_new:
-        wanted = "TRUNCATE"
-    deadline = time.monotonic() + WAL_EXIT_S
-    while True:
-        try:
-            cursor.execute(f"PRAGMA journal_mode={wanted}")
-        except sqlite3.OperationalError:
-            if mode.upper() != "WAL" or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _begin(connection: sa.Connection) -> None:
-    options = connection.get_execution_options()
-    connection.exec_driver_sql(f"PRAGMA foreign_keys={options.get('enginecache_foreign_keys', 'ON')}")
-    connection.exec_driver_sql(f"BEGIN {options.get('enginecache_begin', 'DEFERRED')}")
+def tells_damage(error: object) -> bool:
+    """Return whether an error of SQLite's is about the file's content, not about the disk, a lock or the modes."""
+    if isinstance(error, sa.exc.DBAPIError):
+        error = error.orig
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    return isinstance(error, sqlite3.Error) and not any(text in str(error) for text in _OUTSIDE)

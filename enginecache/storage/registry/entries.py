@@ -10,11 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from enginecache.files.canonical import Fields
 from enginecache.files.units import utc_now
-from enginecache.storage.registry.connection import Session
+from enginecache.storage.registry.database import Session, upsert
 from enginecache.storage.registry.rows import MIXED_UP, EntryRecord, ExaminedRow, RegistryTotals, SetAside, Standing
 from enginecache.storage.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, stored_time
 
@@ -45,16 +43,21 @@ _EXAMINED = sa.select(
     .outerjoin(builds, builds.c.id == entries.c.build_id)
 )
 _NAMES = (*(column.name for column in entries.c), "model_name", "size_bytes", "is_pinned")
-_FIND = f"""
+_FOUND = f"""
     SELECT {", ".join(f"entries.{column.name}" for column in entries.c)}, models.name, blobs.size_bytes,
            pins.key IS NOT NULL
     FROM entries
     JOIN models ON models.digest = entries.model_digest
     JOIN blobs ON blobs.digest = entries.digest
     LEFT JOIN pins ON pins.key = entries.key
-    WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key = ?)
 """  # noqa: S608  columns' names
+_FIND = _FOUND + "WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key = ?)"  # noqa: S608
 """The entry of a key; see :func:`_in_table`."""
+_FIND_PREFIX = f"""
+    {_FOUND} WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)
+    ORDER BY entries.key
+"""  # noqa: S608
+"""A range, not LIKE: it uses the primary key's index, and no character of the prefix is special."""
 _SIBLINGS = "SELECT build_id FROM entries WHERE model_digest = ? ORDER BY key"
 _SIZES = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0)).select_from(blobs)
 _UNNAMED = sa.select(blobs.c.digest).where(~sa.exists().where(entries.c.digest == blobs.c.digest))
@@ -62,7 +65,7 @@ _ROW: sa.ColumnElement[int] = sa.literal_column("entries.rowid")
 _NEWEST_FIRST = (entries.c.created_at.desc(), entries.c.key)
 
 
-class SqlEntries(Session):
+class Entries(Session):
     """The entries, with their models, blobs and pins."""
 
     def find(self, key: str) -> EntryRecord | None:
@@ -74,8 +77,8 @@ class SqlEntries(Session):
                 raise ValueError(f"the row of {key[:12]} is that of {records[0].key[:12]}")
             if len(records) > 1:
                 raise ValueError(f"{key[:12]} has {len(records)} rows")
-            if records and not records[0].is_as_written:
-                raise ValueError(f"the row of {key[:12]}: {MIXED_UP}")
+            if records:
+                _require_seal(records[0])
         return records[0] if records else None
 
     def has_entry(self, key: str, build_id: str | None = None) -> bool:
@@ -91,11 +94,14 @@ class SqlEntries(Session):
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
         """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
-        # A range, not LIKE: it uses the primary key's index, and no letter of the prefix is special.
-        chosen = sa.select(entries.c.key).where(entries.c.key >= prefix, entries.c.key < prefix + "g")
-        with self._reading() as connection:
-            keys = connection.scalars(chosen.order_by(entries.c.key).limit(limit)).all()
-        return [record for record in map(self.find, keys) if record is not None]
+        with self._looking() as connection:
+            rows = connection.execute(_FIND_PREFIX, (prefix, f"{prefix}g", limit)).fetchall()
+            records = [_looked_up(row) for row in rows]
+            for record in records:
+                if not record.key.startswith(prefix):
+                    raise ValueError(f"a row of the keys that begin with {prefix} is that of {record.key[:12]}")
+                _require_seal(record)
+        return records
 
     def entries(self, limit: int | None = None) -> list[EntryRecord]:
         """Entries, newest first: all, or the newest ``limit``."""
@@ -124,24 +130,24 @@ class SqlEntries(Session):
             rows = connection.execute(_ENTRY.where(related).order_by(*_NEWEST_FIRST)).all()
             return iter([_entry(row) for row in rows])
 
-    def publish(self, entry: EntryRecord, fields: Fields) -> None:
-        """Commit the entry, its model and blob, and its build's success: all or nothing."""
+    def publish(self, entry: EntryRecord) -> None:
+        """Commit the entry, its model and blob, and its build's success: all or nothing.
+
+        Replaces an entry of the same key. The blob must be durable already.
+        """
         finished = {"state": "succeeded", "build_seconds": entry.build_seconds}
         with self._writing() as connection:
             connection.execute(sa.update(builds).where(builds.c.id == entry.build_id).values(finished))
-            _put_entry(connection, entry, fields)
+            _put_entry(connection, entry)
 
-    def remove(self, key: str, *, digest: str | None = None, even_pinned: bool = False) -> bool:
+    def remove(self, key: str, *, digest: str | None = None) -> bool:
         """Delete the entry; False if it was gone, pinned, or no longer has ``digest``."""
-        chosen = sa.delete(entries).where(entries.c.key == key)
+        chosen = sa.delete(entries).where(entries.c.key == key, entries.c.key.not_in(sa.select(pins.c.key)))
         if digest is not None:
             chosen = chosen.where(entries.c.digest == digest)
-        if not even_pinned:
-            chosen = chosen.where(entries.c.key.not_in(sa.select(pins.c.key)))
         with self._writing() as connection:
             removed = connection.scalar(chosen.returning(entries.c.digest))
             if removed is not None:
-                connection.execute(sa.delete(pins).where(pins.c.key == key))
                 _drop_blob_if_unnamed(connection, removed)
         return removed is not None
 
@@ -153,8 +159,7 @@ class SqlEntries(Session):
             keys = [key for key, _ in found]
             for key, name in found:
                 row = {"key": key, "digest": digest, "model_name": name or "", "reason": reason, "at": utc_now()}
-                noted = insert(set_asides).values(row)
-                connection.execute(noted.on_conflict_do_update(index_elements=["key"], set_=row))
+                connection.execute(upsert(set_asides, row))
             connection.execute(sa.delete(entries).where(entries.c.digest == digest))
             connection.execute(sa.update(blobs).where(blobs.c.digest == digest).values(quarantine_reason=reason))
         return keys
@@ -210,15 +215,15 @@ class SqlEntries(Session):
         """Put back entries as they were published, in place of those of the same keys, and pins: all or nothing."""
         with self._writing() as connection:
             for entry in entries:
-                connection.execute(insert(builds).values(_build_of(entry)).on_conflict_do_nothing())
-                _put_entry(connection, entry, entry.fields)
+                connection.execute(upsert(builds, _build_of(entry), {}))
+                _put_entry(connection, entry)
             for key in pinned:
-                connection.execute(insert(pins).values(key=key, pinned_at=utc_now()).on_conflict_do_nothing())
+                connection.execute(upsert(pins, {"key": key, "pinned_at": utc_now()}, {}))
 
     def pin(self, key: str) -> None:
         """Keep the entry whatever ``prune`` wants. Idempotent."""
         with self._writing() as connection:
-            connection.execute(insert(pins).values(key=key, pinned_at=utc_now()).on_conflict_do_nothing())
+            connection.execute(upsert(pins, {"key": key, "pinned_at": utc_now()}, {}))
 
     def unpin(self, key: str) -> None:
         """Let the entry go when ``prune`` wants. Idempotent."""
@@ -272,6 +277,11 @@ def _in_table(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return _ROW.in_(sa.select(_ROW).select_from(entries).where(condition))
 
 
+def _require_seal(record: EntryRecord) -> None:
+    if not record.is_as_written:
+        raise ValueError(f"the row of {record.key[:12]}: {MIXED_UP}")
+
+
 def _looked_up(row: tuple[Any, ...]) -> EntryRecord:
     values = dict(zip(_NAMES, row, strict=True))
     values["created_at"] = stored_time(values["created_at"])
@@ -320,7 +330,8 @@ def _examined(values: dict[str, Any]) -> ExaminedRow:
         return ExaminedRow(key, digest, None, str(error))
 
 
-def _put_entry(connection: sa.Connection, entry: EntryRecord, fields: Fields) -> None:
+def _put_entry(connection: sa.Connection, entry: EntryRecord) -> None:
+    fields = entry.fields
     model = {
         "digest": entry.model_digest,
         "structure": fields["model"]["structure"],
@@ -332,12 +343,12 @@ def _put_entry(connection: sa.Connection, entry: EntryRecord, fields: Fields) ->
     row = {column.name: getattr(entry, column.name) for column in entries.c}
     row["compute_capabilities"] = json.dumps(entry.compute_capabilities)
     row["seal"] = entry.right_seal
-    connection.execute(insert(models).values(model).on_conflict_do_nothing())
+    connection.execute(upsert(models, model, {}))
     # Its size too: the bytes are there and have the digest, so a row of another size is damaged.
     healed = {"quarantine_reason": None, "size_bytes": entry.size_bytes}
-    connection.execute(insert(blobs).values(blob).on_conflict_do_update(index_elements=["digest"], set_=healed))
+    connection.execute(upsert(blobs, blob, healed))
     replaced = connection.scalar(sa.select(entries.c.digest).where(entries.c.key == entry.key))
-    connection.execute(insert(entries).values(row).on_conflict_do_update(index_elements=["key"], set_=row))
+    connection.execute(upsert(entries, row))
     connection.execute(sa.delete(set_asides).where(set_asides.c.key == entry.key))
     _drop_blob_if_unnamed(connection, replaced)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
@@ -14,7 +13,7 @@ import sqlalchemy as sa
 
 from enginecache.errors import RegistryError, SchemaError
 from enginecache.storage.registry import schema
-from enginecache.storage.registry.database import BUSY_TIMEOUT_S, Database, unavailable
+from enginecache.storage.registry.database import Database, tells_damage, unavailable
 from enginecache.storage.registry.rows import BuildState, LoadOutcome
 from enginecache.storage.registry.tables import METADATA
 
@@ -35,12 +34,13 @@ def find_damage(database: Database, mode: int) -> str:
     """
     revision = None
     try:
-        revision = schema.current_revision(database.path)
-        _check_pages(database.path)
-        schema.ensure_schema(database, mode)
-        _check_rows(database)
-        if schema.current_revision(database.path) == schema.HEAD:
-            schema.check(database)
+        with database.connected():
+            revision = schema.current_revision(database)
+            _check_pages(database)
+            schema.ensure_schema(database, mode)
+            _check_rows(database)
+            if schema.current_revision(database) == schema.HEAD:
+                schema.check(database)
     except SchemaError as error:
         if revision not in schema.KNOWN:
             raise  # what a newer release wrote is not known to be wrong
@@ -59,7 +59,7 @@ def _damage_in(error: Exception, path: Path) -> str:
         RegistryError: It says something else.
     """
     cause = error if isinstance(error, sqlite3.Error) else error.__cause__
-    if schema.tells_damage(cause):
+    if tells_damage(cause):
         return str(getattr(cause, "orig", cause))
     if "readonly" in str(cause) and _may_write(path):
         return "SQLite takes it for a file that must not be written"
@@ -68,16 +68,15 @@ def _damage_in(error: Exception, path: Path) -> str:
     raise unavailable(path, error) from error
 
 
-def _check_pages(path: Path) -> None:
-    if not path.exists():
+def _check_pages(database: Database) -> None:
+    if not database.path.exists():
         return
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-    with contextlib.closing(connection):
+    with database.looking() as connection:
         # Not quick_check, which does not compare the indexes with their tables.
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(" ".join(found.split()))
-        if _may_write(path):
+        if _may_write(database.path):
             _try_to_write(connection)
 
 
@@ -126,4 +125,4 @@ _ROW_CHECKS: dict[str, Callable[[sa.Row[Any]], None]] = {
     "loads": _check_load,
     "misses": _check_miss,
 }
-"""Entries have a check of their own, row by row: see :meth:`~enginecache.storage.registry.base.Registry.examine`."""
+"""Entries have a check of their own, row by row: see :meth:`~enginecache.storage.registry.entries.Entries.examine`."""

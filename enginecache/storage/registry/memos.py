@@ -11,19 +11,21 @@ from typing import Any
 
 import blake3
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from enginecache.config import runtime_folder
 from enginecache.errors import RegistryError
 from enginecache.files.canonical import canonical_json
 from enginecache.files.fingerprint import Fingerprint
-from enginecache.storage.registry.connection import Session
-from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.rows import MemoKind
-from enginecache.storage.registry.tables import file_memo
+from enginecache.files.units import utc_now
+from enginecache.storage.registry.database import Database, Session
+from enginecache.storage.registry.rows import AnswerRecord, MemoKind
+from enginecache.storage.registry.tables import answers, entries, file_memo
 
 MAX_OF_OTHER_BOOTS = 100
 """The newest, for other hosts that share the folder: their boots are not to be told from earlier ones of this host."""
+
+MAX_ANSWERS = 1000
+"""Of command lines; the newest are kept."""
 
 MAX_MEMOS = 250_000
 """Of all boots and mounts; each start of a container adds its own. More than twice the largest cache that is tested."""
@@ -36,7 +38,7 @@ _RECALL = """
 """
 
 
-class SqlMemos(Session):
+class Memos(Session):
     """Memos of files.
 
     Where this user cannot write the registry, they are kept in a file of the user's runtime folder, which is in memory
@@ -65,8 +67,21 @@ class SqlMemos(Session):
         if self._is_read_only():
             self._remember_for_user(row)
             return
-        with contextlib.suppress(RegistryError), self._hasty.writing() as connection:
+        with contextlib.suppress(RegistryError), self._writing(waits=False) as connection:
             self._keep(connection, row)
+
+    def remember_answer(self, answer: AnswerRecord) -> None:
+        """Keep an answer, in place of the one to the same command line; a busy registry just forgets."""
+        row = {**vars(answer), "boot": self._boot, "at": utc_now()}
+        # A command's digest has the boot in it, so those of other boots are of no use.
+        number = sa.literal_column("rowid", sa.Integer)
+        newest = sa.select(number).select_from(answers).order_by(number.desc())
+        is_kept = number.in_(newest.limit(MAX_ANSWERS))
+        is_outdated = sa.and_(answers.c.boot != self._boot, number.not_in(newest.limit(MAX_OF_OTHER_BOOTS)))
+        is_without_entry = answers.c.key.not_in(sa.select(entries.c.key))
+        with contextlib.suppress(RegistryError), self._writing(waits=False) as connection:
+            _replace(connection, answers, row)
+            connection.execute(sa.delete(answers).where(sa.or_(is_without_entry, is_outdated, sa.not_(is_kept))))
 
     def _row(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """The place of a memo; None where there can be none."""
@@ -85,8 +100,7 @@ class SqlMemos(Session):
         }
 
     def _keep(self, connection: sa.Connection, row: dict[str, Any]) -> None:
-        # Replaced, not updated: the row's number then tells which is newest, whatever the clock says.
-        connection.execute(insert(file_memo).prefix_with("OR REPLACE").values(row))
+        _replace(connection, file_memo, row)
         if not self._is_pruned:
             _prune(connection, self._boot)
             self._is_pruned = True
@@ -122,6 +136,12 @@ def _signed(time_ns: int) -> int:
     Two dates that are 584 years apart become one. The ctimes of a file never are.
     """
     return (time_ns + 2**63) % 2**64 - 2**63
+
+
+def _replace(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+    """Insert a row in place of the one of its primary key: by its number it is the newest, whatever the clock says."""
+    connection.execute(sa.delete(table).where(*(column == row[column.name] for column in table.primary_key)))
+    connection.execute(sa.insert(table).values(row))
 
 
 def _prune(connection: sa.Connection, boot: str) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from enginecache.errors import EngineCacheError, RegistryError, SchemaError
+from enginecache.errors import SchemaError
 from enginecache.storage.registry.database import Database, unavailable
-from enginecache.storage.registry.rows import REPAIR_FIX, damaged_registry
+from enginecache.storage.registry.rows import damaged_registry
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -46,23 +46,25 @@ def ensure_schema(database: Database, mode: int) -> None:
         SchemaError: A newer release wrote it, and it says that this one cannot read it.
         RegistryError: It cannot be opened.
     """
-    revision = current_revision(database.path)
-    if revision == HEAD or (revision is not None and revision not in KNOWN):
-        require_readable(database.path, revision)
-        return
+    with database.connected():
+        revision = current_revision(database)
+        if revision == HEAD or (revision is not None and revision not in KNOWN):
+            require_readable(database, revision)
+            return
     if revision is None:
         _create_file(database.path, mode)
     upgrade(database)
 
 
-def current_revision(path: Path) -> str | None:
-    """The revision that the file says it has; None where there is no registry yet.
+def current_revision(database: Database) -> str | None:
+    """Return the revision that the file says it has; None where there is no registry yet.
 
     Reads with ``sqlite3`` alone, so that opening a current registry loads no Alembic.
 
     Raises:
         RegistryError: The file is no SQLite database, or cannot be read.
     """
+    path = database.path
     try:
         # An empty file is one whose making was interrupted, or is under way in another process.
         if path.stat().st_size == 0:
@@ -70,26 +72,28 @@ def current_revision(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unavailable(path, error) from error
-    with _reading(path) as connection:
-        if not _has_table(connection, "alembic_version"):
+        raise unavailable(path, error) from error
+    with _looking(database) as connection:
+        found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'")
+        if found.fetchone() is None:
             return None
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return None if row is None else str(row[0])
 
 
-def require_readable(path: Path, revision: str) -> None:
+def require_readable(database: Database, revision: str) -> None:
     """Refuse a registry whose schema this release cannot read. Changes nothing.
 
     Args:
-        path: The registry.
+        database: The registry.
         revision: From :func:`current_revision`; one that is not in :data:`KNOWN` is a newer release's.
 
     Raises:
         SchemaError: It says that only a later reader understands it.
         RegistryError: It cannot be read.
     """
-    with _reading(path) as connection:
+    path = database.path
+    with _looking(database) as connection:
         row = connection.execute("SELECT oldest_reader FROM schema_info").fetchone()
     if row is None or not isinstance(row[0], int):
         raise damaged_registry(path, "it does not say who can read it")
@@ -165,51 +169,13 @@ def _create_file(path: Path, mode: int) -> None:
             os.mknod(path, stat.S_IFREG | mode)
             path.chmod(mode)  # mknod's mode is cut by the umask
     except OSError as error:
-        raise _unavailable(path, error) from error
+        raise unavailable(path, error) from error
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+def _looking(database: Database) -> Iterator[sqlite3.Connection]:
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=60.0)) as connection:
+        with database.looking() as connection:
             yield connection
     except UnicodeDecodeError as error:  # SQLite quotes damaged text in its errors
-        raise damaged_registry(path, error) from error
-    except sqlite3.Error as error:
-        raise _unavailable(path, error) from error
-
-
-def _has_table(connection: sqlite3.Connection, name: str) -> bool:
-    found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
-    return found.fetchone() is not None
-
-
-def _unavailable(path: Path, error: Exception) -> EngineCacheError:
-    if tells_damage(error):
-        return RegistryError(f"the registry {path} is unavailable: {error}", REPAIR_FIX)
-    return unavailable(path, error)
-
-
-_OUTSIDE = (
-    "locked",
-    "readonly",
-    "disk is full",
-    "disk I/O error",
-    "unable to open",
-    "out of memory",
-    "permission denied",
-    "interrupted",
-)
-"""What SQLite says when the file itself is not to blame. Its codes are in Python from 3.11 on.
-
-Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
-"""
-
-
-def tells_damage(error: BaseException | None) -> bool:
-    """Whether an error of SQLite's speaks of the file's content, and not of the disk, the time or the modes."""
-    if isinstance(error, sa.exc.DBAPIError):
-        error = error.orig
-    if isinstance(error, UnicodeDecodeError):
-        return True
-    return isinstance(error, sqlite3.Error) and not any(text in str(error) for text in _OUTSIDE)
+        raise damaged_registry(database.path, error) from error

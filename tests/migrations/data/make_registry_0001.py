@@ -14,7 +14,7 @@ from records import EPOCH, attempt, publish
 
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import AnswerRecord, InflationStep, LoadRecord
 from enginecache.storage.registry.schema import ensure_schema
 
@@ -22,7 +22,7 @@ from enginecache.storage.registry.schema import ensure_schema
 def main(path: Path) -> None:
     database = Database(path)
     ensure_schema(database, 0o600)
-    registry = SqlRegistry(database, boot="frozen")
+    registry = Registry(database, boot="frozen")
     first = publish(registry, "a", device_name="NVIDIA H100 80GB HBM3", driver_version="580.65.06")
     publish(registry, "b", digest=first.digest, timing_cache_digest="7" * 64)
     damaged = publish(registry, "c")

@@ -1,12 +1,9 @@
-"""What every store of blobs does. A new implementation joins by a line in ``STORES``."""
-
 from __future__ import annotations
 
 import mmap
 import os
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import blake3
@@ -14,11 +11,9 @@ import pytest
 from mounts import read_only
 
 from enginecache.errors import StoreError
-from enginecache.storage.blob_types import BlobStore
-from enginecache.storage.blobs import CHUNK_BYTES, LocalBlobStore
+from enginecache.storage.blobs import CHUNK_BYTES, Blobs
 from enginecache.storage.folder import Root
 
-STORES: dict[str, Callable[[Root], BlobStore]] = {"local": LocalBlobStore}
 BAD_DIGESTS = [
     "",
     "ab",
@@ -34,14 +29,9 @@ BAD_DIGESTS = [
 ]
 
 
-@pytest.fixture(params=STORES)
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., BlobStore]:
-    return lambda shared="": STORES[request.param](Root.open(tmp_path / "cache", shared))
-
-
 @pytest.fixture
-def store(open_store: Callable[..., BlobStore]) -> BlobStore:
-    return open_store()
+def store(tmp_path: Path) -> Blobs:
+    return Blobs(Root.open(tmp_path / "cache"))
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o177])
@@ -58,7 +48,7 @@ def plan(tmp_path: Path) -> Path:
     return path
 
 
-def put(store: BlobStore, source: Path) -> str:
+def put(store: Blobs, source: Path) -> str:
     staged = store.stage(source)
     store.publish(staged)
     return staged.digest
@@ -203,15 +193,15 @@ def test_many_threads_publish_the_same_bytes_at_once(store, plan):
     assert [store.read(digest).digest for digest in store.digests()] == [blake3.blake3(plan.read_bytes()).hexdigest()]
 
 
-def test_private_blobs_are_read_only_and_their_folders_private_under_any_umask(umask, open_store, plan, tmp_path):
-    path = open_store().path(put(open_store(), plan))
+def test_private_blobs_are_read_only_and_their_folders_private_under_any_umask(umask, store, plan, tmp_path):
+    path = store.path(put(store, plan))
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
     folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "cache", *folders]} == {0o700}
 
 
-def test_shared_blobs_are_for_the_group_under_any_umask(umask, open_store, plan, tmp_path):
-    store = open_store("group")
+def test_shared_blobs_are_for_the_group_under_any_umask(umask, plan, tmp_path):
+    store = Blobs(Root.open(tmp_path / "cache", "group"))
     path = store.path(put(store, plan))
     assert stat.S_IMODE(path.stat().st_mode) == 0o440
     folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]

@@ -1,5 +1,3 @@
-"""What every lock does. A new implementation joins by a line in ``LOCKS``; what only files show comes last."""
-
 from __future__ import annotations
 
 import contextlib
@@ -23,32 +21,28 @@ from waiting import LIMIT_S
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.storage import locks as local
 from enginecache.storage.folder import Root
-from enginecache.storage.lock_types import Holder, KeyLocks, Waiting
-from enginecache.storage.locks import LocalKeyLocks, describe_age, describe_holder
+from enginecache.storage.locks import FileLocks, Holder, Waiting, describe_age, describe_holder
 
 SPAWN = multiprocessing.get_context("spawn")
 HELD_S = 10 * LIMIT_S
 
 
-def open_local(folder: Path) -> KeyLocks:
-    return LocalKeyLocks(Root.open(folder / "cache"))
-
-
-LOCKS: dict[str, Callable[[Path], KeyLocks]] = {"local": open_local}
-
-
-@pytest.fixture(params=LOCKS)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], KeyLocks]:
-    """Opens the same locks, again for each call; can be sent to another process."""
-    return functools.partial(LOCKS[request.param], tmp_path)
+def open_locks(folder: Path) -> FileLocks:
+    return FileLocks(Root.open(folder / "cache"))
 
 
 @pytest.fixture
-def locks(opener: Callable[[], KeyLocks]) -> KeyLocks:
+def opener(tmp_path: Path) -> Callable[[], FileLocks]:
+    """Opens the same locks, again for each call; can be sent to another process."""
+    return functools.partial(open_locks, tmp_path)
+
+
+@pytest.fixture
+def locks(opener: Callable[[], FileLocks]) -> FileLocks:
     return opener()
 
 
-def add_one(opener: Callable[[], KeyLocks], counter: Path, times: int) -> None:
+def add_one(opener: Callable[[], FileLocks], counter: Path, times: int) -> None:
     """Read, wait, write: without exclusion, counts are lost."""
     locks = opener()
     for _ in range(times):
@@ -58,7 +52,7 @@ def add_one(opener: Callable[[], KeyLocks], counter: Path, times: int) -> None:
             counter.write_text(str(count + 1))
 
 
-def hold_and_say(opener: Callable[[], KeyLocks], said: object, *, has_child: bool) -> None:
+def hold_and_say(opener: Callable[[], FileLocks], said: object, *, has_child: bool) -> None:
     with opener().hold("key", None):
         child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({HELD_S})"]) if has_child else None
         said.send(child and child.pid)  # type: ignore[attr-defined]
@@ -66,7 +60,7 @@ def hold_and_say(opener: Callable[[], KeyLocks], said: object, *, has_child: boo
 
 
 @contextlib.contextmanager
-def held_by_a_process(opener: Callable[[], KeyLocks], *, has_child: bool = False) -> Iterator[int]:
+def held_by_a_process(opener: Callable[[], FileLocks], *, has_child: bool = False) -> Iterator[int]:
     """Another process holds the lock ``key``; its process id. It is killed in the end, and then its child."""
     here, there = SPAWN.Pipe()
     process = SPAWN.Process(target=hold_and_say, args=(opener, there), kwargs={"has_child": has_child})
@@ -85,7 +79,7 @@ def held_by_a_process(opener: Callable[[], KeyLocks], *, has_child: bool = False
         there.close()
 
 
-def is_free(locks: KeyLocks, name: str = "key") -> bool:
+def is_free(locks: FileLocks, name: str = "key") -> bool:
     try:
         with locks.hold(name, 0):
             return True
@@ -250,7 +244,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def test_the_lock_file_stays_and_the_note_goes(root):
-    locks = LocalKeyLocks(root)
+    locks = FileLocks(root)
     inodes = set()
     for _ in range(2):
         with locks.hold("key", 0):
@@ -268,7 +262,7 @@ def test_a_shared_roots_locks_are_for_the_group(tmp_path, umask):
     root = Root.open(tmp_path / "shared", "group")
     before = os.umask(umask)
     try:
-        with LocalKeyLocks(root).hold("key", 0):
+        with FileLocks(root).hold("key", 0):
             assert {stat.S_IMODE(path.stat().st_mode) for path in root.locks.iterdir()} == {0o660}
     finally:
         os.umask(before)
@@ -277,7 +271,7 @@ def test_a_shared_roots_locks_are_for_the_group(tmp_path, umask):
 @pytest.mark.parametrize("note", ["", "no json", "[]", "{}", '{"host": 1}', '{"host":"h","pid":"x","since":0}', "\xff"])
 def test_a_note_that_cannot_be_read_is_another_process(root, note):
     (root.locks / "key.holder").write_text(note, encoding="latin-1")
-    assert LocalKeyLocks(root).holder("key") is None
+    assert FileLocks(root).holder("key") is None
     assert describe_holder(None) == "another process"
 
 
@@ -314,8 +308,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_waiter_hears_of_the_holder_at_once_and_then_each_second(root, clock):
     heard: list[Waiting] = []
-    with LocalKeyLocks(root).hold("key", 0):
-        with pytest.raises(LockTimeoutError), LocalKeyLocks(root).hold("key", 2.7, heard.append):
+    with FileLocks(root).hold("key", 0):
+        with pytest.raises(LockTimeoutError), FileLocks(root).hold("key", 2.7, heard.append):
             pass
         assert heard[0].waited_seconds == 0.0
         assert [waiting.waited_seconds for waiting in heard] == pytest.approx([0.0, 1.0, 2.0], abs=0.11)
@@ -330,16 +324,16 @@ def test_a_waiter_hears_of_the_holder_though_its_first_try_took_longer_than_its_
         clock.now_s += 5.0
         return acquire(lock, **arguments)
 
-    with LocalKeyLocks(root).hold("key", 0):
+    with FileLocks(root).hold("key", 0):
         monkeypatch.setattr(filelock.FileLock, "acquire", acquire_slowly)
-        with pytest.raises(LockTimeoutError), LocalKeyLocks(root).hold("key", 0.1, heard.append):
+        with pytest.raises(LockTimeoutError), FileLocks(root).hold("key", 0.1, heard.append):
             pass
     assert [waiting.waited_seconds for waiting in heard] == [0.0]
 
 
 def test_a_waiter_goes_on_within_a_moment_after_the_release(root, clock, monkeypatch):
     held = contextlib.ExitStack()
-    held.enter_context(LocalKeyLocks(root).hold("key", 0))
+    held.enter_context(FileLocks(root).hold("key", 0))
     sleep = clock.sleep
 
     def sleep_and_release(seconds: float) -> None:
@@ -348,23 +342,23 @@ def test_a_waiter_goes_on_within_a_moment_after_the_release(root, clock, monkeyp
             held.close()
 
     monkeypatch.setattr(clock, "sleep", sleep_and_release)
-    with LocalKeyLocks(root).hold("key", None):
+    with FileLocks(root).hold("key", None):
         assert len(clock.sleeps) == 5  # and not once more after the release
     assert max(clock.sleeps) <= 0.1
 
 
 def test_a_note_that_cannot_be_written_or_removed_does_not_keep_the_lock(root):
-    locks = LocalKeyLocks(root)
+    locks = FileLocks(root)
     (root.locks / "key.holder").mkdir()
     with locks.hold("key", 0):
         pass
-    assert is_free(LocalKeyLocks(root))
+    assert is_free(FileLocks(root))
 
 
 def test_a_lock_that_cannot_be_made_is_a_store_error_with_the_way_out(root):
     root.locks.rmdir()
     root.locks.touch()
-    with pytest.raises(StoreError, match=r"key\.lock cannot be taken") as caught, LocalKeyLocks(root).hold("key", 0):
+    with pytest.raises(StoreError, match=r"key\.lock cannot be taken") as caught, FileLocks(root).hold("key", 0):
         pass
     assert "--dir" in caught.value.fix
 
@@ -372,7 +366,7 @@ def test_a_lock_that_cannot_be_made_is_a_store_error_with_the_way_out(root):
 @pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")
 def test_a_read_only_folder_is_a_store_error(root):
     root.locks.chmod(0o500)
-    with pytest.raises(StoreError, match="cannot be taken"), LocalKeyLocks(root).hold("key", 0):
+    with pytest.raises(StoreError, match="cannot be taken"), FileLocks(root).hold("key", 0):
         pass
 
 
@@ -380,6 +374,6 @@ def test_a_symbolic_link_in_place_of_a_lock_is_refused(root, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("content")
     (root.locks / "key.lock").symlink_to(victim)
-    with pytest.raises(StoreError, match="cannot be taken"), LocalKeyLocks(root).hold("key", 0):
+    with pytest.raises(StoreError, match="cannot be taken"), FileLocks(root).hold("key", 0):
         pass
     assert victim.read_text() == "content"

@@ -1,5 +1,3 @@
-"""What every registry does. A new implementation joins by a line in ``OPENERS``; what only SQLite shows comes last."""
-
 from __future__ import annotations
 
 import contextlib
@@ -18,32 +16,28 @@ import pytest
 from records import EPOCH, attempt, entry, fields_of, hex_of, publish, standing
 from waiting import LIMIT_S
 
-from enginecache.errors import RegistryError
+from enginecache.errors import OptionError, RegistryError
 from enginecache.files.canonical import canonical_json
 from enginecache.files.fingerprint import Fingerprint
-from enginecache.storage.registry import loads, memos
-from enginecache.storage.registry.base import Registry
+from enginecache.storage.registry import memos
 from enginecache.storage.registry.database import Database
-from enginecache.storage.registry.registry import SqlRegistry
+from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import AnswerRecord, InflationStep, RegistryTotals
 from enginecache.storage.registry.schema import ensure_schema
 
 BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321, 2**64 - 3)
 
 
-def open_sqlite(folder: Path, host: str | None = None) -> Registry:
+def open_registry(folder: Path, host: str | None = None) -> Registry:
     database = Database(folder / "registry.sqlite")
     ensure_schema(database, 0o600)
-    return SqlRegistry(database, host)
+    return Registry(database, host)
 
 
-OPENERS: dict[str, Callable[..., Registry]] = {"sqlite": open_sqlite}
-
-
-@pytest.fixture(params=OPENERS)
-def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Registry]:
+@pytest.fixture
+def opener(tmp_path: Path) -> Callable[..., Registry]:
     """Opens one registry, again for each call; can be sent to another process."""
-    return functools.partial(OPENERS[request.param], tmp_path)
+    return functools.partial(open_registry, tmp_path)
 
 
 @pytest.fixture
@@ -89,7 +83,7 @@ def test_a_prefix_finds_keys_in_their_order_up_to_the_limit(registry):
     keys = ["0" * 64, "ab" + "0" * 62, "ab" + "f" * 62, "ac" + "0" * 62, "f" * 64]
     for number, key in enumerate(keys):
         registry.start_build(attempt("a", number))
-        registry.publish(entry("a", number, key=key), fields_of("a"))
+        registry.publish(entry("a", number, key=key))
     assert [record.key for record in registry.find_prefix("ab")] == keys[1:3]
     assert [record.key for record in registry.find_prefix("f")] == keys[4:]
     assert [record.key for record in registry.find_prefix("a", limit=2)] == keys[1:3]
@@ -109,7 +103,7 @@ def test_relatives_share_the_graph_or_the_weights(registry):
         fields = fields_of("other") if shared is None else fields_of("a", **shared)
         registry.start_build(attempt(name, number))
         records[name] = entry(name, number, key_json=canonical_json(fields))
-        registry.publish(records[name], fields)
+        registry.publish(records[name])
     asked = fields_of("a")["model"]
     found = list(registry.relatives(asked["structure"], asked["weights"]))
     assert found == [records["graph"], records["same"]]
@@ -153,16 +147,16 @@ def test_publishing_without_its_attempt_writes_nothing(registry):
     publish(registry, "old")
     before = snapshot(registry)
     with pytest.raises(RegistryError):
-        registry.publish(entry("a"), fields_of("a"))
+        registry.publish(entry("a"))
     assert snapshot(registry) == before
     registry.start_build(attempt("a"))
-    registry.publish(entry("a"), fields_of("a"))
+    registry.publish(entry("a"))
 
 
 def test_a_failing_replacement_keeps_the_old_entry(registry):
     old = publish(registry, "a")
     with pytest.raises(RegistryError):
-        registry.publish(entry("a", 2), fields_of("a"))
+        registry.publish(entry("a", 2))
     assert registry.find(old.key) == old
     assert registry.is_referenced(old.digest)
 
@@ -186,15 +180,14 @@ def test_removing_what_was_replaced_meanwhile_removes_nothing(registry):
     assert registry.remove(new.key, digest=new.digest)
 
 
-def test_a_pinned_entry_is_not_removed_unless_that_is_meant(registry):
+def test_a_pinned_entry_is_not_removed(registry):
     record = publish(registry, "a")
     registry.pin(record.key)
     assert not registry.remove(record.key)
     assert not registry.remove(record.key, digest=record.digest)
     assert registry.find(record.key) == dataclasses.replace(record, is_pinned=True)
-    assert not registry.remove(record.key, digest="0" * 64, even_pinned=True)
-    assert registry.find(record.key).is_pinned
-    assert registry.remove(record.key, even_pinned=True)
+    registry.unpin(record.key)
+    assert registry.remove(record.key, digest=record.digest)
     publish(registry, "a", 2)
     assert not registry.find(record.key).is_pinned
 
@@ -237,7 +230,7 @@ def test_standings_are_the_entries_with_their_last_use(registry):
     ],
 )
 def test_standings_of_damaged_rows_are_an_error(sqlite_path, table, change):
-    registry = SqlRegistry(Database(sqlite_path))
+    registry = Registry(Database(sqlite_path))
     publish(registry, "a")
     with contextlib.closing(sqlite3.connect(sqlite_path)) as connection:
         connection.execute(f"UPDATE {table} SET {change}")
@@ -248,7 +241,7 @@ def test_standings_of_damaged_rows_are_an_error(sqlite_path, table, change):
 
 
 def test_an_entry_without_its_model_is_weighed_by_nobody_and_its_blob_is_named(sqlite_path):
-    registry = SqlRegistry(Database(sqlite_path))
+    registry = Registry(Database(sqlite_path))
     record = publish(registry, "a")
     with contextlib.closing(sqlite3.connect(sqlite_path)) as connection:
         connection.execute("DELETE FROM models")
@@ -308,7 +301,7 @@ def test_a_pin_outlives_a_forgotten_blob_and_holds_for_the_engine_rebuilt(regist
 def test_an_attempt_runs_then_succeeds_with_its_entry(registry):
     registry.start_build(attempt("a"))
     assert registry.builds() == [attempt("a")]
-    registry.publish(entry("a"), fields_of("a"))
+    registry.publish(entry("a"))
     assert registry.builds() == [attempt("a", state="succeeded", build_seconds=2.5)]
 
 
@@ -627,18 +620,140 @@ def test_a_registry_works_on_both_sides_of_a_fork(registry):
     assert registry.totals().misses == 30
 
 
+# Connections
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every connection that is opened from now on."""
+    connections = []
+    connect = sqlite3.connect
+
+    def counting(*args: Any, **options: Any) -> sqlite3.Connection:
+        connections.append(connect(*args, **options))
+        return connections[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", counting)
+    return connections
+
+
+def is_open(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return False
+    return True
+
+
+def test_one_connection_serves_all_transactions_of_a_block_and_is_closed_after_it(registry, opened):
+    with registry.connected(), registry.connected():
+        record = publish(registry, "a")
+        assert registry.find(record.key) == registry.entries()[0] == record
+        registry.remember("blob", BIG, {"digest": "x"})
+        assert registry.recall("blob", BIG) == {"digest": "x"}
+        assert len(opened) == 1
+        assert is_open(opened[0])
+    assert not is_open(opened[0])
+
+
+def test_a_snapshot_within_a_block_ends_before_the_next_transaction(registry):
+    record = publish(registry, "a")
+    with registry.connected():
+        assert [found.key for found in registry.standings({})] == [record.key]
+        registry.pin(record.key)
+        assert [found.is_pinned for found in registry.standings({})] == [True]
+
+
+def test_without_a_block_each_transaction_closes_its_connection(registry, opened):
+    publish(registry, "a")
+    registry.find("0" * 64)
+    assert len(opened) > 1
+    assert not any(map(is_open, opened))
+
+
+def test_a_block_that_needs_no_transaction_opens_nothing(registry, opened):
+    with registry.connected():
+        assert opened == []
+
+
+def fail_after_a_write(registry: Registry) -> None:
+    registry.pin("0" * 64)
+    raise OptionError("what", "fix")
+
+
+def test_an_exception_closes_the_connection_of_a_block(registry, opened):
+    with pytest.raises(OptionError), registry.connected():
+        fail_after_a_write(registry)
+    assert [is_open(connection) for connection in opened] == [False]
+
+
+def test_each_thread_has_a_connection_of_its_own(registry, opened):
+    start = threading.Barrier(4)
+
+    def work() -> None:
+        with registry.connected():
+            start.wait()
+            count_misses(registry, 3)
+            registry.totals()
+
+    run_together(*[work] * 4)
+    assert len(opened) == 4
+    assert registry.totals().misses == 12
+
+
+def test_a_block_goes_on_in_the_file_that_a_repair_put_in_its_place(registry, sqlite_path, tmp_path):
+    with registry.connected():
+        old = publish(registry, "a")
+        (tmp_path / "new").mkdir()
+        new = publish(open_registry(tmp_path / "new"), "b")
+        sqlite_path.rename(tmp_path / "kept.sqlite")
+        (tmp_path / "new/registry.sqlite").rename(sqlite_path)
+        assert registry.entries() == [new]
+        assert registry.find(old.key) is None
+        registry.pin(new.key)
+    assert registry.find(new.key).is_pinned
+
+
+def work_after_a_fork(registry: Registry, opened: list[Any]) -> None:
+    before = len(opened)
+    with registry.connected():
+        count_misses(registry, 5)
+    assert len(opened) == before + 1
+    count_misses(registry, 5)
+
+
+def test_a_child_that_is_forked_within_a_block_opens_a_connection_of_its_own(registry, opened):
+    fork = multiprocessing.get_context("fork")
+    with registry.connected():
+        count_misses(registry, 5)
+        child = fork.Process(target=work_after_a_fork, args=(registry, opened))
+        child.start()
+        count_misses(registry, 5)
+        child.join()
+        count_misses(registry, 5)
+        assert child.exitcode == 0
+        assert registry.totals().misses == 25
+    assert not is_open(opened[0])
+
+
+def test_what_does_not_wait_leaves_the_usual_time_out_to_the_rest_of_its_block(registry, opened):
+    with registry.connected():
+        registry.remember("blob", BIG, {"digest": "x"})
+        assert opened[0].execute("PRAGMA busy_timeout").fetchone() == (60_000,)
+
+
 # SQLite
 
 
 @pytest.fixture
 def sqlite_path(tmp_path: Path) -> Path:
-    open_sqlite(tmp_path)
+    open_registry(tmp_path)
     return tmp_path / "registry.sqlite"
 
 
 @pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
 def test_remember_neither_waits_nor_fails_while_another_writes(sqlite_path, kind):
-    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=10 * LIMIT_S))
+    registry = Registry(Database(sqlite_path, busy_timeout_s=10 * LIMIT_S))
     registry.remember("blob", BIG, {"digest": "old"})
     other = sqlite3.connect(sqlite_path, isolation_level=None)
     other.execute(f"BEGIN {kind}")
@@ -650,7 +765,7 @@ def test_remember_neither_waits_nor_fails_while_another_writes(sqlite_path, kind
 
 
 def test_reading_does_not_wait_for_a_writer_that_has_not_committed(sqlite_path):
-    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=0.0))
+    registry = Registry(Database(sqlite_path, busy_timeout_s=0.0))
     record = publish(registry, "a")
     other = sqlite3.connect(sqlite_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -660,7 +775,7 @@ def test_reading_does_not_wait_for_a_writer_that_has_not_committed(sqlite_path):
 
 @pytest.mark.parametrize("kind", ["IMMEDIATE", "EXCLUSIVE"])
 def test_writing_waits_for_another_writer(sqlite_path, kind):
-    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=LIMIT_S))
+    registry = Registry(Database(sqlite_path, busy_timeout_s=LIMIT_S))
     other = sqlite3.connect(sqlite_path, isolation_level=None, check_same_thread=False)
     other.execute(f"BEGIN {kind}")
     is_given_up = threading.Event()
@@ -676,7 +791,7 @@ def test_writing_waits_for_another_writer(sqlite_path, kind):
 
 
 def test_a_registry_that_stays_busy_says_that_another_holds_it(sqlite_path):
-    registry = SqlRegistry(Database(sqlite_path, busy_timeout_s=0.1))
+    registry = Registry(Database(sqlite_path, busy_timeout_s=0.1))
     other = sqlite3.connect(sqlite_path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(RegistryError, match="locked") as caught:
@@ -695,7 +810,7 @@ def test_a_failing_transaction_leaves_no_lock_behind(sqlite_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    SqlRegistry(database).pin("0" * 64)
+    Registry(database).pin("0" * 64)
     with database.reading() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM schema_info").scalar() == 1
 
@@ -719,14 +834,14 @@ def no_tables(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [no_database, cut_short, folder, no_tables])
 def test_a_registry_that_is_none_is_an_error_with_the_way_out(sqlite_path, spoil):
-    registry = SqlRegistry(Database(sqlite_path))
+    registry = Registry(Database(sqlite_path))
     registry.totals()  # as a running server, that has had it
     spoil(sqlite_path)
     for call in (registry.entries, registry.totals, lambda: registry.pin("0" * 64)):
         with pytest.raises(RegistryError, match="is unavailable") as caught:
             call()
         assert str(sqlite_path) in caught.value.what
-        assert "enginecache doctor" in caught.value.fix
+        assert "enginecache verify" in caught.value.fix
         assert caught.value.exit_code == 6
     registry.remember("blob", BIG, {"digest": "x"})
 
@@ -756,6 +871,6 @@ def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeyp
     registry.remove(gone.key)
     remember("a", record)
     assert answers() == ["b", "a"]
-    monkeypatch.setattr(loads, "MAX_ANSWERS", 2)
+    monkeypatch.setattr(memos, "MAX_ANSWERS", 2)
     remember("d", record)
     assert answers() == ["a", "d"]
