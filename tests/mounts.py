@@ -51,6 +51,30 @@ def read_only(folder: Path) -> Iterator[None]:
         _unmount(folder)
 
 
+@contextlib.contextmanager
+def bound(folder: Path) -> Iterator[None]:
+    """The folder mounted over itself: the same files, in another mount."""
+    if not _mount("--bind", folder, folder):
+        pytest.skip("probe: this user may not mount")
+    try:
+        yield
+    finally:
+        _unmount(folder)
+
+
+@contextlib.contextmanager
+def mounted_over(folder: Path) -> Iterator[None]:
+    """An empty folder of the same file system mounted over the folder, as a mistaken volume would be."""
+    with tempfile.TemporaryDirectory(dir=folder.parent.parent) as empty:
+        Path(empty).chmod(folder.stat().st_mode & 0o7777)
+        if not _mount("--bind", empty, folder):
+            pytest.skip("probe: this user may not mount")
+        try:
+            yield
+        finally:
+            _unmount(folder)
+
+
 def free_bytes(folder: Path) -> int:
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enginecache.errors import StoreError
-from enginecache.storage import marker, open_folder
+from enginecache.storage import durable, marker
 from enginecache.storage.folder import FOLDERS, Root
 from enginecache.storage.marker import is_marked, write_marker
 
@@ -130,7 +130,7 @@ def count_down(left: int) -> None:
 
     for name in ("fsync", "fchmod", "mkdir", "open", "chmod", "rename", "write", "unlink", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
-    open_folder.rename_to_new = marker.rename_to_new = counted(open_folder.rename_to_new)
+    durable.rename_to_new = marker.rename_to_new = counted(durable.rename_to_new)
 
 
 @pytest.mark.parametrize("shared", ["", "group"])

@@ -20,8 +20,8 @@ from enginecache.maintenance.doctor.folder import check_parents, check_root
 from enginecache.maintenance.inspect import StoredEngines
 from enginecache.storage import folder as root_module
 from enginecache.storage import marker
+from enginecache.storage.durable import make_folder
 from enginecache.storage.folder import FOLDERS, Root
-from enginecache.storage.open_folder import make_folder
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="probe: not root, so no other user can be")
 needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="probe: permissions do not bind the root user")

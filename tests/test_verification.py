@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 from fakes import ConstantBuilder, FakeBuilder, fake_cache
 from models import linear, save
+from mounts import bound, mounted_over
 from records import entry as entry_of
 
 from enginecache.errors import BuildError, NotCachedError, RegistryError, StoreError
@@ -79,6 +80,39 @@ def test_damage_is_found_and_left_then_repaired_then_clean(open_cache, model, da
     assert cache.verify(deep=True).findings == ()
     assert len(list(cache.root.quarantine.iterdir())) == (damage is not remove)
     assert cache.get(model, **ASK).outcome == "built"
+
+
+def test_engines_that_a_mount_hides_are_not_forgotten(open_cache, model):
+    cache = open_cache()
+    entry = cache.get(model, **ASK)
+    with mounted_over(cache.root.engines):
+        for repair in (False, True):
+            (finding,) = cache.verify(repair=repair).findings
+            assert (finding.kind, finding.subject, finding.is_repaired) == ("dangling", entry.key, False)
+            assert str(cache.root.engines) in finding.text
+            assert "unmount" in finding.repair
+        with pytest.raises(StoreError, match="may be hidden") as caught:
+            cache.get(model, **ASK)
+        assert f"enginecache rm {entry.key[:12]}" in caught.value.fix
+    assert cache.verify().is_clean
+    assert cache.get(model, **ASK).outcome == "hit"
+
+
+def test_the_entry_of_an_engine_that_a_mount_hides_can_be_removed(open_cache, model):
+    cache = open_cache(grace_s=0.0)
+    entry = cache.get(model, **ASK)
+    with mounted_over(cache.root.engines):
+        cache.remove(entry.key)
+        assert cache.verify(repair=True).is_clean
+    cache.verify(repair=True)  # its blob is back, without a row
+
+
+def test_a_mount_that_has_the_engines_is_no_finding(open_cache, model):
+    cache = open_cache()
+    cache.get(model, **ASK)
+    with bound(cache.root.engines):
+        assert cache.verify().is_clean
+        assert cache.get(model, **ASK).outcome == "hit"
 
 
 def test_a_shared_blob_is_repaired_once_for_all_its_entries(open_cache, model):
@@ -393,6 +427,34 @@ def test_a_record_that_is_missing_or_wrong_is_written_anew_from_the_row(open_cac
     assert cache.get(model, **ASK).outcome == "hit"  # nothing else reads it
     assert cache.verify(repair=True).is_clean
     assert RepairRecords(cache.root).read(stored.digest) == whole
+
+
+def a_folder(path):
+    path.mkdir()
+    (path / "notes").write_text("a user's")
+
+
+def a_link(path):
+    path.symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize("make", [a_folder, a_link, os.mkfifo])
+def test_what_is_no_file_in_a_records_place_is_moved_to_quarantine_and_the_record_written(open_cache, model, make):
+    cache = open_cache()
+    stored = cache.get(model, **ASK)
+    path = RepairRecords(cache.root).path(stored.digest)
+    whole = path.read_bytes()
+    path.unlink()
+    make(path)
+    mode = path.lstat().st_mode
+    (finding,) = cache.verify().findings
+    assert (finding.kind, finding.subject) == ("record", stored.key)
+    assert cache.verify(repair=True).is_clean
+    assert path.read_bytes() == whole
+    (kept,) = cache.root.quarantine.iterdir()
+    assert kept.lstat().st_mode == mode
+    assert make is not a_folder or (kept / "notes").read_text() == "a user's"
+    assert cache.verify().findings == ()
 
 
 def test_a_shared_blobs_record_has_all_its_entries_and_is_found_once(open_cache, model):

@@ -26,7 +26,7 @@ from enginecache.key.options import BuildOptions
 from enginecache.pipeline.results import SCHEMA, record_json
 
 if TYPE_CHECKING:
-    from enginecache.maintenance.doctor.check import Check
+    from enginecache.maintenance.findings import Check
     from enginecache.maintenance.inspect import StoredEngines
     from enginecache.maintenance.removal import Used
     from enginecache.storage.registry.rows import MissRecord

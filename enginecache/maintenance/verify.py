@@ -22,7 +22,7 @@ from enginecache.storage.rebuild import Rebuilt, find_registry_damage
 from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord, ExaminedRow
 from enginecache.storage.side_caches import Artefacts
-from enginecache.storage.storage import BlobState, Storage
+from enginecache.storage.storage import MOUNTED_OVER, BlobState, Storage
 
 _KINDS: dict[BlobState, Kind] = {
     BlobState.MISSING: "dangling",
@@ -142,6 +142,11 @@ class EntryChecks:
             yield from self._row(row, f"it says {record.size_bytes} bytes, and the engine is whole with another size")
             return
         text = f"the engine {record.digest[:12]} of {record.model_name}: {state.value}"
+        if state is BlobState.MISSING and self._root.is_mounted_over():
+            text += f", and may be hidden: {MOUNTED_OVER} {self._root.engines}"
+            leave = f"leave it: unmount that first, or run `enginecache rm {record.key[:12]}` to forget the entry"
+            yield Finding("dangling", record.key, text, leave), lambda: False
+            return
         repair = "forget the entry" if state is BlobState.MISSING else "quarantine the file and forget the entry"
         finding = Finding(_KINDS[state], record.key, text, f"{repair}; the next get builds it anew")
         yield finding, lambda: (self._storage.set_aside(record), True)[1]
@@ -188,7 +193,7 @@ class EntryChecks:
         for subject, what, recorded in found:
             if recorded is None:
                 text = f"the repair record of the engine {digest[:12]} {what}"
-                repair = "write it anew from the row"
+                repair = "write it anew from the row, and keep what else has its name in quarantine/"
                 yield Finding("record", subject, text, repair), lambda: self._storage.write_record(digest)
             else:
                 text = f"the row of {subject[:12]} is damaged: {what}"

@@ -17,9 +17,9 @@ from enginecache.files.digest import SMALL_BYTES, StreamDigest
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.mounts import status_of
 from enginecache.files.os_errors import describe_os_error
+from enginecache.storage.durable import is_real_folder, make_folder, sync_folder
 from enginecache.storage.folder import Root
 from enginecache.storage.names import digest_of_blob, files_in, folders_in
-from enginecache.storage.open_folder import is_real_folder, make_folder, sync_folder
 from enginecache.storage.repair_files import RepairRecords
 
 CHUNK_BYTES = 1 << 20

@@ -36,10 +36,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from enginecache.errors import StoreError
+from enginecache.files.mounts import status_of
 from enginecache.files.os_errors import describe_os_error, shell_path
 from enginecache.storage import marker
+from enginecache.storage.durable import make_folder
 from enginecache.storage.names import owned
-from enginecache.storage.open_folder import make_folder
 
 ArtefactKind = Literal["timing-caches", "runtime-caches"]
 FOLDERS = ("engines", "quarantine", "logs", "locks", "tmp", "uses", *get_args(ArtefactKind))
@@ -116,6 +117,17 @@ class Root:
     def uses(self) -> Path:
         """One empty file a key; its modification time is the entry's last use."""
         return self.path / "uses"
+
+    def is_mounted_over(self) -> bool:
+        """Return whether ``engines/`` is another mount than the folder, which enginecache never makes.
+
+        The engines may lie hidden under it; and none can be published, as a rename leads from no mount to another.
+        """
+        try:
+            root, engines = (status_of(path, follow_symlinks=False) for path in (self.path, self.engines))
+        except OSError:
+            return False
+        return (root[0], root[5]) != (engines[0], engines[5])
 
     def artefacts(self, kind: ArtefactKind) -> Path:
         """What only saves time: one file a slot."""

@@ -19,8 +19,8 @@ import filelock
 
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.files.os_errors import describe_os_error
+from enginecache.storage.durable import make_folder
 from enginecache.storage.folder import Root
-from enginecache.storage.open_folder import make_folder
 
 SAY_EVERY_S = 1.0
 POLL_S = 0.05

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import tempfile
 from pathlib import Path
 
 from enginecache.errors import StoreError
 from enginecache.files.os_errors import shell_path
+from enginecache.storage.durable import read_regular, rename_to_new, sync_folder
 from enginecache.storage.names import TEMPORARY_PREFIX, is_staged
-from enginecache.storage.open_folder import rename_to_new, sync_folder
 
 NAME = "CACHEDIR.TAG"
 SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
@@ -93,19 +92,13 @@ def write_marker(folder: Path, mode: int) -> bool:
 def _read(path: Path) -> str | None:
     """The marker's text; None where there is none. One that is no small regular file has no text."""
     try:
-        # Without O_NONBLOCK a pipe of that name would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return (read_regular(path, _MAX_BYTES) or b"").decode("ascii", "replace")
     except FileNotFoundError:
         return None
     except OSError:
         if path.is_symlink():
             return ""
         raise
-    try:
-        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return os.read(descriptor, _MAX_BYTES).decode("ascii", "replace") if is_regular else ""
-    finally:
-        os.close(descriptor)
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -21,9 +21,9 @@ from enginecache.errors import RegistryError, StoreError
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.os_errors import describe_os_error
 from enginecache.storage.blobs import Blobs
+from enginecache.storage.durable import sync_folder
 from enginecache.storage.folder import Root
 from enginecache.storage.locks import FileLocks
-from enginecache.storage.open_folder import sync_folder
 from enginecache.storage.registry import schema
 from enginecache.storage.registry.database import BUSY_TIMEOUT_S, Database
 from enginecache.storage.registry.integrity import find_damage

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import stat
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,9 +18,9 @@ import blake3
 from enginecache.errors import StoreError
 from enginecache.files.canonical import Fields, canonical_json
 from enginecache.files.os_errors import describe_os_error
+from enginecache.storage.durable import is_real_folder, read_regular, replace_file, sync_folder
 from enginecache.storage.folder import Root
 from enginecache.storage.names import digest_of_record, files_in, folders_in
-from enginecache.storage.open_folder import is_real_folder, sync_folder
 from enginecache.storage.registry.rows import EntryRecord
 
 RECORD_SCHEMA = 1
@@ -62,18 +61,7 @@ class RepairRecords:
         body = {"schema": RECORD_SCHEMA, "digest": digest, "entries": list(entries)}
         text = canonical_json({**body, "blake3": _seal(body)})
         try:
-            descriptor, name = tempfile.mkstemp(prefix="record-", dir=self._root.tmp)
-            try:
-                with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fchmod(file.fileno(), self._root.file_mode)
-                    os.fsync(file.fileno())
-                Path(name).rename(path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
-            sync_folder(path.parent)
+            replace_file(path, [f"{text}\n".encode("ascii")], self._root.file_mode, self._root.tmp, prefix="record-")
         except OSError as error:
             raise StoreError(
                 *describe_os_error(error, f"the record {path} cannot be written", path, in_cache=True)
@@ -82,11 +70,13 @@ class RepairRecords:
     def read(self, digest: str) -> list[Fields] | str:
         """The rows as they were recorded; or what is wrong, as a text that goes on from "its repair record"."""
         try:
-            content = _read_file(self.path(digest))
+            content = read_regular(self.path(digest), MAX_BYTES)
         except FileNotFoundError:
             return "is missing"
         except OSError as error:
             return describe_os_error(error, "cannot be read")[0]
+        if content is None:
+            return "is no regular file, or too large"
         try:
             body = json.loads(content)
             seal = body.pop("blake3")
@@ -109,6 +99,23 @@ class RepairRecords:
             return "is of no use: it is not about this engine"
         return entries
 
+    def set_aside(self, digest: str) -> None:
+        """Move what is no regular file out of a record's place into ``quarantine/``: no record could be written there.
+
+        Raises:
+            StoreError: It cannot be moved.
+        """
+        path = self.path(digest)
+        try:
+            if is_real_folder(path.parent) and not stat.S_ISREG(path.lstat().st_mode):
+                path.rename(self._root.quarantine / f"{digest}.{time.time_ns()}.json")
+                sync_folder(self._root.quarantine)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            doing = f"what is in the place of the record {path} cannot be moved away"
+            raise StoreError(*describe_os_error(error, doing, path, in_cache=True)) from error
+
     def delete(self, digest: str) -> None:
         """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""
         with contextlib.suppress(OSError):
@@ -125,13 +132,3 @@ class RepairRecords:
 
 def _seal(body: Fields) -> str:
     return blake3.blake3(canonical_json(body).encode("ascii")).hexdigest()
-
-
-def _read_file(path: Path) -> bytes:
-    # Without O_NONBLOCK a pipe of that name would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            return b""
-        return file.read()

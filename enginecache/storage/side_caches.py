@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,8 @@ from enginecache.files.canonical import Fields, canonical_json
 from enginecache.files.digest import digest_of
 from enginecache.files.os_errors import describe_os_error
 from enginecache.host.evidence import note_use
+from enginecache.storage.durable import read_regular, replace_file
 from enginecache.storage.folder import ArtefactKind, Root
-from enginecache.storage.open_folder import sync_folder
 
 MAX_BYTES = 256 << 20
 """Nothing larger is kept or read: each is held in memory two or three times over, in every process that uses it."""
@@ -89,20 +87,8 @@ class Artefacts:
             raise StoreError(message, "Nothing needs to be done: later work is slower, and as right as before.")
         digest = digest_of(data)
         try:
-            descriptor, name = tempfile.mkstemp(prefix=f"{self._kind}-", dir=self._root.tmp)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(self._first_line(slot, digest))
-                    file.write(data)
-                    file.flush()
-                    os.fchmod(file.fileno(), self._root.file_mode)
-                    os.fsync(file.fileno())
-                Path(name).rename(path)
-            except BaseException:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
-                    Path(name).unlink()
-                raise
-            sync_folder(self._folder)
+            content = (self._first_line(slot, digest), data)
+            replace_file(path, content, self._root.file_mode, self._root.tmp, prefix=f"{self._kind}-")
         except OSError as error:
             doing = f"nothing can be kept in {self._folder}"
             raise StoreError(*describe_os_error(error, doing, self._folder, in_cache=True)) from error
@@ -127,7 +113,7 @@ class Artefacts:
     def _inspect(self, path: Path) -> Artefact | str | None:
         """What a file holds, or what is wrong with it; None where there is none."""
         try:
-            content = _read_file(path)
+            content = read_regular(path, MAX_BYTES + 1024)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -139,17 +125,3 @@ class Artefacts:
         if not content.startswith(self._first_line(path.name, digest)):
             return "its bytes are not those that its first line names"
         return Artefact(data, digest)
-
-
-def _read_file(path: Path) -> bytes | None:
-    """The bytes of a regular file; None for another sort of thing, or too many of them."""
-    # Without O_NONBLOCK a pipe of that name would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES + 1024:
-            return None
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,9 @@ _LOCK_TIMEOUT_S = 60.0
 """It is held for a few renames and one transaction, so a longer wait is for a stopped process."""
 
 
+MOUNTED_OVER = "another file system is mounted over"
+"""For an engine that is missing; the path follows."""
+
 TICK_NS = 20_000_000
 """Longer than a tick of the clock that file times are taken from: 10 ms at most (CONFIG_HZ=100).
 
@@ -109,11 +112,21 @@ class Storage:
 
         Returns:
             A sentence that says what is wrong with it and where it is kept; None if it is whole after all.
+
+        Raises:
+            StoreError: It is missing, and ``engines/`` is a mount of its own, which may hide it.
         """
         with self._locked():
             state = self.check(record, force=True)
             if state is BlobState.INTACT:
                 return None
+            if state is BlobState.MISSING and self.root.is_mounted_over():
+                short = record.digest[:12]
+                message = f"the stored engine {short} may be hidden: {MOUNTED_OVER} {self.root.engines}"
+                fix = (
+                    f"Unmount that and run the command again, or forget the entry: `enginecache rm {record.key[:12]}`."
+                )
+                raise StoreError(message, fix)
             # Rows first: a blob without a row is an orphan, a row without a blob would be a broken promise.
             self.registry.forget_blob(record.digest, state.value)
             kept = self.blobs.quarantine(record.digest)
@@ -294,6 +307,7 @@ class Storage:
         with self._locked():
             rows = self._sound_entries(digest)
             if rows:
+                self.records.set_aside(digest)
                 self.records.write(digest, [row.to_json() for row in rows])
 
     def own(self, digest: str, user: int) -> bool:

@@ -37,7 +37,8 @@ from enginecache.pipeline import model_memo
 from enginecache.pipeline import publish as publication
 from enginecache.storage import blobs
 from enginecache.storage.last_used import UseLog
-from enginecache.storage.registry import entries, history, loads
+from enginecache.storage.registry import entries, memos
+from enginecache.storage.registry import registry as registry_module
 
 DIMS = {"batch": (1, 2, 4)}
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
@@ -108,7 +109,7 @@ class Clock:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Everywhere a time of day decides something; files keep this machine's, but for last uses."""
-        for module in (cache_module, verify, publication, removal, entries, history, loads):
+        for module in (cache_module, verify, publication, removal, entries, memos, registry_module):
             patch.setattr(module, "utc_now", self.utc_now)
         timed: tuple[ModuleType, ...] = (orphans, model_memo, blobs, reader)
         for module in timed:

@@ -10,7 +10,6 @@ from enginecache import __version__
 from enginecache.config import Config
 from enginecache.host.devices import Device, NvmlGpu, list_devices, read_cuda, read_nvml
 from enginecache.host.toolchain import ToolchainFinding, inspect_toolchains
-from enginecache.maintenance.doctor.check import Check
 from enginecache.maintenance.doctor.folder import check_root, check_settings, check_variables
 from enginecache.maintenance.doctor.gpus import check_gpus, look
 from enginecache.maintenance.doctor.toolchains import (
@@ -19,6 +18,7 @@ from enginecache.maintenance.doctor.toolchains import (
     check_toolchains,
     installed_version,
 )
+from enginecache.maintenance.findings import Check
 
 __all__ = ["Check", "diagnose"]
 

@@ -14,7 +14,7 @@ from enginecache.config import Config, config_path, unknown_variables
 from enginecache.errors import EngineCacheError
 from enginecache.files.os_errors import describe_os_error, free_inodes, shell_path
 from enginecache.files.units import format_size
-from enginecache.maintenance.doctor.check import Check
+from enginecache.maintenance.findings import Check
 from enginecache.storage.folder import Root
 from enginecache.storage.registry import schema
 from enginecache.storage.registry.database import Database

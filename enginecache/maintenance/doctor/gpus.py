@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from enginecache.errors import NoDeviceError
 from enginecache.files.units import format_size
 from enginecache.host.devices import Device, NvmlGpu
-from enginecache.maintenance.doctor.check import Check
+from enginecache.maintenance.findings import Check
 
 _Found = TypeVar("_Found")
 _COMPARED = {"name": "name", "compute_capability": "compute capability", "sm_count": "SM count"}

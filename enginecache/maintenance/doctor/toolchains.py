@@ -11,7 +11,7 @@ from enginecache.errors import InterpreterError, ToolchainError
 from enginecache.host.devices import Device, driver_problem
 from enginecache.host.toolchain import PRODUCTS, Toolchain, ToolchainFinding, supported_targets
 from enginecache.key.precision import CONVERTERS, is_strongly_typed
-from enginecache.maintenance.doctor.check import Check
+from enginecache.maintenance.findings import Check
 from enginecache.trt.interpreter import interpreters
 
 

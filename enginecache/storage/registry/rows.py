@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -26,7 +27,6 @@ LoadOutcome = Literal["loaded", "refused", "bad"]
 REPAIR_FIX = "Run `enginecache verify`; `enginecache verify --repair --yes` mends what it finds."
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_BUILD_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def damaged_registry(path: Path, why: object) -> RegistryError:
@@ -95,7 +95,7 @@ class EntryRecord:
         """Whether its row has the right seal."""
         return self.seal is None or self.seal == self.right_seal
 
-    @property
+    @functools.cached_property
     def reach(self) -> Reach:
         """The GPUs that the plan runs on, by compute capability."""
         return Reach.from_texts(self.compute_capabilities)
@@ -121,18 +121,15 @@ class EntryRecord:
         return "" if is_known else "its key names no model"
 
     def to_json(self) -> Fields:
-        """As plain JSON values, without the pin, which is the user's and not the entry's, and the row's seal."""
+        """Return plain JSON values, without the pin, which is the user's, and the row's seal."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["is_pinned"], fields["seal"]
-        return {
-            **fields,
-            "compute_capabilities": list(self.compute_capabilities),
-            "created_at": self.created_at.isoformat(),
-        }
+        fields["created_at"] = self.created_at.isoformat()
+        return fields
 
     @classmethod
     def from_json(cls, fields: Fields) -> EntryRecord:
-        """The inverse of :meth:`to_json`.
+        """Return the entry that :meth:`to_json` gave these fields of.
 
         Raises:
             ValueError: A field is missing, of another type, or not what it should be.
@@ -144,17 +141,17 @@ class EntryRecord:
 
     @classmethod
     def of_values(cls, values: Fields) -> EntryRecord:
-        """The entry of these fields, which come from outside this process: each is looked at.
+        """Return the entry with these fields, each checked: they come from outside this process.
 
         Raises:
             ValueError: A field is not what it should be.
             TypeError: A field is missing, or there is one too many.
         """
-        values = {**values, "compute_capabilities": tuple(values["compute_capabilities"])}
-        record = cls(**values)
+        record = cls(**{**values, "compute_capabilities": tuple(values["compute_capabilities"])})
         for name, is_right in _FORMS.items():
-            if name in values and not is_right(values[name]):
-                raise ValueError(f"{name} is {values[name]!r:.100}")
+            value = getattr(record, name)
+            if not is_right(value):
+                raise ValueError(f"{name} is {value!r:.100}")
         return record
 
 
@@ -178,52 +175,52 @@ _SEALED = (
 )
 
 
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+Form = Callable[[Any], bool]
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _text(pattern: str = ".*") -> Form:
+    is_match = re.compile(pattern, re.DOTALL).fullmatch
+    return lambda value: isinstance(value, str) and is_match(value) is not None
 
 
-def _is_duration(value: object) -> bool:
+def _or_none(is_right: Form) -> Form:
+    return lambda value: value is None or is_right(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_text_or_none(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
 @functools.lru_cache
-def _is_reach(value: tuple[object, ...]) -> bool:
+def _is_reach(value: tuple[Any, ...]) -> bool:
     try:
-        return all(isinstance(text, str) for text in value) and bool(Reach.from_texts(value))  # type: ignore[arg-type]
+        return all(isinstance(text, str) for text in value) and bool(Reach.from_texts(value))
     except OptionError:
         return False
 
 
-_FORMS: dict[str, Any] = {
-    "key": _is_digest,
-    "key_json": _is_text,
+_FORMS: dict[str, Form] = {
+    "key": _text(_DIGEST.pattern),
+    "key_json": _text(),
     "key_version": _is_count,
-    "model_digest": _is_digest,
-    "model_name": _is_text,
-    "digest": _is_digest,
+    "model_digest": _text(_DIGEST.pattern),
+    "model_name": _text(),
+    "digest": _text(_DIGEST.pattern),
     "size_bytes": _is_count,
     "backend": get_args(Flavour).__contains__,
-    "tensorrt_version": _is_text,
+    "tensorrt_version": _text(),
     "compute_capabilities": _is_reach,
-    "device_name": _is_text_or_none,
-    "driver_version": _is_text_or_none,
-    "build_id": lambda value: isinstance(value, str) and _BUILD_ID.fullmatch(value) is not None,
+    "device_name": _or_none(_text()),
+    "driver_version": _or_none(_text()),
+    "build_id": _text("[0-9a-f]{32}"),
     "build_seconds": _is_duration,
     "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None,
-    "timing_cache_digest": lambda value: value is None or _is_digest(value),
-    "seal": _is_text_or_none,
+    "timing_cache_digest": _or_none(_text(_DIGEST.pattern)),
+    "seal": _or_none(_text()),
 }
 
 

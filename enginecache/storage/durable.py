@@ -1,12 +1,13 @@
-"""Folders that appear with their mode and their content, durably."""
+"""Files and folders that appear whole and with their mode, durably; and reading them without surprises."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from enginecache.storage.names import TEMPORARY_PREFIX
@@ -52,8 +53,55 @@ def make_folder(path: Path, mode: int, workspace: Path, fill: Callable[[Path], o
     return True
 
 
+def replace_file(path: Path, content: Iterable[bytes], mode: int, workspace: Path, prefix: str) -> None:
+    """Put a file in place, whatever file was there: a reader sees the old one or the new one, also after a power loss.
+
+    Args:
+        path: The file.
+        content: What it will hold, in pieces.
+        mode: Its mode.
+        workspace: A folder of the same file system, where a crash may leave a temporary file behind.
+        prefix: Begins the name of that.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=prefix, dir=workspace)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            Path(name).unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes | None:
+    """Return the bytes of a file; None for a folder, a pipe or a device, or more than ``max_bytes``.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It is a symbolic link, or cannot be read.
+    """
+    # Without O_NONBLOCK a pipe of that name would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
 def is_real_folder(path: Path) -> bool:
-    """Whether there is a folder, and no link to one."""
+    """Return whether there is a folder, not a link to one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode)
     except OSError:
