@@ -310,13 +310,12 @@ def test_timing_caches_are_kept_apart_by_the_variables_of_the_key(tmp_path):
 
     from enginecache.pipeline.timing_caches import TimingCaches
     from enginecache.storage.folder import Root
-    from enginecache.storage.locks import FileLocks
 
     root = Root.open(tmp_path / "cache")
-    caches = TimingCaches(root, FileLocks(root))
+    caches = TimingCaches(root)
     tensorrt = replace(TOOLCHAIN, flavour="tensorrt")
     names = [
-        caches.slot(tensorrt, H100, BuildOptions(), given).name
+        caches.slot(tensorrt, H100, BuildOptions(), given)
         for given in ((), (("NVIDIA_TF32_OVERRIDE", "0"),), (("NVIDIA_TF32_OVERRIDE", "1"),))
     ]
     assert len(set(names)) == 3
