@@ -12,10 +12,10 @@ from typing import Any
 
 from enginecache.errors import EngineCacheError
 from enginecache.trt.build.codec import decode_request
-from enginecache.trt.build.conversion import convert, without_misread
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.request import BuildRequest
 from enginecache.trt.child import Reports, end_process, receive_request
+from enginecache.trt.convert.conversion import convert, without_misread
 
 
 def main() -> None:

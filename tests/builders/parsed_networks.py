@@ -18,9 +18,9 @@ import builder_models
 import tensorrt_rtx as trt
 
 from enginecache.errors import ModelError
-from enginecache.trt.build.conversion import without_misread
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.open_files import pinned
+from enginecache.trt.convert.conversion import without_misread
 
 BITS = {"INT4": 4, "FP4": 4, "FP8": 8, "INT8": 8, "UINT8": 8, "BOOL": 8, "BF16": 16, "HALF": 16, "INT64": 64}
 """Of types that are not 32 bits wide; numpy has no words for some of them."""

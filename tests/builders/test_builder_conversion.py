@@ -24,8 +24,8 @@ from enginecache.errors import BuildError, ModelChangedError, ToolchainError
 from enginecache.host.toolchain import Toolchain
 from enginecache.key.options import BuildOptions
 from enginecache.key.precision import Conversion, check_typing, is_strongly_typed, plan_conversion
-from enginecache.trt.build.conversion import convert
 from enginecache.trt.build.logs import BuildLog
+from enginecache.trt.convert.conversion import convert
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 IMAGES = (models.profile(images=((1, 3, 32, 32), (4, 3, 32, 32), (8, 3, 32, 32))),)

@@ -22,8 +22,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from enginecache.key.precision import Conversion
 from enginecache.model import ModelSource, identify
-from enginecache.trt.build.conversion import convert
 from enginecache.trt.build.logs import BuildLog
+from enginecache.trt.convert.conversion import convert
 
 HERE = Path(__file__).parent
 

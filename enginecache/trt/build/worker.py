@@ -27,12 +27,12 @@ from enginecache.trt.build.codec import (
     encode_opened,
     encode_progress,
 )
-from enginecache.trt.build.conversion import without_misread
-from enginecache.trt.build.fallback import build_converted
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.open_files import pinned
 from enginecache.trt.build.request import BuildRequest
 from enginecache.trt.child import Reports, end_process, memory_limit_bytes, receive_request
+from enginecache.trt.convert.conversion import without_misread
+from enginecache.trt.convert.fallback import build_converted
 from enginecache.trt.loaded_version import check_loaded, library_version, load_module
 
 NEEDED_THREADS = 8

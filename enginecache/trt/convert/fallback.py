@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from enginecache.errors import BuildError
 from enginecache.trt.build.adapter import SerializedPlan
-from enginecache.trt.build.conversion import convert, nodes_in
 from enginecache.trt.build.explain import product
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.request import BuildRequest
+from enginecache.trt.convert.conversion import convert, nodes_in
 
 MAX_ATTEMPTS = 12
 """Conversions of one build. A refused node stays in FP32; at the second one of an operator, all of that operator do."""

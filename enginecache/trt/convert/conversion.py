@@ -22,10 +22,10 @@ from enginecache.key.precision import Conversion
 from enginecache.model import ModelSource
 from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES, store_raw
-from enginecache.trt.build import graph_fixes
-from enginecache.trt.build.graph_fixes import nodes_inside
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.request import BuildRequest
+from enginecache.trt.convert import graph_fixes
+from enginecache.trt.convert.graph_fixes import nodes_inside
 
 MIN_FP16 = 1e-7
 """Smaller weights that are not zero become this, the converter's default: FP16's smallest is 6e-8."""
