@@ -253,3 +253,14 @@ def test_the_architecture_names_each_module():
     found |= {f"{path.parent.name}/" for path in (ROOT / "enginecache").glob("*/__init__.py")}
     named = set(re.findall(r"`([\w/]+)`", page("architecture.md")))
     assert sorted(found - {"migrations/"} - named) == []
+
+
+def test_each_promise_is_held_by_tests_that_exist():
+    table = page("reliability.md").split("| promise |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    assert len(table) >= 20
+    for row in table:
+        held_by = re.findall(r"`(tests/[\w/]+\.py)`((?:: `\w+`(?:, `\w+`)*)?)", row.rsplit("|", 2)[1])
+        assert held_by, row
+        for file, names in held_by:
+            tests = set(re.findall(r"^def test_(\w+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE))
+            assert set(re.findall(r"`(\w+)`", names)) <= tests, file
