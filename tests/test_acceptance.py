@@ -17,7 +17,7 @@ import blake3
 import onnx
 import pytest
 from fakes import TOOLCHAIN, place_with
-from models import EXAMPLE, LIGHT, linear, save
+from models import DAILY, EXAMPLE, RARE, linear, save
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 SM_89 = ("--target", "sm_89")
 BATCH = ("--dim", "batch=1:32:64")
-MODELS = {path.stem: (str(path),) for path in LIGHT} | {"cifar": (str(EXAMPLE), *BATCH)}
+MODELS = {path.stem: (str(path),) for path in DAILY} | {"cifar": (str(EXAMPLE), *BATCH)}
 CONSOLE_SCRIPT = Path(sys.executable).with_name("enginecache")
 
 
@@ -117,6 +117,12 @@ def test_real_model_is_built_once_and_then_served(served, name):
     assert plan.startswith(b"vtrt")
     assert blake3.blake3(plan).hexdigest() == first["digest"]
     assert len(plan) == first["size_bytes"]
+
+
+@pytest.mark.parametrize("path", RARE, ids=lambda path: path.stem)
+def test_large_real_model_is_built_once_and_then_served(path, folder):
+    first, second = (record("get", path, *SM_89, folder=folder) for _ in range(2))
+    assert (first["outcome"], second["outcome"], first["digest"]) == ("built", "hit", second["digest"])
 
 
 def test_real_models_share_no_key_and_no_engine(served):
@@ -275,7 +281,7 @@ def _small(*asked: str) -> Maker:
 
 SHAPE_FLAGS = "--min-shapes x:1x8 --opt-shapes x:8x8 --max-shapes x:32x8"
 BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
-    "truncated": (_bytes_named_onnx(LIGHT[0].read_bytes()[:1000]), "is not an ONNX model", "model again"),
+    "truncated": (_bytes_named_onnx(DAILY[0].read_bytes()[:1000]), "is not an ONNX model", "model again"),
     "text": (_bytes_named_onnx(b"not a model at all\n" * 9), "it is text", "model again"),
     "empty": (_bytes_named_onnx(b""), "bad.onnx is empty", "model again"),
     "folder": (lambda here: [here], "is a folder", "Name the file inside it."),

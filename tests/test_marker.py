@@ -133,8 +133,15 @@ def count_down(left: int) -> None:
     durable.rename_to_new = marker.rename_to_new = counted(durable.rename_to_new)
 
 
-@pytest.mark.parametrize("shared", ["", "group"])
-@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(
+    ("exists", "shared"),
+    [
+        (False, ""),
+        (True, "group"),
+        pytest.param(True, "", marks=pytest.mark.reliability),
+        pytest.param(False, "group", marks=pytest.mark.reliability),
+    ],
+)
 def test_a_death_at_any_step_of_the_making_leaves_a_folder_that_the_next_call_accepts(tmp_path, exists, shared):
     for step in range(200):
         path = tmp_path / str(step) / "cache"

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from builder_processes import ENVIRONMENT
 from listed_api import RELEASES, Script, listed_module
-from models import EXAMPLE, LIGHT
+from models import DAILY, EXAMPLE, RARE
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -654,7 +654,7 @@ def test_what_a_release_is_taken_for_agrees_with_its_builder_flags(release):
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("path", [EXAMPLE, *LIGHT], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [EXAMPLE, *DAILY, *RARE], ids=lambda path: path.stem)
 def test_real_models_build_in_fp16(path, tmp_path, builder):
     """All that are here do. The three of the first list must also come out smaller."""
     profiles = IMAGES if path == EXAMPLE else ()

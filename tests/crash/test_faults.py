@@ -18,7 +18,7 @@ from crash_operations import OPERATIONS
 from enginecache.files import digest
 from enginecache.files.fingerprint import SETTLE_NS
 
-QUICK = 5
+QUICK = 3
 """Cases of each operation in the normal run."""
 
 

@@ -50,6 +50,7 @@ def test_external_data_is_never_held_in_memory(count, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.reliability
 def test_three_gigabytes_of_external_data_take_under_300_mb(tmp_path):
     assert peak_bytes(save_external(tmp_path, 3 * 10**9, 12)) < 300 * 10**6
 

@@ -546,7 +546,7 @@ def harm(path: Path, plan: bytes, how: str) -> None:
 _QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 TestCacheModel = CacheModel.TestCase
-TestCacheModel.settings = settings(max_examples=15, stateful_step_count=5, deadline=None, suppress_health_check=_QUIET)
+TestCacheModel.settings = settings(max_examples=10, stateful_step_count=5, deadline=None, suppress_health_check=_QUIET)
 
 
 @pytest.mark.reliability

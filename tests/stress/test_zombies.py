@@ -26,7 +26,7 @@ from enginecache.cache import EngineCache
 from enginecache.config import Config
 
 DIMS = {"batch": (1, 2, 4)}
-HERD = 64
+HERDS = pytest.mark.parametrize("processes", [16, pytest.param(64, marks=pytest.mark.reliability)])
 
 
 @pytest.fixture
@@ -57,29 +57,31 @@ def assert_one_engine(folder: Path, results) -> None:
         assert len(list(cache.root.engines.glob("*/*.engine"))) == 1
 
 
-def test_sixty_four_processes_on_a_cold_key_make_one_build(tmp_path, folder, model):
-    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * HERD) as herd:
+@HERDS
+def test_a_herd_on_a_cold_key_makes_one_build(tmp_path, folder, model, processes):
+    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * processes) as herd:
         herd.start()
         herd.new_build(0)
         herd.let_build()
         results = herd.end()
         assert len(herd.builds()) == 1
-    assert outcomes(results) == {"built": 1, "hit": HERD - 1}
+    assert outcomes(results) == {"built": 1, "hit": processes - 1}
     assert states(folder) == {"succeeded": 1}
     assert_one_engine(folder, results)
     with EngineCache.open(dir=folder) as cache:
         assert list(cache.root.tmp.iterdir()) == []
 
 
-def test_sixty_four_processes_on_a_model_that_is_refused_make_one_build(tmp_path, folder, model):
-    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * HERD) as herd:
+@HERDS
+def test_a_herd_on_a_model_that_is_refused_makes_one_build(tmp_path, folder, model, processes):
+    with Herd(tmp_path / "script", folder, model, [{"timeout_s": LIMIT_S}] * processes) as herd:
         herd.start()
         herd.new_build(0)
         herd.refuse()
         herd.let_build()
         results = herd.end()
         assert len(herd.builds()) == 1
-    assert outcomes(results) == {"BuildError": HERD}
+    assert outcomes(results) == {"BuildError": processes}
     assert all(result["text"].startswith("TensorRT refused node 7") for result in results)
     assert len({result["text"].rpartition("The builder's log: ")[2] for result in results}) == 1
     assert states(folder) == {"failed": 1}
@@ -153,7 +155,7 @@ def test_kills_at_any_time_end_in_one_publication(tmp_path, folder, model, seed)
 @pytest.mark.parametrize("seed", range(100, 124))
 def test_each_killed_builder_of_a_large_herd_costs_one_build(tmp_path, folder, model, seed):
     kills = random.Random(seed).randint(1, 6)
-    kill_builders(tmp_path, folder, model, seed, processes=HERD, kills=kills)
+    kill_builders(tmp_path, folder, model, seed, processes=64, kills=kills)
 
 
 @pytest.mark.reliability

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 LIGHT_DIR = Path(onnx.__file__).parent / "backend/test/data/light"
 LIGHT = sorted(LIGHT_DIR.glob("light_*.onnx"))
+_QUICK = {"light_inception_v1", "light_shufflenet", "light_squeezenet"}
+DAILY = [path for path in LIGHT if path.stem in _QUICK]
+"""Real models that build in a second or two; the others take several, and are built in the long runs."""
+RARE = [pytest.param(path, marks=pytest.mark.reliability) for path in LIGHT if path.stem not in _QUICK]
 EXAMPLE = Path(__file__).parents[2] / "examples/cifar.onnx"
 
 
