@@ -286,7 +286,7 @@ BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
     "empty": (_bytes_named_onnx(b""), "bad.onnx is empty", "model again"),
     "folder": (lambda here: [here], "is a folder", "Name the file inside it."),
     "no such file": (lambda here: [here / "no.onnx"], "no.onnx", "path"),
-    "no external data": (_missing_external_data, "weights.bin", "external data lies in the ONNX file's folder"),
+    "no external data": (_missing_external_data, "weights.bin", "external data belongs in the ONNX file's folder"),
     "external data outside": (_external_data_outside, "'../x'", "Put the data next to the model"),
     "unknown dimension": (_small("--dim", "rows=1:2:4"), "no dynamic dimension 'rows'", "--dim batch=1:8:32"),
     "no profile": (_small(), "'x' has dynamic dimensions and no shapes", SHAPE_FLAGS),
