@@ -7,7 +7,9 @@ in the result. The comparison is made here. Nothing is written but into the fold
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.environment import passed, snapshot
-from enginecache.errors import CheckUnavailableError, OptionError
+from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError
 from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import time_json, utc_now
 from enginecache.host.devices import Device
-from enginecache.model import ModelSource
+from enginecache.model import ModelSource, has_changed
 from enginecache.quality.compare import compare, tolerance_for
 from enginecache.quality.inputs import Point, Range, check_ranges, point_of_file, points_of
 from enginecache.quality.result import Check, CheckVerdict, PointNumbers
@@ -42,6 +44,9 @@ from enginecache.trt.load.verdict import judge
 REFERENCE = "enginecache.quality.reference"
 EXECUTE = "enginecache.quality.execute"
 CONVERT = "enginecache.quality.convert"
+
+EXECUTE_TIMEOUT_S = 600.0
+"""An engine that has not ended by then stands still: a damaged byte may make a kernel wait forever."""
 
 _INSTALL = "Install what a check needs: pip install 'enginecache[check]'"
 _GIVE_INPUTS = (
@@ -139,11 +144,15 @@ class Checker:
     Args:
         python: The interpreter of the child processes; default: this one.
         also: Names of further variables that they are given.
+        timeout_s: After so many seconds an engine that runs is ended, and has failed. The reference has no limit.
     """
 
-    def __init__(self, python: str | None = None, also: Sequence[str] = ()) -> None:
+    def __init__(
+        self, python: str | None = None, also: Sequence[str] = (), timeout_s: float = EXECUTE_TIMEOUT_S
+    ) -> None:
         self._python = python
         self._also = also
+        self.timeout_s = timeout_s
 
     def check(self, subject: Subject, options: CheckOptions, folder: Path) -> Check:
         """Check the numbers of one plan. Blocks; the reference alone takes as long as the model takes on the CPU.
@@ -159,6 +168,7 @@ class Checker:
 
         Raises:
             OptionError: A file of inputs or a range does not fit the model.
+            ModelChangedError: The model's files are no longer those of its identity.
             CheckUnavailableError: ONNX Runtime or cuda-bindings is not installed.
             InterpreterError: There is no Python to run a child with.
         """
@@ -166,17 +176,18 @@ class Checker:
         return _Run(self, subject, options, folder).check()
 
     def run_child(self, module: str, request: dict[str, Any], device: Device | None) -> dict[str, Any]:
-        """Run a child, and return its last report; ``event`` is ``died`` where it ended without one.
+        """Run a child, and return its last report; ``event`` is ``died`` or ``timeout`` where it gave none.
 
         Raises:
             InterpreterError: There is no Python to run it with.
         """
         environment = child_environment(device, variables=passed(snapshot(), self._also))
-        return run_with(self._python, lambda python: _report_of(module, request, python, environment))
+        timeout_s = self.timeout_s if module == EXECUTE else math.inf
+        return run_with(self._python, lambda python: _report_of(module, request, python, environment, timeout_s))
 
 
 def _report_of(
-    module: str, request: dict[str, Any], interpreter: Interpreter, environment: dict[str, str]
+    module: str, request: dict[str, Any], interpreter: Interpreter, environment: dict[str, str], timeout_s: float
 ) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         try:
@@ -195,7 +206,10 @@ def _report_of(
             what, _ = describe_os_error(error, "a child process cannot be started")
             return {"event": "failed", "what": what}
         last: dict[str, Any] = {}
+        deadline = time.monotonic() + timeout_s
         for report in worker.reports():
+            if report is None and time.monotonic() > deadline:
+                return {"event": "timeout", "what": f"it did not end within {timeout_s:.0f} s"}
             if report is not None:
                 last = report
                 if report["event"] not in {"deserializing", "running"}:
@@ -269,6 +283,10 @@ class _Run:
             },
             None,
         )
+        build = self._subject.build
+        if has_changed(build.source, build.identity):
+            message = f"{build.source.name} or its external data changed since its engine was asked for"
+            raise ModelChangedError(message, "Run it again when nothing writes to them.")
         if report["event"] != "done":
             raise _Inconclusive(f"ONNX Runtime did not compute the model: {report['what']}")
         self._reference = report["version"]
@@ -322,7 +340,7 @@ class _Run:
             verdict = judge(subject.plan, subject.device, decode_failure(report["failure"]))
             what = f"TensorRT did not load the engine: {verdict.reason}"
             raise _Wrong(what) if verdict.outcome == "bad" else _Inconclusive(what)
-        if event == "no_run":
+        if event in {"no_run", "timeout"}:
             raise _Wrong(f"the engine did not run: {report['what']}")
         if event == "died" and report["after"]:
             doing = "was loaded" if report["after"] == "deserializing" else "ran"

@@ -125,7 +125,7 @@ class OnceChecker(Checker):
     """Computes the reference once, for many plans of one model that are checked in one folder."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(timeout_s=60)
         self._reference: dict[str, Any] | None = None
 
     def run_child(self, module: str, request: dict[str, Any], device: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from enginecache.errors import CheckUnavailableError, OptionError
+from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError
 from enginecache.key.options import BuildOptions
 from enginecache.model import ModelSource
 from enginecache.quality import check as check_module
@@ -164,6 +164,28 @@ def test_death_of_the_reference_is_a_sentence_and_not_the_end_of_this_process(tm
     found = Checker().check(models.subject_of(tmp_path, LINEAR, profiles=BATCHES), CheckOptions(), tmp_path / "check")
     assert found.verdict == "uninformative"
     assert f"by {end.name}" in found.reason
+
+
+def test_engine_that_stands_still_is_ended(tmp_path, monkeypatch):
+    module = tmp_path / "still.py"
+    module.write_text(
+        "import time\nfrom enginecache.trt.child import receive_request\nreceive_request()\ntime.sleep(99)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(check_module, "EXECUTE", "still")
+    assert Checker(timeout_s=0).run_child("still", {}, None)["event"] == "timeout"
+
+
+def test_model_that_changes_meanwhile_is_an_error_and_no_verdict(tmp_path):
+    class Changing(models.HereChecker):
+        def run_child(self, module, request, device):
+            subject.build.source.path.write_bytes(b"another")
+            return super().run_child(module, request, device)
+
+    subject = models.subject_of(tmp_path, LINEAR, profiles=BATCHES)
+    (tmp_path / "check").mkdir()
+    with pytest.raises(ModelChangedError, match="changed since"):
+        Changing().check(subject, CheckOptions(), tmp_path / "check")
 
 
 def test_reference_is_what_the_kernel_ends_first(tmp_path, monkeypatch):

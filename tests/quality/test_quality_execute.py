@@ -259,6 +259,7 @@ FAILURE = {"kind": "no_engine", "lines": ["bad magic"], "diagnostics": [], "what
         ({"event": "died", "what": "by SIGSEGV", "after": "deserializing"}, "failed", "crashed while it was loaded"),
         ({"event": "died", "what": "by SIGSEGV", "after": ""}, "uninformative", "could not be run"),
         ({"event": "no_run", "what": "TensorRT did not run the engine"}, "failed", "did not run"),
+        ({"event": "timeout", "what": "it did not end within 600 s"}, "failed", "within 600 s"),
         ({"event": "failed", "what": "out of memory"}, "uninformative", "out of memory"),
         ({"event": "not_loaded", "failure": FAILURE}, "failed", "bad magic"),
         ({"event": "not_loaded", "failure": {**FAILURE, "kind": "memory"}}, "uninformative", "memory"),
