@@ -132,7 +132,7 @@ def test_a_record_goes_with_its_blob(root, stored, method):
 def test_an_entry_comes_back_from_its_json():
     for record in (
         entry("a"),
-        entry("b", device_name="H100", compute_capabilities=("8.0+",), timing_cache_digest="7" * 64),
+        entry("b", device_name="H100", compute_capabilities=("8.0+",), timing_cache_digest="7" * 64, check_json="{}"),
     ):
         assert EntryRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
@@ -159,6 +159,7 @@ def test_an_entry_comes_back_from_its_json():
         ("model_name", None),
         ("device_name", 1),
         ("timing_cache_digest", ""),
+        ("check_json", {}),
         ("another", 1),
     ],
 )

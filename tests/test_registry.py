@@ -164,6 +164,27 @@ def test_a_failing_replacement_keeps_the_old_entry(registry):
 # Removal and pins
 
 
+def test_check_is_kept_with_its_entry_and_is_not_part_of_the_seal(registry, opener):
+    record = publish(registry, "a")
+    assert registry.record_check(record.key, record.build_id, '{"verdict":"passed"}')
+    found = opener().find(record.key)
+    assert found == dataclasses.replace(record, check_json='{"verdict":"passed"}')
+    assert found.is_as_written
+
+
+def test_check_of_an_entry_that_was_replaced_meanwhile_marks_nothing(registry):
+    first = publish(registry, "a")
+    second = publish(registry, "a", 2)
+    assert not registry.record_check(first.key, first.build_id, "{}")
+    assert registry.find(second.key).check_json is None
+
+
+def test_replaced_entry_loses_its_check(registry):
+    record = publish(registry, "a", check_json="{}")
+    assert registry.find(record.key).check_json == "{}"
+    assert registry.find(publish(registry, "a", 2).key).check_json is None
+
+
 def test_removing_tells_whether_the_entry_was_there(registry):
     record = publish(registry, "a")
     assert registry.remove(record.key)

@@ -7,6 +7,7 @@ import enum
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from enginecache.errors import EngineCacheError, RegistryError, StoreError
@@ -174,6 +175,18 @@ class Storage:
             self.blobs.discard(staged)
             raise
         self._remember_new(staged.digest)
+
+    def record_check(self, record: EntryRecord, check_json: str) -> EntryRecord:
+        """Keep the result of a check of an entry's numbers, unless the entry was replaced or deleted meanwhile.
+
+        Returns:
+            The entry with the result.
+        """
+        checked = replace(record, check_json=check_json)
+        with self._locked():
+            if self.registry.record_check(record.key, record.build_id, check_json):
+                self._record_entry(checked)
+        return checked
 
     def _remember_new(self, digest: str) -> None:
         """Remember that a blob that was just published is whole, so that nobody has to read it again.

@@ -99,6 +99,7 @@ def upgrade() -> None:
         sa.Column("build_seconds", sa.Float(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("timing_cache_digest", sa.String(length=64), nullable=True),
+        sa.Column("check_json", sa.Text(), nullable=True),
         sa.Column("seal", sa.String(length=64), nullable=True),
         sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_entries_build_id")),
         sa.ForeignKeyConstraint(["digest"], ["blobs.digest"], name=op.f("fk_entries_digest")),

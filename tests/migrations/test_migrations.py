@@ -89,7 +89,7 @@ def test_a_frozen_registry_serves_its_rows(frozen):
     schema.ensure_schema(frozen, 0o600)
     registry = Registry(frozen, boot="frozen")
     first = entry("a", device_name="NVIDIA H100 80GB HBM3", driver_version="580.65.06", is_pinned=True)
-    second = entry("b", digest=first.digest, timing_cache_digest="7" * 64)
+    second = entry("b", digest=first.digest, timing_cache_digest="7" * 64, check_json="{}")
     assert {record.key: record for record in registry.entries()} == {first.key: first, second.key: second}
     assert first.created_at > EPOCH
     states = {build.id: (build.state, build.reason) for build in registry.builds()}

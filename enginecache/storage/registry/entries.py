@@ -140,6 +140,13 @@ class Entries(Session):
             connection.execute(sa.update(builds).where(builds.c.id == entry.build_id).values(finished))
             _put_entry(connection, entry)
 
+    def record_check(self, key: str, build_id: str, check_json: str) -> bool:
+        """Keep the result of a check with the entry of this attempt; return False if the key has another one by now."""
+        chosen = sa.update(entries).where(entries.c.key == key, entries.c.build_id == build_id)
+        with self._writing() as connection:
+            found = connection.execute(chosen.values(check_json=check_json).returning(entries.c.key)).first()
+        return found is not None
+
     def remove(self, key: str, *, digest: str | None = None) -> bool:
         """Delete the entry; False if it was gone, pinned, or no longer has ``digest``."""
         chosen = sa.delete(entries).where(entries.c.key == key, entries.c.key.not_in(sa.select(pins.c.key)))

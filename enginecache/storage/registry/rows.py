@@ -55,6 +55,8 @@ class EntryRecord:
         build_seconds: How long that took.
         created_at: When it was published.
         timing_cache_digest: Digest of the timing cache that the build began with, or None; provenance.
+        check_json: Result of the last check of its numbers, as :mod:`enginecache.quality.result` writes it; or None.
+            Outside the seal: it changes, and names the plan that it is of.
         is_pinned: Whether it must stay.
         seal: What its row says that :attr:`right_seal` is; empty where it says nothing, None for what is no row.
     """
@@ -75,6 +77,7 @@ class EntryRecord:
     build_seconds: float
     created_at: dt.datetime
     timing_cache_digest: str | None = None
+    check_json: str | None = dataclasses.field(default=None, repr=False)
     is_pinned: bool = False
     seal: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -220,6 +223,7 @@ _FORMS: dict[str, Form] = {
     "build_seconds": _is_duration,
     "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None,
     "timing_cache_digest": _or_none(_text(_DIGEST.pattern)),
+    "check_json": _or_none(_text()),
     "seal": _or_none(_text()),
 }
 

@@ -100,6 +100,7 @@ entries = sa.Table(
     sa.Column("build_seconds", sa.Float, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False, index=True),
     sa.Column("timing_cache_digest", HEX),
+    sa.Column("check_json", sa.Text),
     sa.Column("seal", HEX),
 )
 

@@ -24,7 +24,7 @@ def main(path: Path) -> None:
     ensure_schema(database, 0o600)
     registry = Registry(database, boot="frozen")
     first = publish(registry, "a", device_name="NVIDIA H100 80GB HBM3", driver_version="580.65.06")
-    publish(registry, "b", digest=first.digest, timing_cache_digest="7" * 64)
+    publish(registry, "b", digest=first.digest, timing_cache_digest="7" * 64, check_json="{}")
     damaged = publish(registry, "c")
     registry.pin(first.key)
     registry.pin(damaged.key)
