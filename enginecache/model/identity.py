@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import blake3
 
@@ -153,35 +151,6 @@ class ModelIdentity:
         """Return one digest (64 hex characters, BLAKE3) of structure, weights and ``value_info`` together."""
         text = f"enginecache/model/v2\n{self.structure}\n{self.weights}\n{self.value_info}\n"
         return blake3.blake3(text.encode()).hexdigest()
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values, for the file memo."""
-        return {
-            "structure": self.structure,
-            "weights": self.weights,
-            "value_info": self.value_info,
-            "inputs": [{"name": i.name, "dtype": i.dtype, "dims": list(i.dims)} for i in self.inputs],
-            "files": [{"location": f.location, "fingerprint": list(f.fingerprint)} for f in self.files],
-            "is_settled": self.is_settled,
-            "quantization": list(self.quantization),
-            "has_misread": self.has_misread,
-            "has_links_out": self.has_links_out,
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> ModelIdentity:
-        """Make an identity from the values of :meth:`to_record`."""
-        return cls(
-            structure=record["structure"],
-            weights=record["weights"],
-            value_info=record["value_info"],
-            inputs=tuple(ModelInput(i["name"], i["dtype"], tuple(i["dims"])) for i in record["inputs"]),
-            files=tuple(ModelFile(f["location"], Fingerprint(*f["fingerprint"])) for f in record["files"]),
-            is_settled=record["is_settled"],
-            quantization=tuple(record["quantization"]),
-            has_misread=record["has_misread"],
-            has_links_out=record["has_links_out"],
-        )
 
 
 def has_changed(source: ModelSource, identity: ModelIdentity) -> bool:

@@ -10,6 +10,7 @@ from enginecache.errors import OptionError
 from enginecache.files.digest import StreamDigest
 from enginecache.files.fingerprint import Fingerprint, has_kernel_times
 from enginecache.files.os_errors import describe_os_error
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.key.key import KEY_VERSION
 from enginecache.key.options import PluginLibrary
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
@@ -44,7 +45,7 @@ class FileMemo:
         found = self._registry.recall("model", fingerprint) if has_kernel_times(fingerprint) else None
         if found is None or found.get("key_version") != KEY_VERSION:
             return None
-        identity = ModelIdentity.from_record(found["identity"])
+        identity = from_plain(ModelIdentity, found["identity"])
         if not all(has_kernel_times(file.fingerprint) for file in identity.files[1:]):
             return None
         if identity.has_links_out and not source.follows_links:
@@ -59,7 +60,7 @@ class FileMemo:
     def keep(self, source: ModelSource, identity: ModelIdentity) -> None:
         """Remember an identity that was just found out, if its files may be told from changed ones."""
         if identity.is_settled and source.path is not None:
-            found = {"key_version": KEY_VERSION, "identity": identity.to_record()}
+            found = {"key_version": KEY_VERSION, "identity": to_plain(identity)}
             self._registry.remember("model", identity.files[0].fingerprint, found)
 
     def plugin(self, path: Path) -> PluginLibrary:

@@ -19,6 +19,7 @@ from typing import Any
 from enginecache.environment import passed, snapshot
 from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError
 from enginecache.files.os_errors import describe_os_error
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.files.units import time_json, utc_now
 from enginecache.host.devices import Device
 from enginecache.model import ModelSource, has_changed
@@ -36,9 +37,7 @@ from enginecache.trt.child import (
     tail_of,
 )
 from enginecache.trt.interpreter import Interpreter, environment_for, run_with
-from enginecache.trt.load.codec import decode_failure
-from enginecache.trt.load.codec import encode_request as encode_load
-from enginecache.trt.load.request import LoadRequest, driver_of
+from enginecache.trt.load.request import Failure, LoadRequest, driver_of
 from enginecache.trt.load.verdict import judge
 
 REFERENCE = "enginecache.quality.reference"
@@ -328,7 +327,7 @@ class _Run:
         report = self._checker.run_child(
             EXECUTE,
             {
-                "plan": encode_load(subject.plan),
+                "plan": to_plain(subject.plan),
                 "points": [point.to_json() for point in self._points],
                 "outputs": list(outputs),
                 "folder": str(self._folder),
@@ -337,7 +336,7 @@ class _Run:
         )
         event = report["event"]
         if event == "not_loaded":
-            verdict = judge(subject.plan, subject.device, decode_failure(report["failure"]))
+            verdict = judge(subject.plan, subject.device, from_plain(Failure, report["failure"]))
             what = f"TensorRT did not load the engine: {verdict.reason}"
             raise _Wrong(what) if verdict.outcome == "bad" else _Inconclusive(what)
         if event in {"no_run", "timeout"}:

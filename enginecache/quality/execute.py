@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.errors import CheckUnavailableError, EngineCacheError
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.quality.driver import Driver, DriverError
 from enginecache.quality.inputs import Point
 from enginecache.quality.reference import load_arrays, save_arrays
 from enginecache.quality.rounding import BFLOAT16, round_to
 from enginecache.trt.child import Reports, end_process, receive_request
-from enginecache.trt.load.codec import decode_request, encode_failure
 from enginecache.trt.load.deserialize import deserialize
-from enginecache.trt.load.request import Failure
+from enginecache.trt.load.request import Failure, LoadRequest
 from enginecache.trt.loaded_version import load_module
 
 _NUMPY = {
@@ -55,10 +55,10 @@ def run(record: Mapping[str, Any], reports: Reports) -> None:
     """Run the engine at every point, and send exactly one result."""
     try:
         driver = Driver()  # before TensorRT: a Runtime without a driver crashes
-        request = decode_request(record["plan"])
+        request = from_plain(LoadRequest, record["plan"])
         loaded = deserialize(request, echo=sys.stderr, before=lambda: reports.send({"event": "deserializing"}))
         if isinstance(loaded, Failure):
-            reports.send({"event": "not_loaded", "failure": encode_failure(loaded)})
+            reports.send({"event": "not_loaded", "failure": to_plain(loaded)})
             return
         reports.send({"event": "running"})
         execution = Execution(loaded.engine, load_module(request.flavour), driver)

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from small_onnx_models import external, identity_of, model_of, raw
 
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.model import ModelIdentity
 
 SCALE = raw(np.float32(0.5), "scale")
@@ -109,7 +110,7 @@ def test_tensorrts_own_operators_count(operator, types):
 def test_types_survive_the_memos_record():
     identity = identity_of(model_of([quantize("zero"), dequantize()], [SCALE, zero_point(TensorProto.INT8)]))
     assert identity.quantization == ("int8",)
-    assert ModelIdentity.from_record(identity.to_record()) == identity
+    assert from_plain(ModelIdentity, to_plain(identity)) == identity
 
 
 def test_fifty_thousand_nodes_are_walked_in_time():

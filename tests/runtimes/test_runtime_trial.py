@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -18,9 +17,7 @@ from load_requests import request_for, scripted
 from waiting import is_running, wait_for
 
 from enginecache.errors import IntegrityError
-from enginecache.key.options import PluginLibrary
 from enginecache.trt.child import describe_status, is_from_outside, module_search_path
-from enginecache.trt.load.codec import decode_failure, decode_request, encode_failure, encode_request
 from enginecache.trt.load.request import Failure
 from enginecache.trt.load.trial import ProcessTrial
 from enginecache.trt.load.verdict import judge
@@ -137,15 +134,6 @@ def test_genuine_plan_without_a_driver_is_refused_in_tensorrts_words(rtx_plan, n
     verdict = judge(request, None, failure)
     assert (verdict.outcome, verdict.is_lasting) == ("refused", False)
     assert "CUDA driver version is insufficient" in verdict.reason
-
-
-def test_request_and_failure_cross_the_pipes_unchanged(tmp_path):
-    plugin = PluginLibrary(tmp_path / "lib\udcff.so", "1" * 64)
-    request = scripted(tmp_path, "engine", plugins=(plugin,), tuned_for="NVIDIA L4, 58 SMs", allows_host_code=True)
-    assert decode_request(encode_request(request)) == request
-    assert all(getattr(request, field.name) for field in dataclasses.fields(request) if "compat" not in field.name)
-    failure = Failure("no_engine", ("a", "b"), ("UNSUPPORTED_CC",), "what")
-    assert decode_failure(encode_failure(failure)) == failure
 
 
 def test_signals_from_outside_and_words_of_memory_are_no_fault_of_the_child():

@@ -21,6 +21,7 @@ from enginecache.errors import (
     ToolchainError,
 )
 from enginecache.files.os_errors import RESOURCES, describe_os_error, explain_full_disk, explain_threads, free_inodes
+from enginecache.files.plain import from_plain
 from enginecache.files.units import format_size
 from enginecache.host.targets import Reach
 from enginecache.trt.build.codec import MODEL_NAME, PLAN_NAME, TIMING_CACHE_NAME, decode_error, encode_request
@@ -223,7 +224,7 @@ def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_s
     return BuiltPlan(
         plan_path=request.work_dir / PLAN_NAME,
         build_seconds=build_seconds,
-        reach=Reach.from_texts(report["reach"]),
+        reach=from_plain(Reach, report["reach"]),
         loaded_version=report["loaded_version"],
         warnings=tuple(report["warnings"]),
         timing_cache=None if request.timing_cache is None else (request.work_dir / TIMING_CACHE_NAME).read_bytes(),

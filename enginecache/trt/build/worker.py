@@ -24,8 +24,6 @@ from enginecache.trt.build.codec import (
     decode_request,
     encode_done,
     encode_error,
-    encode_opened,
-    encode_progress,
 )
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.open_files import pinned
@@ -96,16 +94,17 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
     log = BuildLog(sys.stderr)
     log.write("I", f"{trt.__name__} {trt.__version__}, library {version}: {request.source.name} for {request.target}")
     with pinned(request) as model:
-        reports.send(encode_opened())
+        # TensorRT has the model from now on: only what happens after this may be the model's fault.
+        reports.send({"event": "opened"})
         if request.conversion is not None:
-            reports.send(encode_progress("Converting the graph", None))
+            reports.send(_progress("Converting the graph", None))
 
         def build(converted: BuildRequest) -> SerializedPlan:
             return build_plan(
                 trt,
                 converted,
                 log,
-                report=lambda phase, fraction: reports.send(encode_progress(phase, fraction)),
+                report=lambda phase, fraction: reports.send(_progress(phase, fraction)),
                 after_parsing=model.compare,
             )
 
@@ -115,6 +114,10 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
         (request.work_dir / TIMING_CACHE_NAME).unlink()
         _write(request.work_dir / TIMING_CACHE_NAME, plan.timing_cache)
     return encode_done(plan.reach, version, plan.warnings, took_timing_cache=plan.took_timing_cache)
+
+
+def _progress(phase: str, fraction: float | None) -> dict[str, Any]:
+    return {"event": "progress", "phase": phase, "fraction": fraction}
 
 
 def _write(path: Path, content: Any) -> None:

@@ -12,6 +12,7 @@ from typing import IO
 from enginecache.environment import passed, snapshot
 from enginecache.errors import IntegrityError, InterpreterError
 from enginecache.files.os_errors import describe_os_error
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.host.devices import Device
 from enginecache.trt.child import (
     Worker,
@@ -23,7 +24,6 @@ from enginecache.trt.child import (
     tail_of,
 )
 from enginecache.trt.interpreter import Interpreter, environment_for, run_with
-from enginecache.trt.load.codec import decode_failure, encode_request
 from enginecache.trt.load.request import Failure, LoadRequest
 
 WORKER = "enginecache.trt.load.worker"
@@ -79,7 +79,7 @@ class ProcessTrial:
                 log = stack.enter_context(os.fdopen(os.memfd_create("trial", os.MFD_CLOEXEC), "w+b", buffering=0))
                 running = running_worker(
                     WORKER,
-                    encode_request(request),
+                    to_plain(request),
                     python=interpreter.path,
                     environment=environment_for(interpreter, environment),
                     folder="/",  # where no model lies, and no module beside it
@@ -105,7 +105,7 @@ class ProcessTrial:
             elif report is not None and event == "damaged":
                 raise IntegrityError(report["what"], report["fix"])
             elif report is not None:
-                return decode_failure(report["failure"])
+                return from_plain(Failure, report["failure"])
         status, tail = worker.wait(), tail_of(log)
         not_ready = worker.not_ready(status, tail)
         if not_ready is not None:

@@ -11,8 +11,8 @@ import resource
 import sys
 
 from enginecache.errors import IntegrityError
+from enginecache.files.plain import from_plain, to_plain
 from enginecache.trt.child import Reports, end_process, receive_request
-from enginecache.trt.load.codec import decode_request, encode_failure
 from enginecache.trt.load.deserialize import deserialize
 from enginecache.trt.load.request import Failure, LoadRequest
 
@@ -23,7 +23,7 @@ def main() -> None:
     with contextlib.suppress(OSError, ValueError):
         # A crash is an outcome here, and a core of this process would be as large as the GPU's mappings.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    run(decode_request(record), reports)
+    run(from_plain(LoadRequest, record), reports)
     end_process(0)
 
 
@@ -37,7 +37,7 @@ def run(request: LoadRequest, reports: Reports) -> None:
     except Exception as error:  # noqa: BLE001  # a fault of ours, or of this machine: never the plan's
         outcome = Failure("toolchain", what=f"{type(error).__name__}: {error}")
     if isinstance(outcome, Failure):
-        reports.send({"event": "failed", "failure": encode_failure(outcome)})
+        reports.send({"event": "failed", "failure": to_plain(outcome)})
     else:
         reports.send({"event": "loaded"})
 
