@@ -33,8 +33,8 @@ def tracer() -> Iterator[Tracer]:
         yield tracer
 
 
-TRIES = 3
-"""Of one case: a run makes other calls than the recorded one if a file has become old enough to be remembered."""
+TRIES = 5
+"""Of one recording or case: on a busy machine a file may become old enough to be remembered during one of the runs."""
 
 
 class Matrix:
@@ -56,18 +56,21 @@ class Matrix:
         return Path(shutil.copytree(self._prepared, self._case, symlinks=True))
 
     def _recorded(self) -> list[Call]:
-        """The points, from a run without a fault; a second run must make the same calls."""
+        """Return the points of a run without a fault, once two runs in a row have made the same calls."""
         self._tracer.warm(self._name, self._fresh())
-        try:
-            runs = [self._tracer.run(self._name, self._fresh()) for _ in range(2)]
-        except PermissionError as error:
-            pytest.skip(f"probe: {error}")
-        for run in runs:
+        earlier: list[Call] = []
+        for _ in range(TRIES):
+            try:
+                run = self._tracer.run(self._name, self._fresh())
+            except PermissionError as error:
+                pytest.skip(f"probe: {error}")
             assert (run.status, run.said, run.stderr) == (0, ("done",), ""), run
-        first, second = (points(run.calls) for run in runs)
-        assert first == second
-        assert_holds(self._operation, self._case, is_acknowledged=True)
-        return first
+            assert_holds(self._operation, self._case, is_acknowledged=True)
+            found = points(run.calls)
+            if found == earlier:
+                return found
+            earlier = found
+        raise AssertionError(f"{self._name} makes other calls each time")
 
     def try_at(self, call: Call, fault: Fault) -> str:
         """What is wrong after the fault; nothing if all is well."""
