@@ -45,6 +45,8 @@ import re
 import unicodedata
 from typing import Any, ClassVar
 
+from enginecache.keywords import in_python
+
 _ESCAPED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Unicode categories that are escaped: controls, lone surrogates (undecodable bytes), line and paragraph separators."""
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -92,7 +94,8 @@ def _printable_character(character: str) -> str:
 class EngineCacheError(Exception):
     """Base of all errors raised on purpose.
 
-    Its text is safe to print: control characters in it are escaped. ``what`` and ``fix`` are as they were given.
+    Its text is safe to print, since control characters in it are escaped, and names the keywords of
+    :meth:`enginecache.EngineCache.get`. ``what`` and ``fix`` are as they were given, with flags.
 
     Attributes:
         what: What happened and why.
@@ -117,8 +120,12 @@ class EngineCacheError(Exception):
         self.what = what
         self.fix = fix
 
+    def lines(self) -> list[str]:
+        """Return the text as the command line prints it, with flags."""
+        return [printable(line) for line in (self.what, *self.fix.split("\n")) if line]
+
     def __str__(self) -> str:
-        return "\n".join(printable(line) for line in (self.what, *self.fix.split("\n")) if line)
+        return in_python("\n".join(self.lines()))
 
 
 def _clear_errno(error: OSError, what: str) -> None:
@@ -206,9 +213,9 @@ class BuildError(EngineCacheError, RuntimeError):
         self.args = (what, fix, log_path)
         self.log_path = log_path
 
-    def __str__(self) -> str:
-        text = super().__str__()
-        return f"{text}\nThe builder's log: {printable(self.log_path)}" if self.log_path else text
+    def lines(self) -> list[str]:
+        """Return the text as the command line prints it, with flags."""
+        return [*super().lines(), *([f"The builder's log: {printable(self.log_path)}"] if self.log_path else [])]
 
 
 class BuilderCrashError(BuildError):

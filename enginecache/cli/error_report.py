@@ -49,7 +49,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         print_error("interrupted", INTERRUPTED, "interrupted", "", arguments)
         return INTERRUPTED
     known = error if isinstance(error, EngineCacheError) else _translated(error, arguments)
-    what, *rest = _in_folder(str(known), arguments).splitlines()
+    what, *rest = _in_folder("\n".join(known.lines()), arguments).splitlines()
     say(f"error: {what}", *(f"  {line}" for line in rest))
     log = getattr(known, "log_path", "")
     print_error(
