@@ -41,7 +41,11 @@ def _reported() -> Iterator[None]:
 
 
 def _correct_hint(error: Any) -> None:
-    """Keep only suggestions that a typing error explains: the parser's take the dashes for a likeness."""
+    """Keep only suggestions that a typing error explains: the parser's take the dashes for a likeness.
+
+    And only the words of a message that say something: Pydantic's begin with "Value error".
+    """
+    error.message = error.message.replace("Value error, ", "")
     possibilities, name = getattr(error, "possibilities", None), getattr(error, "option_name", "")
     if possibilities:
         word = name.lstrip("-")

@@ -20,6 +20,8 @@ from enginecache.files.units import parse_duration_s
 from enginecache.host.evidence import ELAPSED
 
 if TYPE_CHECKING:
+    from enginecache.cache import EngineCache
+    from enginecache.cli.remember import Before
     from enginecache.pipeline.results import Entry, Explanation
 
 CANDIDATES_SHOWN = 10
@@ -58,18 +60,14 @@ def get(
       enginecache get model.onnx --target sm_89 --target sm_120 --json
       trtexec --loadEngine=$(enginecache get model.onnx --backend tensorrt)
     """
+    ask = asked.ask()
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
     copy = None if output is None else _copy_path(output, asked)
-    cache = open_cache(asked.folder)
-    before = None
-    if copy is None and not rebuild and not asked.ask.get("verify_model"):
-        from enginecache.cli.remember import look, remember
-
-        with contextlib.suppress(OSError, ValueError):
-            before = look(cache, sys.argv[1:])
-    with BuildDisplay(asked.model.name, is_quiet=quiet) as display:
+    cache = open_cache(asked.dir)
+    before = _look(cache) if copy is None and not rebuild and not asked.verify_model else None
+    with BuildDisplay(asked.path.name, is_quiet=quiet) as display:
         entry = cache.get(
-            asked.model,
+            asked.path,
             offline=offline,
             rebuild=rebuild,
             timeout_s=timeout_s,
@@ -77,7 +75,7 @@ def get(
             progress=display.progress,
             waiting=display.waiting,
             made=None if quiet else _say_made,
-            **asked.ask,
+            **ask,
         )
     if copy is not None:
         from enginecache.pipeline.copy import export_plan
@@ -88,11 +86,26 @@ def get(
         say(f"copied to {copy}")
     put(_printed(entry, is_json=json), is_answer=True)
     if before is not None:
-        warned = "".join(f"{printable(f'warning: {text}')}\n" for text in unknown_variables())  # as by every command
-        said = warned + ("" if quiet else f"{_said(entry, ELAPSED)}\n")
-        printed = _printed(entry, is_json=json, elapsed=ELAPSED)
-        with contextlib.suppress(EngineCacheError, OSError, ValueError):  # the answer was given
-            remember(cache, before, asked.model, entry, said.encode(), encoded(printed), sys.argv[1:])
+        said = "" if quiet else f"{_said(entry, ELAPSED)}\n"
+        _remember(cache, before, asked.path, entry, said, _printed(entry, is_json=json, elapsed=ELAPSED))
+
+
+def _look(cache: EngineCache) -> Before | None:
+    """Look at what the answer will depend on, before it is asked for; None if it cannot be remembered."""
+    from enginecache.cli.remember import look
+
+    with contextlib.suppress(OSError, ValueError):
+        return look(cache, sys.argv[1:])
+    return None
+
+
+def _remember(cache: EngineCache, before: Before, model: Path, entry: Entry, said: str, printed: str) -> None:
+    """Let the same command line be answered the same way by the fast path. Best effort: the answer was given."""
+    from enginecache.cli.remember import remember
+
+    warned = "".join(f"{printable(f'warning: {text}')}\n" for text in unknown_variables())  # as by every command
+    with contextlib.suppress(EngineCacheError, OSError, ValueError):
+        remember(cache, before, model, entry, (warned + said).encode(), encoded(printed), sys.argv[1:])
 
 
 def _copy_path(text: str, asked: Asked) -> Path:
@@ -106,7 +119,7 @@ def _copy_path(text: str, asked: Asked) -> Path:
         )
     if text.endswith(("/", "/.")) and not path.is_dir():
         raise OptionError(f"-o: {text} names a folder, and there is none", f"Name the file, such as -o {path}.plan.")
-    check_target(path, Config.load(dir=asked.folder).dir, asked.model)
+    check_target(path, Config.load(dir=asked.dir).dir, asked.path)
     return path
 
 
@@ -165,8 +178,8 @@ def explain(
       enginecache explain model.onnx --dim batch=1:32:64 --verbose
       enginecache explain model.onnx --exit-code
     """
-    cache = open_cache(asked.folder)
-    explanation = cache.explain(asked.model, **asked.ask)
+    ask = asked.ask()
+    explanation = open_cache(asked.dir).explain(asked.path, **ask)
     if json:
         print_json(explanation.to_json())
     elif verbose:
@@ -184,10 +197,7 @@ def _print_verdict(explanation: Explanation) -> None:
         nearest = explanation.candidates[0]
         lines.append(f"nearest: {nearest.record.key[:12]}  {nearest.record.model_name}")
         lines += [f"  {reason.text}" for reason in nearest.verdict.reasons]
-    if explanation.failure:
-        is_said = any(reason.code == "failed" for reason in explanation.reasons)
-        lines += [] if is_said else [f"the last attempt failed: {explanation.failure}"]
-        lines.append(f"{'' if is_said else '  '}log: {explanation.failure_log}")
+    lines += _failure_lines(explanation)
     put("".join(f"{printable(line)}\n" for line in lines))
 
 
@@ -209,12 +219,17 @@ def _print_explanation(explanation: Explanation) -> None:
     more = len(explanation.candidates) - CANDIDATES_SHOWN
     if more > 0:
         lines.append(f"and {more} more of this model: see --json")
-    if explanation.failure:
-        # A failure that is still remembered has said why, among the reasons.
-        is_said = any(reason.code == "failed" for reason in explanation.reasons)
-        lines += [] if is_said else [f"the last attempt failed: {explanation.failure}"]
-        lines.append(f"{'' if is_said else '  '}log: {explanation.failure_log}")
+    lines += _failure_lines(explanation)
     put("".join(f"{printable(line)}\n" for line in lines))
+
+
+def _failure_lines(explanation: Explanation) -> list[str]:
+    """Say why the last attempt failed, unless it is among the reasons, and where its log is."""
+    if not explanation.failure:
+        return []
+    if any(reason.code == "failed" for reason in explanation.reasons):
+        return [f"log: {explanation.failure_log}"]
+    return [f"the last attempt failed: {explanation.failure}", f"  log: {explanation.failure_log}"]
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from enginecache.cli.output import say
-from enginecache.config import BACKENDS, Config
+from enginecache.config import BACKENDS, Backend, Config
 from enginecache.errors import OptionError
 from enginecache.files.units import parse_workspace
 from enginecache.host.toolchain import NAMEABLE_COMPUTE_CAPABILITIES
-from enginecache.key.matching import ACCEPTS
-from enginecache.key.options import HARDWARE_COMPATIBILITIES, PRECISIONS
+from enginecache.key.matching import Accept
+from enginecache.key.options import PRECISIONS, HardwareCompatibility
 from enginecache.key.profiles import ProfileRequest
 from enginecache.pipeline.request import Ask
 
@@ -39,14 +39,11 @@ def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     return [(record.key[:16], record.model_name) for record in found]
 
 
-def _complete_from(names: Sequence[str]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names if name.startswith(incomplete)]
-
-    return complete
-
-
 _TARGETS = ("portable", *(capability.sm for capability in NAMEABLE_COMPUTE_CAPABILITIES))
+
+
+def _complete_target(incomplete: str) -> list[str]:
+    return [name for name in _TARGETS if name.startswith(incomplete)]
 
 
 Dir = Annotated[
@@ -68,7 +65,9 @@ def open_cache(folder: str | None) -> EngineCache:
     from enginecache.cache import EngineCache  # here, for a quick --help
 
     _collect_garbage()
-    return EngineCache.open(dir=folder)
+    cache = EngineCache.open(dir=folder)
+    cache.remembers_hits = False  # nobody asks this process again
+    return cache
 
 
 def open_stored(folder: str | None) -> StoredEngines:
@@ -136,15 +135,9 @@ def read_value(flag: str, text: str | None, read: Callable[[str], Value]) -> Val
 
 @dataclass(frozen=True)
 class Asked:
-    """The model, what was asked of its engine, and the cache to ask."""
+    """Options of every command that asks for an engine: the model, what its engine must be, and the cache to ask."""
 
-    model: Path
-    ask: Ask
-    folder: str | None
-
-
-def _asked(  # the parameters of every command that asks for an engine
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)]
     dim: Annotated[
         list[str] | None,
         typer.Option(
@@ -153,7 +146,7 @@ def _asked(  # the parameters of every command that asks for an engine
             help="Sizes of a named ONNX dimension, in every input that has it: batch=1:32:64, or one size: height=320. "
             "Repeat for further names.",
         ),
-    ] = None,
+    ] = None
     min_shapes: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,14 +154,14 @@ def _asked(  # the parameters of every command that asks for an engine
             metavar="SHAPES",
             help="Smallest shapes, as in trtexec: x:1x3x32x32,y:1x10; repeat the three for a further profile.",
         ),
-    ] = None,
+    ] = None
     opt_shapes: Annotated[
         list[str] | None,
         typer.Option("--opt-shapes", metavar="SHAPES", help="Shapes to tune for; alone: the only ones."),
-    ] = None,
-    max_shapes: Annotated[
-        list[str] | None, typer.Option("--max-shapes", metavar="SHAPES", help="Largest shapes.")
-    ] = None,
+    ] = None
+    max_shapes: Annotated[list[str] | None, typer.Option("--max-shapes", metavar="SHAPES", help="Largest shapes.")] = (
+        None
+    )
     workspace: Annotated[
         str | None,
         typer.Option(
@@ -176,14 +169,14 @@ def _asked(  # the parameters of every command that asks for an engine
             metavar="SIZE",
             help="Workspace limit, such as 1GiB; a bare number is MiB. Default: TensorRT's.",
         ),
-    ] = None,
+    ] = None
     opt_level: Annotated[
         int | None, typer.Option("--opt-level", metavar="N", help="Optimization level, 0 to 5. Default: 3.")
-    ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 where it is faster; see docs/precision.md.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="BF16 likewise.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="INT8, for a model with Q/DQ nodes.")] = False,
-    fp8: Annotated[bool, typer.Option("--fp8", help="FP8, for a model with Q/DQ nodes.")] = False,
+    ] = None
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 where it is faster; see docs/precision.md.")] = False
+    bf16: Annotated[bool, typer.Option("--bf16", help="BF16 likewise.")] = False
+    int8: Annotated[bool, typer.Option("--int8", help="INT8, for a model with Q/DQ nodes.")] = False
+    fp8: Annotated[bool, typer.Option("--fp8", help="FP8, for a model with Q/DQ nodes.")] = False
     convert_io: Annotated[
         bool,
         typer.Option(
@@ -191,21 +184,21 @@ def _asked(  # the parameters of every command that asks for an engine
             help="When the graph is converted to FP16 or BF16, convert its inputs and outputs too (they keep their "
             "types by default).",
         ),
-    ] = False,
+    ] = False
     hardware_compatibility: Annotated[
-        str | None,
+        HardwareCompatibility,
         typer.Option(
             "--hardware-compatibility",
             metavar="LEVEL",
             help="Hardware compatibility level: none (this GPU model only), same_compute_capability, ampere_plus. "
             "TensorRT only. Default: none.",
-            autocompletion=_complete_from(HARDWARE_COMPATIBILITIES),
+            show_default=False,
         ),
-    ] = None,
+    ] = "none"
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="A plan for later releases too. TensorRT only.")
-    ] = False,
-    strip_plan: Annotated[bool, typer.Option("--strip-plan", help="A plan without weights, to be refitted.")] = False,
+    ] = False
+    strip_plan: Annotated[bool, typer.Option("--strip-plan", help="A plan without weights, to be refitted.")] = False
     builder_flag: Annotated[
         list[str] | None,
         typer.Option(
@@ -213,88 +206,84 @@ def _asked(  # the parameters of every command that asks for an engine
             metavar="NAME",
             help="Set a builder flag by TensorRT's name; NAME=OFF clears it. Repeat for several.",
         ),
-    ] = None,
+    ] = None
     plugin: Annotated[
         list[str] | None,
         typer.Option("--plugin", metavar="FILE", help="Library of TensorRT plugins; repeat for several."),
-    ] = None,
+    ] = None
     backend: Annotated[
-        str | None,
+        Backend | None,
         typer.Option(
             "--backend",
             metavar="NAME",
             help=f"Who builds: {', '.join(BACKENDS)}. Default: auto.",
-            autocompletion=_complete_from(BACKENDS),
         ),
-    ] = None,
+    ] = None
     target: Annotated[
         list[str] | None,
         typer.Option(
             "--target",
             metavar="SM",
             help="GPU to build for: sm_89, 8.9, 89 or portable; repeat for several. Default: the device.",
-            autocompletion=_complete_from(_TARGETS),
+            autocompletion=_complete_target,
         ),
-    ] = None,
+    ] = None
     device: Annotated[
         int | None, typer.Option("--device", metavar="N", help="CUDA device. Default: the one CUDA would use.")
-    ] = None,
+    ] = None
     accept: Annotated[
-        str | None,
+        Accept,
         typer.Option(
             "--accept",
             metavar="LEVEL",
             help="compatible: also take, and mark, a stored engine that runs here and is not quite what was asked. "
             "Default: exact.",
-            autocompletion=_complete_from(ACCEPTS),
+            show_default=False,
         ),
-    ] = None,
+    ] = "exact"
     verify_model: Annotated[
         bool, typer.Option("--verify-model", help="Read the model again, though its files look unchanged.")
-    ] = False,
-    dir: Dir = None,
-) -> Asked:
-    shapes = ProfileRequest.from_flags(min_shapes or (), opt_shapes or (), max_shapes or (), dim or ())
-    _require_choice("--backend", backend, BACKENDS)
-    _require_choice("--hardware-compatibility", hardware_compatibility, HARDWARE_COMPATIBILITIES)
-    _require_choice("--accept", accept, ACCEPTS)
-    flags = {"fp16": fp16, "bf16": bf16, "int8": int8, "fp8": fp8}
-    if device is not None and device < 0:
-        raise OptionError(f"--device: {device} is not a device", "CUDA counts from 0; `enginecache doctor` lists them.")
-    ask: Ask = {
-        "profiles": shapes.shapes,
-        "dims": shapes.dims,
-        "workspace_bytes": read_value("--workspace", workspace, parse_workspace),
-        "optimization_level": opt_level,
-        "precision": [name for name in PRECISIONS if flags[name]],
-        "convert_io": convert_io,
-        "hardware_compatibility": hardware_compatibility or "none",  # type: ignore[typeddict-item]  # checked above
-        "version_compatible": version_compatible,
-        "strip_plan": strip_plan,
-        "builder_flags": builder_flag or (),
-        "plugins": [path_value("--plugin", path) for path in plugin or ()],
-        "backend": backend,  # type: ignore[typeddict-item]  # checked above
-        "target": target,
-        "device": device,
-        "accept": accept or "exact",  # type: ignore[typeddict-item]  # checked above
-        "verify_model": verify_model,
-    }
-    return Asked(path_value("MODEL", model), ask, dir)
+    ] = False
+    dir: Dir = None
 
+    @property
+    def path(self) -> Path:
+        """The model's path."""
+        return path_value("MODEL", self.model)
 
-def _require_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
-    if value is not None and value not in choices:
-        raise OptionError(f"{flag}: {value!r} is not one of {', '.join(choices)}", "Take one of these.")
+    def ask(self) -> Ask:
+        """Return what is asked of the engine, as keywords of :meth:`enginecache.EngineCache.get`."""
+        shapes = ProfileRequest.from_flags(
+            self.min_shapes or (), self.opt_shapes or (), self.max_shapes or (), self.dim or ()
+        )
+        return {
+            "profiles": shapes.shapes,
+            "dims": shapes.dims,
+            "workspace_bytes": read_value("--workspace", self.workspace, parse_workspace),
+            "optimization_level": self.opt_level,
+            "precision": [name for name in PRECISIONS if getattr(self, name)],
+            "convert_io": self.convert_io,
+            "hardware_compatibility": self.hardware_compatibility,
+            "version_compatible": self.version_compatible,
+            "strip_plan": self.strip_plan,
+            "builder_flags": self.builder_flag or (),
+            "plugins": [path_value("--plugin", path) for path in self.plugin or ()],
+            "backend": self.backend,
+            "target": self.target,
+            "device": self.device,
+            "accept": self.accept,
+            "verify_model": self.verify_model,
+        }
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command whose first parameter is an :class:`Asked` the options that make one."""
-    shared = _parameters(_asked)
+    shared = _parameters(Asked)
     own = _parameters(command)[1:]
     names = {parameter.name for parameter in shared}
 
     def run(**values: Any) -> None:
-        asked = _asked(**{name: value for name, value in values.items() if name in names})
+        asked = Asked(**{name: value for name, value in values.items() if name in names})
         command(asked, **{name: value for name, value in values.items() if name not in names})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
