@@ -303,7 +303,7 @@ def linear(path: Path, size: int = 8) -> Path:
 def filled(folder: Path, count: int) -> EngineCache:
     """A cache with so many entries: rows, plans and records of a few bytes, logs, and notes of use."""
     cache = open_cache(folder)
-    resolved = cache.resolve(Request.of(linear(folder / "seed.onnx"), ASK))  # type: ignore[arg-type]
+    resolved = cache._resolve(Request.of(linear(folder / "seed.onnx"), ASK))  # type: ignore[arg-type]
     fields = resolved.key.fields()
     now = utc_now()
     records = []
@@ -522,7 +522,7 @@ def herd(table: Table, folder: Path, size: int = 64) -> None:
     for number in range(5):
         root = folder / f"herd-{number}"
         cache = open_cache(root)
-        resolved = cache.resolve(Request.of(model, ASK))  # type: ignore[arg-type]
+        resolved = cache._resolve(Request.of(model, ASK))  # type: ignore[arg-type]
         with cache._storage.locks.hold(resolved.key.digest, 10.0):  # the builder's place
             command = [sys.executable, "-c", WAITER, str(Path(__file__).parent), str(root), str(model)]
             waiters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(size)]

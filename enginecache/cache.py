@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_seconds
-from enginecache.errors import (
-    IntegrityError,
-    LoadError,
-    LoadRefusedError,
-    NotCachedError,
-    OptionError,
-)
-from enginecache.files.fingerprint import Fingerprint
-from enginecache.files.units import utc_now
+from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_choice
+from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError
 from enginecache.host.devices import current_device, find_device
-from enginecache.key.key import EngineKey
 from enginecache.key.matching import Accept, Reason, older_driver
 from enginecache.key.options import HardwareCompatibility, Precision
 from enginecache.key.shape_syntax import Corners
 from enginecache.maintenance.inspect import StoredEngines
-from enginecache.pipeline.failures import KnownFailure, failure_in_force
 from enginecache.pipeline.hit_cache import Name, RecentHits
-from enginecache.pipeline.load import EngineLoader, Loading, TrialPolicy
 from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.model_memo import FileMemo
 from enginecache.pipeline.placement import place
-from enginecache.pipeline.publish import Publication, Resolved
-from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Request
-from enginecache.pipeline.resolve import resolve
-from enginecache.pipeline.results import Entry, Explanation, Outcome
-from enginecache.pipeline.runtime_cache import EngineRuntimeCache, RuntimeCaches
+from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Policy, Request
+from enginecache.pipeline.resolve import Resolved, resolve
+from enginecache.pipeline.results import Entry, Explanation
 from enginecache.storage.locks import WaitingCallback
 from enginecache.storage.registry.rows import EntryRecord
-from enginecache.storage.space import require_writable
-from enginecache.trt.build.process import ProcessBuilder
 from enginecache.trt.build.request import Builder, ProgressCallback
-from enginecache.trt.load.trial import ProcessTrial
+
+if TYPE_CHECKING:
+    from enginecache.pipeline.build_once import BuildOnce
+    from enginecache.pipeline.load import EngineLoader, TrialPolicy
+    from enginecache.pipeline.publish import Publication
+    from enginecache.pipeline.runtime_cache import EngineRuntimeCache
 
 
 class EngineCache(StoredEngines):
@@ -59,6 +50,10 @@ class EngineCache(StoredEngines):
     Args:
         builder: Builds the engines in place of the default, a child process.
         place: Chooses who builds, for what.
+
+    Attributes:
+        remembers_hits: Whether a hit is remembered for the next call with the same arguments. A program that asks once
+            saves a few milliseconds without.
     """
 
     def __init__(
@@ -93,14 +88,12 @@ class EngineCache(StoredEngines):
             "python": python,
         }
         super().__init__(dir if isinstance(dir, Settings) else chosen_settings(dir, given))
-        config = self.config
         self._memo = FileMemo(self._registry)
         self._lookup = Lookup(self._storage)
-        self._publication = Publication(self._storage, ProcessBuilder(config.python) if builder is None else builder)
-        loading = Loading(ProcessTrial(config.python, config.pass_environment))
-        self._loader = EngineLoader(self._registry, self._storage.quarantine, loading)
+        self._hits = RecentHits(self._storage, frozenset(self.config.pass_environment))
+        self._builder = builder
         self._place = place
-        self._hits = RecentHits(self._storage, frozenset(config.pass_environment))
+        self.remembers_hits = True
 
     def get(
         self,
@@ -178,75 +171,31 @@ class EngineCache(StoredEngines):
         """
         ask = _given(locals(), _DEFAULTS)  # first: of nothing but the arguments
         started = time.monotonic()
-        self._look()
+        self._storage.look(self.config.shared)
         name = self._hits.name(model, ask)
         recent = self._hits.recall(name)
         if recent is not None:
             return recent.timed(time.monotonic() - started)
-        return self._get(_request(name, model, ask), ask, name, started)
+        return self._get(_request(name, model, ask), Policy.of(ask), name, started)
 
-    def _get(self, request: Request, ask: GetAsk, name: Name | None, started: float) -> Entry:
-        """The long way of :meth:`get`.
+    def _get(self, request: Request, policy: Policy, name: Name | None, started: float) -> Entry:
+        """Resolve the request, look for its engine, and build it if need be.
 
         Args:
             request: What is asked; of ``name`` where there is one. Nothing here asks the caller's values again.
-            ask: How far to go for it.
+            policy: How far to go for it.
             name: What a hit is remembered under; None for not at all.
             started: When the call began.
         """
-        require_seconds("timeout_s", ask.get("timeout_s"))
-        for callback in ("progress", "waiting", "made"):
-            if ask.get(callback) is not None and not callable(ask.get(callback)):
-                raise OptionError(f"{callback} cannot be called", "Give a function, or None.")
-        rebuild = ask.get("rebuild", False)
-        if rebuild and ask.get("offline"):
-            raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
-        situation = None if name is None else self._hits.situation()
+        before = self._hits.situation(name) if self.remembers_hits else None
         with self._registry.connected():
-            resolved = self.resolve(request)
-            # A rebuild is content with what another process has come to since it was asked for, engine or failure.
-            outdated = self._attempts(resolved.key) if rebuild else frozenset[str]()
-            found = Miss((_REBUILD,)) if rebuild else self._lookup.find_in_use(resolved.key)
+            resolved = self._resolve(request)
+            found = Miss((_REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
             if isinstance(found, Match):
-                entry = self._entry("hit", resolved, found.record, started, found.reasons, found.siblings)
-                self._hits.keep(name, situation, resolved.identity, entry, resolved.environment)
-                return entry
-            compatible = self._lookup.compatible(found, resolved.accept)
-            if compatible is not None:
-                return self._entry("compatible", resolved, compatible.record, started, compatible.verdict.reasons)
-            if ask.get("offline"):
-                self._lookup.note_miss(resolved.key, found)
-                raise self._explained(found).error(resolved.key, self._failure(resolved.key))
-        new = self._make_for(resolved, ask.get("made"))
-        self._lookup.note_miss(resolved.key, found)
-        self._raise_failure(resolved.key, outdated)  # before the lock too: it may be held by a long build
-        require_writable(self.root)  # before the lock, which could not be taken either
-        timeout_s = ask.get("timeout_s")
-        timeout_s = self.config.timeout_s if timeout_s is None else timeout_s
-        began_waiting = time.monotonic()
-        is_published = None if rebuild else self._hits.watch_for(resolved.key.digest)
-        # Who waited for an engine that is there need not wait for the others that did, one after another.
-        with self._storage.locks.hold(resolved.key.digest, timeout_s, ask.get("waiting"), is_published) as is_held:
-            waited_s = time.monotonic() - began_waiting
-            again = self._lookup.find_in_use(resolved.key)
-            is_new = isinstance(again, Match) and again.record.build_id not in outdated
-            if isinstance(again, Match) and is_new and (again.is_exact or not rebuild):
-                why = (*(() if again.is_exact else again.reasons), *found.reasons)
-                return self._entry("hit", resolved, again.record, started, (_WAITED, *why))
-            if not is_held:
-                return self._get(request, ask, name, started)  # it was there, and was deleted again
-            self._raise_failure(resolved.key, outdated)
-            record, built = self._publication.build(
-                resolved,
-                ask.get("progress"),
-                timeout_s=None if timeout_s is None else max(timeout_s - waited_s, 0.0),
-                waiting=ask.get("waiting"),
-                uses_timing_cache=ask.get("timing_cache", True),
-            )
-        config = self.config
-        above = self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=record.digest)
-        warned = (Reason("warning", text) for text in (*resolved.warnings, *built.warnings, *above))
-        return self._entry("built", resolved, record, started, (*found.reasons, *new, *warned))
+                return self._hits.keep(name, before, resolved, self._entry(found, resolved, started))
+            if policy.offline:
+                raise self._lookup.offline_error(resolved, found)
+        return self._entry(self._builds.build_once(resolved, found, policy), resolved, started)
 
     def load(  # noqa: D417  the others are those of get
         self,
@@ -301,28 +250,27 @@ class EngineCache(StoredEngines):
             LoadError: The plan is bad, and was set aside; so was the one built in its place, or none was to be built.
         """
         ask = _given(locals(), _DEFAULTS)
-        if if_unloadable not in IF_UNLOADABLE:
-            raise OptionError(f"if_unloadable: {if_unloadable!r}", f"Give one of {', '.join(IF_UNLOADABLE)}.")
+        require_choice("if_unloadable", if_unloadable, IF_UNLOADABLE)
         # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
         started = time.monotonic()
         name = self._hits.name(model, ask)
-        request = _request(name, model, ask)
-        entry = self._hits.recall(name) or self._get(request, ask, name, started)
+        request, policy = _request(name, model, ask), Policy.of(ask)
+        entry = self._hits.recall(name) or self._get(request, policy, name, started)
         try:
             return entry.load(trial=trial, trusted=trusted)
         except LoadRefusedError:
             if entry.outcome != "compatible" or if_unloadable == "raise":
                 raise  # another plan of the same key would be refused as well
         except LoadError:
-            if if_unloadable == "raise" or ask.get("offline"):
+            if if_unloadable == "raise" or policy.offline:
                 raise
         except (IntegrityError, NotCachedError):
             # Damage that moved no fingerprint: the medium's, not a program's. Or deleted since it was handed out.
             self._storage.set_aside(entry.record)
             if if_unloadable == "raise":
                 raise
-        ask["rebuild"] = False
-        again = self._get(dataclasses.replace(request, accept="exact"), ask, None, time.monotonic())
+        exact, policy = dataclasses.replace(request, accept="exact"), dataclasses.replace(policy, rebuild=False)
+        again = self._get(exact, policy, None, time.monotonic())
         return again.load(trial=trial, trusted=trusted)
 
     def runtime_cache(self, engine: Any, entry: Entry, device: int | None = None) -> EngineRuntimeCache:
@@ -336,6 +284,8 @@ class EngineCache(StoredEngines):
         Raises:
             NoDeviceError: There is no such GPU.
         """
+        from enginecache.pipeline.runtime_cache import RuntimeCaches
+
         found = current_device() if device is None else find_device(device)
         return RuntimeCaches(self.root).of(engine, entry.record, found)
 
@@ -367,45 +317,16 @@ class EngineCache(StoredEngines):
             EngineCacheError: As :meth:`get`, without building.
         """
         ask = _given(locals(), _EXPLAIN_DEFAULTS)
-        self._look()
+        self._storage.look(self.config.shared)
         with self._registry.connected():
-            resolved = self.resolve(Request.of(model, ask))
-            found = self._lookup.find(resolved.key)
-            miss = (
-                self._explained(found)
-                if isinstance(found, Miss)
-                else Miss(found.reasons, self._lookup.candidates(resolved.key))
-            )
-            chosen = None if isinstance(found, Match) else self._lookup.compatible(miss, resolved.accept)
-            verdict: Literal["hit", "compatible", "miss"] = "compatible" if chosen is not None else "miss"
-            reasons = (*miss.reasons, *(() if chosen is None else chosen.verdict.reasons))
-            known = self._failure(resolved.key) if verdict == "miss" and isinstance(found, Miss) else None
-            if known is not None:
-                reasons = (*reasons, Reason("failed", f"{known.text} (--rebuild overrides this): {known.build.reason}"))
-            last = next(iter(self._registry.builds(resolved.key.digest, limit=1)), None)
-            failed = last if last is not None and last.state == "failed" else None
-        return Explanation(
-            verdict="hit" if isinstance(found, Match) else verdict,
-            requested_key=resolved.key.digest,
-            fields=resolved.key.fields(),
-            reasons=(*reasons, *(Reason("warning", text) for text in resolved.warnings)),
-            entry=found.record if isinstance(found, Match) else None if chosen is None else chosen.record,
-            candidates=miss.candidates,
-            failure="" if failed is None else failed.reason,
-            failure_log=None if failed is None else self._publication.log_path(failed.id),
-        )
+            return self._lookup.explain(self._resolve(Request.of(model, ask)))
 
-    def resolve(self, request: Request) -> Resolved:
-        """Look up everything that the key is made of, with the settings as they are now.
-
-        Raises:
-            InvalidInputError: The model, shapes or options are wrong.
-            BackendError: No TensorRT or GPU for what was asked.
-        """
+    def _resolve(self, request: Request) -> Resolved:
+        """Look up everything that the key is made of, with the settings as they are now."""
         return resolve(request, self._current_config(), self._memo, self._place)
 
     def _current_config(self) -> Config:
-        """The settings as they are now, where they were not given for good."""
+        """Return the settings as they are now, where they were not given for good."""
         if self._settings is not None:
             config = self._settings.refresh()
             if config is not self.config:
@@ -413,73 +334,56 @@ class EngineCache(StoredEngines):
                 self._hits = RecentHits(self._storage, frozenset(config.pass_environment))
         return self.config
 
-    def _explained(self, miss: Miss) -> Miss:
-        """A miss with the plainest reason where there is no cache: its folder may be mistyped, or not mounted."""
-        if self.root.is_made:
-            return miss
-        return Miss(
-            (Reason("absent", f"no engine of this model is stored: there is no cache in {self.root.path} yet"),)
-        )
-
-    def _make_for(self, resolved: Resolved, made: Callable[[Path], object] | None) -> tuple[Reason, ...]:
-        """Make what is missing of the cache before the first engine is stored; the reason that says so."""
-        if not self.make():
-            return ()
-        self._memo.keep(resolved.source, resolved.identity)  # there was no place for it when it was found out
-        if made is not None:
-            made(self.root.path)
-        return (Reason("new_cache", f"made a new cache in {self.root.path}"),)
-
-    def _entry(
-        self,
-        outcome: Outcome,
-        resolved: Resolved,
-        record: EntryRecord,
-        started: float,
-        reasons: Sequence[Reason],
-        siblings: str | None = None,
-    ) -> Entry:
-        self._storage.last_used.touch(record.key)
+    def _entry(self, found: Match, resolved: Resolved, started: float) -> Entry:
+        self._storage.last_used.touch(found.record.key)
         return Entry(
-            outcome=outcome,
-            path=self._storage.path(record),
-            record=record,
+            outcome=found.outcome,
+            path=self._storage.path(found.record),
+            record=found.record,
             source=resolved.source,
             requested_key=resolved.key.digest,
             elapsed_seconds=time.monotonic() - started,
             plugins=resolved.key.options.plugins,
-            loader=self._loader,
-            siblings=siblings,
-            files=_files_of(resolved),
-            reasons=(*reasons, *older_driver(resolved.placement.device, record.driver_version)),
+            loader=lambda: self._loader,
+            siblings=found.siblings,
+            files=resolved.files,
+            reasons=(*found.reasons, *older_driver(resolved.placement.device, found.record.driver_version)),
         )
 
-    def _failure(self, key: EngineKey) -> KnownFailure | None:
-        return failure_in_force(self._registry.attempts_since_success(key.digest), utc_now(), self.config.failure_ttl_s)
+    @functools.cached_property
+    def _publication(self) -> Publication:
+        from enginecache.pipeline.publish import Publication
+        from enginecache.trt.build.process import ProcessBuilder
 
-    def _raise_failure(self, key: EngineKey, outdated: frozenset[str]) -> None:
-        failure = self._failure(key)
-        if failure is not None and failure.build.id not in outdated:
-            raise failure.error(self.log_path(failure.build))
+        return Publication(self._storage, self._builder or ProcessBuilder(self.config.python))
 
-    def _attempts(self, key: EngineKey) -> frozenset[str]:
-        """The attempts that the entry and the failure in force are of, as far as there are such."""
-        record, failure = self._registry.find(key.digest), self._failure(key)
-        stored = () if record is None else (record.build_id,)
-        return frozenset((*stored, *(() if failure is None else (failure.build.id,))))
+    @functools.cached_property
+    def _builds(self) -> BuildOnce:
+        from enginecache.pipeline.build_once import BuildOnce
+
+        return BuildOnce(
+            self._storage,
+            self._lookup,
+            self._publication,
+            self._memo,
+            watch_for=self._hits.watch_for,
+            shrink=self._shrink,
+        )
+
+    @functools.cached_property
+    def _loader(self) -> EngineLoader:
+        from enginecache.pipeline.load import EngineLoader, Loading
+        from enginecache.trt.load.trial import ProcessTrial
+
+        trial = ProcessTrial(self.config.python, self.config.pass_environment)
+        return EngineLoader(self._registry, self._storage.quarantine, Loading(trial))
+
+    def _shrink(self, config: Config, record: EntryRecord) -> tuple[str, ...]:
+        return self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=record.digest)
 
 
 _DEFAULTS = EngineCache.get.__kwdefaults__ or {}
 _EXPLAIN_DEFAULTS = EngineCache.explain.__kwdefaults__ or {}
-
-
-def _files_of(resolved: Resolved) -> tuple[tuple[str, Fingerprint], ...]:
-    source = resolved.source
-    if source.path is None:
-        return ()
-    first, *others = resolved.identity.files
-    external = ((str(source.path_of(file.location)), file.fingerprint) for file in others)
-    return ((str(source.path), first.fingerprint), *external)
 
 
 def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
@@ -493,4 +397,3 @@ def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:
 
 
 _REBUILD = Reason("rebuild", "a rebuild was asked for")
-_WAITED = Reason("waited", "another process built it while this one waited")

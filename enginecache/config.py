@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -312,6 +312,16 @@ def require_seconds(name: str, value: Any) -> None:
     if value is not None and not (is_number and 0 <= value <= LONGEST_S):
         message = f"{name} is {shown(value)}, which is not a number of seconds up to a hundred years"
         raise OptionError(message, "Give a number of seconds, such as 1800.")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is not one of the choices.
+
+    Raises:
+        OptionError: If it is not.
+    """
+    if value not in choices:
+        raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(choices)}", "Take one of these.")
 
 
 def require_count(name: str, value: Any) -> None:

@@ -75,10 +75,10 @@ def test_every_name_that_was_traced_on_a_gpu_has_a_rule_that_says_so(name):
 def test_clocks_and_drivers_of_the_gpu_are_part_of_the_key(open_cache, model, monkeypatch):
     cache = open_cache()
     request = Request.of(model, {"dims": {"batch": 4}})
-    plain = cache.resolve(request).key.digest
+    plain = cache._resolve(request).key.digest
     for name in ("CUDA_AUTO_BOOST", "__CUDA_DISABLE_FORWARD_COMPATIBILITY", "FORCE_ENABLE_COOPERATIVE_LAUNCH_PATCH"):
         monkeypatch.setenv(name, "1")
-        assert cache.resolve(request).key.digest != plain, name
+        assert cache._resolve(request).key.digest != plain, name
         monkeypatch.delenv(name)
 
 
@@ -86,7 +86,7 @@ def test_variables_of_the_key_are_read_by_name_and_value(open_cache, model, monk
     cache = open_cache()
 
     def key_now():
-        return cache.resolve(Request.of(model, {"dims": {"batch": 4}})).key
+        return cache._resolve(Request.of(model, {"dims": {"batch": 4}})).key
 
     plain = key_now()
     assert plain.fields()["environment"] == {}
@@ -205,9 +205,9 @@ def test_each_rule_makes_another_key_or_keeps_the_variable_out_or_says_why_it_ch
     cache, model = resolving
     name = a_name_of(pattern)
     monkeypatch.delenv(name, raising=False)
-    plain = cache.resolve(Request.of(model, {"dims": {"batch": 4}}))
+    plain = cache._resolve(Request.of(model, {"dims": {"batch": 4}}))
     monkeypatch.setenv(name, "x")
-    key = cache.resolve(Request.of(model, {"dims": {"batch": 4}})).key
+    key = cache._resolve(Request.of(model, {"dims": {"batch": 4}})).key
     kind, why = next((kind, why) for p, kind, why, _ in RULES if p == pattern)
     value = f"value {PATTERNS.index(pattern)}"
     if kind == KEYED:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from models import linear, save
 from waiting import LIMIT_S
 
-from enginecache import cache as cache_module
 from enginecache.cache import EngineCache
 from enginecache.errors import (
     BackendError,
@@ -43,7 +42,7 @@ from enginecache.errors import (
     UnsupportedOptionError,
 )
 from enginecache.files.units import WRONG_CLOCK_S, format_duration, utc_now
-from enginecache.pipeline import publish
+from enginecache.pipeline import failures, publish
 from enginecache.pipeline.failures import LONGEST_S, failure_in_force, is_lasting
 from enginecache.storage.registry.rows import BuildRecord
 from enginecache.trt.build import codec
@@ -250,7 +249,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ahead = dt.timedelta()
         self._read = utc_now
-        for module in (cache_module, publish):
+        for module in (failures, publish):
             monkeypatch.setattr(module, "utc_now", self.now)
 
     def now(self) -> dt.datetime:
@@ -293,7 +292,7 @@ def test_a_refusal_is_told_again_without_a_build(cache, builder, model, open_cac
         error = refused(asked, model)
         remembered = "the last attempt failed 0 s ago, and the build is not repeated for another 60 min"
         assert error.what == f"{REASON} (remembered: {remembered})"
-        assert error.fix == "Fix the model or the options, or try again now with --rebuild (in Python: rebuild=True)."
+        assert error.fix == "Fix the model or the options, or try again now with --rebuild."
         assert error.log_path == str(cache.log_path(cache.builds()[0]))
         assert error.exit_code == 7
     assert builder.count == len(cache.builds()) == 1
@@ -408,7 +407,7 @@ def test_offline_stays_not_cached_and_names_the_failure(cache, model, clock):
         cache.get(model, dims=DIMS, offline=True)
     assert caught.value.fix == (
         "Building would not help: the last attempt failed 0 s ago, and the build is not repeated for another 60 min: "
-        f"{REASON}\nFix the model or the options, or give --rebuild (in Python: rebuild=True) in place of --offline."
+        f"{REASON}\nFix the model or the options, or give --rebuild in place of --offline."
     )
 
 

@@ -71,7 +71,7 @@ def is_recalled(cache: EngineCache, model, **ask) -> bool:
 
 def test_what_is_given_again_is_the_same_but_for_the_time_it_took(served, model, monkeypatch):
     long_way = EngineCache(served.config, builder=FakeBuilder(), place=served._place).get(model, **ASK)
-    monkeypatch.setattr(served, "resolve", None)
+    monkeypatch.setattr(served, "_resolve", None)
     started = time.monotonic()
     found = served.get(model, **ASK)
     assert found.to_json() | {"elapsed_seconds": 0} == long_way.to_json() | {"elapsed_seconds": 0}
@@ -245,7 +245,7 @@ def test_a_folder_changed_meanwhile_names_no_other_model(served, model, monkeypa
 def test_values_that_another_thread_changes_meanwhile_are_those_of_the_call(served, model, monkeypatch):
     forget(served)
     dims = {"batch": [1, 2, 4]}
-    resolve = served.resolve
+    resolve = served._resolve
 
     def change_and_resolve(request):
         dims["batch"][2] = 8
@@ -253,9 +253,9 @@ def test_values_that_another_thread_changes_meanwhile_are_those_of_the_call(serv
 
     right = served.get(model, dims={"batch": [1, 2, 4]}).key
     forget(served)
-    monkeypatch.setattr(served, "resolve", change_and_resolve)
+    monkeypatch.setattr(served, "_resolve", change_and_resolve)
     assert served.get(model, dims=dims).key == right
-    monkeypatch.setattr(served, "resolve", resolve)
+    monkeypatch.setattr(served, "_resolve", resolve)
     assert served.get(model, dims=dims).key != right
 
 
@@ -414,7 +414,7 @@ def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, mon
 
 def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):
     cache, other = open_cache(), open_cache()
-    resolved = cache.resolve(Request.of(model, ASK))
+    resolved = cache._resolve(Request.of(model, ASK))
     asked = []
 
     def waiting(_waiting):

@@ -231,7 +231,7 @@ def test_order_and_repetition_of_targets_do_not_count():
 
 
 def _key(cache, model, **ask):
-    return cache.resolve(Request.of(model, ask)).key.digest
+    return cache._resolve(Request.of(model, ask)).key.digest
 
 
 def test_path_name_and_bytes_do_not_count(open_cache, model, tmp_path):
@@ -313,7 +313,7 @@ def test_cache_settings_do_not_count(open_cache, model, tmp_path):
 def test_a_static_model_has_no_profile_however_it_is_asked(open_cache, tmp_path):
     static = save(linear(4), tmp_path / "static.onnx")
     cache = open_cache()
-    resolved = cache.resolve(Request.of(static, {}))
+    resolved = cache._resolve(Request.of(static, {}))
     assert resolved.profiles == ()
     assert _key(cache, static, profiles=[{"x": ((4, 8),) * 3}]) == resolved.key.digest
 

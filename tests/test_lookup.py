@@ -19,7 +19,7 @@ WIDER = {"dims": {"batch": (1, 2, 8)}}
 
 
 def key_of(cache: EngineCache, model: Path, ask=None):
-    return cache.resolve(Request.of(model, ASK if ask is None else ask)).key
+    return cache._resolve(Request.of(model, ASK if ask is None else ask)).key
 
 
 def rewrite(path: Path, data: bytes) -> None:

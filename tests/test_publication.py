@@ -298,7 +298,7 @@ class TimingBuilder(FakeBuilder):
 
 def asked(cache: EngineCache, model: Path, largest: int):
     """A request whose key no other size has."""
-    return cache.resolve(Request.of(model, {"dims": {"batch": (1, 2, largest)}}))
+    return cache._resolve(Request.of(model, {"dims": {"batch": (1, 2, largest)}}))
 
 
 def started(cache: EngineCache) -> list[bytes | None]:

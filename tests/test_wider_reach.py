@@ -168,7 +168,7 @@ def test_an_engine_of_a_wider_reach_that_appears_while_waiting_is_served(cache, 
         other.get(model, **BOTH)
         held.close()
 
-    key = cache.resolve(Request.of(model, ONE)).key.digest
+    key = cache._resolve(Request.of(model, ONE)).key.digest
     held = contextlib.ExitStack()
     held.enter_context(other._storage.locks.hold(key, 0.0))
     found = cache.get(model, **ONE, waiting=publish_wider)

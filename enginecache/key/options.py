@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from enginecache.config import require_choice
 from enginecache.errors import OptionError, shown
 from enginecache.files.units import MAX_BYTES, MIB, format_size
 
@@ -96,7 +97,7 @@ class BuildOptions:
         for name in ("convert_io", "version_compatible", "strip_plan"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {shown(getattr(self, name))}", "Give True or False.")
-        _require_choice("hardware_compatibility", self.hardware_compatibility, HARDWARE_COMPATIBILITIES)
+        require_choice("hardware_compatibility", self.hardware_compatibility, HARDWARE_COMPATIBILITIES)
         object.__setattr__(self, "precision", _precisions(self.precision))
         object.__setattr__(self, "builder_flags", _flags(self.builder_flags))
         by_digest = {plugin.digest: plugin for plugin in self.plugins}
@@ -122,7 +123,7 @@ class BuildOptions:
 def _precisions(names: Sequence[str]) -> tuple[str, ...]:
     names = [name.lower() if isinstance(name, str) else name for name in _texts("precision", names)]
     for name in names:
-        _require_choice("precision", name, PRECISIONS)
+        require_choice("precision", name, PRECISIONS)
     return tuple(name for name in PRECISIONS if name in names)
 
 
@@ -151,11 +152,6 @@ def _flags(names: Sequence[str]) -> tuple[str, ...]:
             raise OptionError(f"the builder flag {match['name']} is both set and cleared", "Leave one of them out.")
     # TensorRT sets TF32 by default: to ask for it is to ask for nothing.
     return tuple(sorted(text for text in flags.values() if text != "TF32"))
-
-
-def _require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(choices)}", "Take one of these.")
 
 
 def _whole(name: str, value: Any) -> int:

@@ -1,9 +1,13 @@
-"""What is stored: inspect it, keep it, remove it, verify it. Builds and loads nothing."""
+"""The stored engines: inspect, keep, remove and verify them. Builds and loads nothing.
+
+What a hit does not need is imported where it is used: it would take longer to load than the hit.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -15,12 +19,8 @@ from enginecache.config import Backend, Config, Settings, Shared, chosen_setting
 from enginecache.errors import AmbiguousKeyError, NoDeviceError, NotCachedError, OptionError, shown
 from enginecache.host.devices import list_devices
 from enginecache.host.toolchain import installed_toolchains
-from enginecache.maintenance import eviction, orphans, verify
-from enginecache.maintenance.findings import Finding, Found, Verification, settle
-from enginecache.maintenance.removal import Removal, Used
 from enginecache.storage.folder import Root
 from enginecache.storage.names import files_in, is_quarantined
-from enginecache.storage.rebuild import require_registry
 from enginecache.storage.registry.rows import (
     AnswerRecord,
     BuildRecord,
@@ -29,7 +29,6 @@ from enginecache.storage.registry.rows import (
     RegistryTotals,
     Standing,
 )
-from enginecache.storage.registry.schema import ensure_schema
 from enginecache.storage.space import Reserve
 from enginecache.storage.storage import BlobState, Storage
 
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
     import datetime as dt
 
     from typing_extensions import Self
+
+    from enginecache.maintenance import eviction
+    from enginecache.maintenance.findings import Finding, Found, Verification
+    from enginecache.maintenance.removal import Removal, Used
 
 
 class HasRecord(Protocol):
@@ -69,8 +72,13 @@ class StoredEngines:
         self.root = Root.find(config.dir, config.shared)
         self._storage = Storage(self.root)
         self._registry = self._storage.registry
-        self._prepare()
-        self._removal = Removal(self._storage, self._usability)
+        self._storage.prepare(self.config.shared)
+
+    @functools.cached_property
+    def _removal(self) -> Removal:
+        from enginecache.maintenance.removal import Removal
+
+        return Removal(self._storage, self._usability)
 
     @classmethod
     def open(
@@ -142,27 +150,7 @@ class StoredEngines:
             StoreError: The folder cannot be made, or must not be used.
             RegistryError: The registry cannot be made.
         """
-        is_new = self.root.make(self.config.shared)
-        require_registry(self.root)
-        ensure_schema(self._storage.database, self.root.file_mode)
-        return is_new
-
-    def _prepare(self) -> None:
-        """Make what is there ready for use: upgrade a registry, share the folder if the settings say so."""
-        if not self.root.is_made:
-            return
-        if self.config.shared:
-            self.root.share()
-        require_registry(self.root)
-        with self._registry.connected():
-            if self._storage.database.is_made:
-                ensure_schema(self._storage.database, self.root.file_mode)
-
-    def _look(self) -> None:
-        """Find out whether another process has made the cache since this one looked."""
-        if not self.root.is_made:
-            self.root.look()
-            self._prepare()
+        return self._storage.make(self.config.shared)
 
     def __enter__(self) -> Self:
         return self
@@ -345,7 +333,7 @@ class StoredEngines:
         Raises:
             RegistryError: The registry cannot be looked at.
         """
-        self._look()
+        self._storage.look(self.config.shared)
         return _verified(self.root, self.config, lambda: self, deep=deep, repair=repair)
 
     def _verify(self, *, deep: bool, repair: bool) -> Verification:
@@ -354,6 +342,9 @@ class StoredEngines:
             return self._checked(deep=deep, repair=repair)
 
     def _checked(self, *, deep: bool, repair: bool) -> Verification:
+        from enginecache.maintenance import verify
+        from enginecache.maintenance.findings import Verification, settle
+
         findings = list(settle(self._found(deep=deep), repair=repair))
         # After the repairs: an entry that they forgot leaves a file.
         past, young = self._garbage()
@@ -378,6 +369,8 @@ class StoredEngines:
         return _verified(root, config, lambda: StoredEngines(config), deep=deep, repair=repair)
 
     def _found(self, *, deep: bool) -> Found:
+        from enginecache.maintenance import verify
+
         entries = verify.EntryChecks(self._storage)
         return itertools.chain(
             verify.check_folders(self.root),
@@ -387,10 +380,14 @@ class StoredEngines:
         )
 
     def _orphan(self, item: eviction.Garbage) -> tuple[Finding, Callable[[], bool]]:
+        from enginecache.maintenance.findings import Finding
+
         finding = Finding("orphan", str(item.path), item.what, "delete the file")
         return finding, lambda: self._removal.delete_garbage(item)
 
     def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
+        from enginecache.maintenance import orphans, verify
+
         if not self.root.is_made:
             return [], []  # no cache, whose folder a prune would have to make first
         named = self._registry.named()
@@ -399,6 +396,8 @@ class StoredEngines:
         return orphans.find_garbage(self.root, named.__contains__, self.config.grace_s, running=running)
 
     def _usability(self) -> Callable[[Standing], bool]:
+        from enginecache.maintenance import eviction
+
         try:
             devices = list_devices({})  # all of the host, whatever is hidden from this process
         except NoDeviceError:
@@ -421,6 +420,9 @@ def _verified(
     root: Root, config: Config, open_engines: Callable[[], StoredEngines], *, deep: bool, repair: bool
 ) -> Verification:
     """First the registry as a file, without which nothing else can be looked at."""
+    from enginecache.maintenance import verify
+    from enginecache.maintenance.findings import Verification
+
     if not root.is_made:
         return Verification(0, ())
     if repair:

@@ -6,14 +6,17 @@ Nothing is written for this but the attempt's row: what is in force follows from
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from enginecache.errors import BuilderKilledError, BuildError
-from enginecache.files.units import DAY_S, WRONG_CLOCK_S, format_duration
+from enginecache.files.units import DAY_S, WRONG_CLOCK_S, format_duration, utc_now
+from enginecache.key.key import EngineKey
+from enginecache.key.matching import Reason
 from enginecache.storage.registry.rows import BuildRecord
+from enginecache.storage.storage import Storage
 
 LONGEST_S = DAY_S
 """A new driver, more memory or another GPU may mend what no key names: once a day it is tried."""
@@ -42,6 +45,10 @@ class KnownFailure:
         age, remaining = format_duration(self.age_s), format_duration(self.remaining_s)
         return f"{what} {age} ago, and the build is not repeated for another {remaining}"
 
+    def as_reason(self) -> Reason:
+        """Return the failure as a reason of a miss."""
+        return Reason("failed", f"{self.text} (--rebuild overrides this): {self.build.reason}")
+
     def error(self, log: Path) -> BuildError:
         """Return what every process reports meanwhile.
 
@@ -50,8 +57,44 @@ class KnownFailure:
         """
         has_log = log.is_file()
         deleted = "" if has_log else " The log of that attempt has been deleted."
-        fix = f"Fix the model or the options, or try again now with --rebuild (in Python: rebuild=True).{deleted}"
+        fix = f"Fix the model or the options, or try again now with --rebuild.{deleted}"
         return BuildError(f"{self.build.reason} (remembered: {self.text})", fix, str(log) if has_log else "")
+
+
+class FailureMemory:
+    """Failed builds that are not tried again yet.
+
+    Args:
+        storage: Where the attempts are recorded, and their logs.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._registry = storage.registry
+        self._root = storage.root
+
+    def find(self, key: EngineKey, ttl_s: float) -> KnownFailure | None:
+        """Return the failure that forbids a new attempt now, or None.
+
+        Args:
+            key: What is to be built.
+            ttl_s: How long a first failure counts, in seconds.
+        """
+        return failure_in_force(self._registry.attempts_since_success(key.digest), utc_now(), ttl_s)
+
+    def require_none(self, key: EngineKey, ttl_s: float, outdated: Collection[str] = ()) -> None:
+        """Refuse to build what failed a short while ago.
+
+        Args:
+            key: What is to be built.
+            ttl_s: As for :meth:`find`.
+            outdated: Attempts that do not count.
+
+        Raises:
+            BuildError: If such a failure is in force.
+        """
+        failure = self.find(key, ttl_s)
+        if failure is not None and failure.build.id not in outdated:
+            raise failure.error(self._root.log_path(failure.build.id))
 
 
 def is_lasting(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.mounts import status_of
 from enginecache.host.evidence import watch
 from enginecache.host.surroundings import Things, are_telling, surroundings
-from enginecache.model import ModelIdentity
+from enginecache.pipeline.resolve import Resolved
 from enginecache.pipeline.results import Entry
 from enginecache.storage.storage import Storage
 
@@ -149,10 +149,14 @@ class RecentHits:
             return None
         return Name(path, asked, environment.deciding(self._also))
 
-    def situation(self) -> Situation | None:
-        """Look at what :meth:`keep` compares; call it before the request is resolved. None where it cannot be seen."""
-        with contextlib.suppress(OSError):
-            return Situation.now()
+    def situation(self, name: Name | None) -> Situation | None:
+        """Look at what :meth:`keep` compares; call it before the request is resolved.
+
+        None where it cannot be seen, or where there is no name to keep a hit under.
+        """
+        if name is not None:
+            with contextlib.suppress(OSError):
+                return Situation.now()
         return None
 
     def recall(self, name: Name | None) -> Entry | None:
@@ -166,32 +170,30 @@ class RecentHits:
         self._hits.pop(name, None)
         return None
 
-    def keep(
-        self,
-        name: Name | None,
-        before: Situation | None,
-        identity: ModelIdentity,
-        entry: Entry,
-        variables: environment.Pairs,
-    ) -> None:
-        """Remember a hit, where every change of what it rests on will be seen.
+    def keep(self, name: Name | None, before: Situation | None, resolved: Resolved, entry: Entry) -> Entry:
+        """Remember a hit, if every change of what it rests on will be seen; return it.
 
         Args:
-            name: The request's.
+            name: The request's; None for a hit that is not remembered.
             before: The situation before it was resolved. If it has changed since, the answer may be of either.
-            identity: The model's.
+            resolved: The request, with everything looked up.
             entry: The answer.
-            variables: The environment that it was resolved in.
         """
-        source = entry.source
-        if name is None or source.path is None or not entry.is_plain_hit or entry.plugins or not identity.is_settled:
-            return
-        situation = self.situation()
-        if situation is None or situation != before:
-            return
+        if name is not None and before is not None and entry.is_plain_hit and not entry.plugins:
+            hit = self._with_evidence(name, before, resolved, entry)
+            if hit is not None:
+                if len(self._hits) >= MAX_HITS:
+                    self._hits.clear()
+                self._hits[name] = hit
+        return entry
+
+    def _with_evidence(self, name: Name, before: Situation, resolved: Resolved, entry: Entry) -> _Hit | None:
+        """Return a hit with what it rests on; None if that has changed meanwhile, or a change would not be seen."""
+        if not resolved.identity.is_settled or self.situation(name) != before:
+            return None
         now = environment.deciding(self._also)
-        if not name.variables == now == environment.deciding_among(variables, self._also):
-            return
+        if not name.variables == now == environment.deciding_among(resolved.environment, self._also):
+            return None
         since_ns = time.time_ns() - int(entry.elapsed_seconds * 1e9)
         plan = str(entry.path)
         try:
@@ -200,13 +202,12 @@ class RecentHits:
             things = surroundings(self._root)
             seen = watch(things)
         except (OSError, ValueError):
-            return
+            return None
         # The plan may have been exchanged, with its file system, since it was checked.
         is_checked = self._registry.recall("blob", fingerprints[-1]) == {"digest": entry.digest}
-        if is_checked and are_telling(things, paths, since_ns=since_ns):
-            if len(self._hits) >= MAX_HITS:
-                self._hits.clear()
-            self._hits[name] = _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), situation, things, seen)
+        if not is_checked or not are_telling(things, paths, since_ns=since_ns):
+            return None
+        return _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), before, things, seen)
 
     def watch_for(self, key: str) -> Callable[[], bool]:
         """A function that says whether the key has an entry; it asks the registry only when that has changed."""

@@ -10,20 +10,22 @@ from dataclasses import dataclass, replace
 from enginecache.errors import NotCachedError, RegistryError
 from enginecache.key.key import EngineKey
 from enginecache.key.matching import EXACT, Accept, Reason, distance, is_same_model, judge
-from enginecache.pipeline.failures import KnownFailure
+from enginecache.pipeline.failures import FailureMemory, KnownFailure
 from enginecache.pipeline.placement import required_reach
-from enginecache.pipeline.results import Candidate
+from enginecache.pipeline.resolve import Resolved
+from enginecache.pipeline.results import Candidate, Explanation, Outcome
 from enginecache.storage.registry.rows import REPAIR_FIX, EntryRecord
 from enginecache.storage.storage import BlobState, Storage
 
 
 @dataclass(frozen=True)
 class Match:
-    """A stored engine that serves the request: a hit.
+    """A stored engine that serves the request.
 
     Attributes:
         record: Its row. Its blob is whole.
         reasons: Why it serves; then which damaged engines were set aside on the way.
+        outcome: How it came about.
         siblings: For an engine of a wider reach, the entries of its model that it was chosen from, as
             :meth:`~enginecache.storage.registry.entries.Entries.siblings` has them: with others, another may be the
             right one. None for one that has exactly the asked key.
@@ -32,11 +34,12 @@ class Match:
     record: EntryRecord
     reasons: tuple[Reason, ...] = (EXACT,)
     siblings: str | None = None
+    outcome: Outcome = "hit"
 
     @property
     def is_exact(self) -> bool:
         """Whether it has exactly the asked key."""
-        return self.siblings is None
+        return self.siblings is None and self.outcome != "compatible"
 
 
 MAX_LOOKS = 16
@@ -63,7 +66,7 @@ class Miss:
         if failure is not None:
             fix = (
                 f"Building would not help: {failure.text}: {failure.build.reason}\n"
-                "Fix the model or the options, or give --rebuild (in Python: rebuild=True) in place of --offline."
+                "Fix the model or the options, or give --rebuild in place of --offline."
             )
         return NotCachedError(message, fix)
 
@@ -79,6 +82,12 @@ class Lookup:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._registry = storage.registry
+        self._failures = FailureMemory(storage)
+
+    def serve(self, key: EngineKey, accept: Accept) -> Match | Miss:
+        """Find the engine to hand out: a hit, else a compatible one where the caller takes such. Its use is noted."""
+        found = self.find_in_use(key)
+        return found if isinstance(found, Match) else self.compatible(found, accept) or found
 
     def find(self, key: EngineKey, *, force_check: bool = False) -> Match | Miss:
         """Find the stored engine that serves the key, or say why none does. Damaged blobs are quarantined on the way.
@@ -171,21 +180,63 @@ class Lookup:
         differs = Reason("differs", f"the nearest stored engine, {name}, differs in {listed}")
         return Miss((*lost, differs), candidates)
 
-    def candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
+    def _candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
         """Return what is stored of models that share graph or weights with the key's, best first."""
         return _judged(key, self._registry.relatives(key.model_structure, key.model_weights))
 
-    def whole(self, candidate: Candidate) -> bool:
-        """Whether the candidate's blob is there and as its digest says; a damaged one is quarantined."""
+    def _is_candidate_whole(self, candidate: Candidate) -> bool:
+        """Return whether the candidate's blob is there and has its digest; a damaged one is quarantined."""
         record = candidate.record
         return self._storage.check(record) is BlobState.INTACT or self._storage.set_aside(record) is None
 
-    def compatible(self, miss: Miss, accept: Accept) -> Candidate | None:
+    def compatible(self, miss: Miss, accept: Accept) -> Match | None:
         """Return the best stored engine that runs here and is not quite what was asked, if the caller takes such."""
         if accept != "compatible":
             return None
         good = (candidate for candidate in miss.candidates if candidate.verdict.level == "compatible")
-        return next((candidate for candidate in good if self.whole(candidate)), None)
+        found = next(filter(self._is_candidate_whole, good), None)
+        return None if found is None else Match(found.record, found.verdict.reasons, outcome="compatible")
+
+    def offline_error(self, resolved: Resolved, miss: Miss) -> NotCachedError:
+        """Count the miss, and return its error for a caller who must not build."""
+        self.note_miss(resolved.key, miss)
+        failure = self._failures.find(resolved.key, resolved.config.failure_ttl_s)
+        return self._explained(miss).error(resolved.key, failure)
+
+    def explain(self, resolved: Resolved) -> Explanation:
+        """Say what a request would be served with now, and why. Builds nothing; counts as no miss."""
+        key, found = resolved.key, self.find(resolved.key)
+        if isinstance(found, Match):
+            served: Match | None = found
+            reasons, candidates = found.reasons, self._candidates(key)
+        else:
+            miss = self._explained(found)
+            served, candidates = self.compatible(miss, resolved.accept), miss.candidates
+            reasons = miss.reasons if served is None else (*miss.reasons, *served.reasons)
+        failure = self._failures.find(key, resolved.config.failure_ttl_s) if served is None else None
+        last = next(iter(self._registry.builds(key.digest, limit=1)), None)
+        failed = last if last is not None and last.state == "failed" else None
+        return Explanation(
+            verdict="miss" if served is None else "compatible" if served.outcome == "compatible" else "hit",
+            requested_key=key.digest,
+            fields=key.fields(),
+            reasons=(
+                *reasons,
+                *(() if failure is None else (failure.as_reason(),)),
+                *(Reason("warning", text) for text in resolved.warnings),
+            ),
+            entry=None if served is None else served.record,
+            candidates=candidates,
+            failure="" if failed is None else failed.reason,
+            failure_log=None if failed is None else self._storage.root.log_path(failed.id),
+        )
+
+    def _explained(self, miss: Miss) -> Miss:
+        """Say so first where there is no cache: its folder may be mistyped, or not mounted."""
+        root = self._storage.root
+        if root.is_made:
+            return miss
+        return Miss((Reason("absent", f"no engine of this model is stored: there is no cache in {root.path} yet"),))
 
     def note_miss(self, key: EngineKey, miss: Miss) -> None:
         """Count the miss, with the fields that differ from the nearest engine; a busy registry counts nothing."""

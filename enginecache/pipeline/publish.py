@@ -15,10 +15,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from enginecache.environment import Pairs
 from enginecache.errors import (
     BuilderCrashError,
     BuildError,
@@ -32,12 +31,11 @@ from enginecache.errors import (
 from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import utc_now
 from enginecache.host.devices import Device
-from enginecache.key.key import KEY_VERSION, EngineKey
-from enginecache.key.matching import Accept
-from enginecache.key.profiles import Profile
-from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
+from enginecache.key.key import KEY_VERSION
+from enginecache.model import has_changed, identify
 from enginecache.pipeline.failures import is_lasting
 from enginecache.pipeline.placement import Placement
+from enginecache.pipeline.resolve import Resolved
 from enginecache.pipeline.timing_caches import TimingCaches, TimingStart
 from enginecache.storage.blobs import StagedBlob
 from enginecache.storage.folder import build_folder_prefix
@@ -47,31 +45,6 @@ from enginecache.storage.space import Reserve, require_space
 from enginecache.storage.storage import Storage
 from enginecache.trt.build.request import Builder, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.trt.plugin_libraries import has_changed as has_library_changed
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A request with everything looked up that the key is made of.
-
-    Attributes:
-        source: The model.
-        identity: Its digests and inputs.
-        profiles: Canonical.
-        placement: Who builds, for what.
-        key: All of it.
-        warnings: What the caller should know before a build.
-        accept: How far the caller goes.
-        environment: Variables that the builder is given, read once with those of the key.
-    """
-
-    source: ModelSource
-    identity: ModelIdentity
-    profiles: tuple[Profile, ...]
-    placement: Placement
-    key: EngineKey
-    warnings: tuple[str, ...] = ()
-    accept: Accept = "exact"
-    environment: Pairs = ()
 
 
 class Publication:

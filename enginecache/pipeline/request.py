@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from enginecache.config import BACKENDS, Backend
+from enginecache.config import BACKENDS, Backend, require_choice, require_seconds
 from enginecache.errors import OptionError, ProfileError, shown
 from enginecache.host.targets import Target
 from enginecache.key.matching import ACCEPTS, Accept
@@ -116,6 +116,46 @@ class Request:
         )
 
 
+@dataclass(frozen=True)
+class Policy:
+    """How far one call goes to have its engine, and whom it keeps informed. No part of the key.
+
+    Attributes:
+        offline: Never build.
+        rebuild: Build, whatever is stored or remembered.
+        timeout_s: Longest wait for other builders, in seconds; None leaves it to the configuration.
+        timing_cache: Begin the build with the kept timing cache, and add to it.
+        progress: Called with each step of a build.
+        waiting: Called about once a second while another process builds.
+        made: Called with the folder when a new cache is made there.
+    """
+
+    offline: bool = False
+    rebuild: bool = False
+    timeout_s: float | None = None
+    timing_cache: bool = True
+    progress: ProgressCallback | None = None
+    waiting: WaitingCallback | None = None
+    made: Callable[[Path], object] | None = None
+
+    @classmethod
+    def of(cls, ask: GetAsk) -> Policy:
+        """Read the policy from what a caller gave.
+
+        Raises:
+            OptionError: A value has the wrong form, or two exclude each other.
+        """
+        given: dict[str, Any] = {name: value for name, value in ask.items() if name in cls.__dataclass_fields__}
+        policy = cls(**given)
+        require_seconds("timeout_s", policy.timeout_s)
+        for callback in ("progress", "waiting", "made"):
+            if given.get(callback) is not None and not callable(given[callback]):
+                raise OptionError(f"{callback} cannot be called", "Give a function, or None.")
+        if policy.rebuild and policy.offline:
+            raise OptionError("offline and rebuild exclude each other", "Leave one of them out.")
+        return policy
+
+
 def _options(ask: Ask) -> BuildOptions:
     """Only what was given: a value that is None counts as left out."""
     precision = ask.get("precision")
@@ -156,8 +196,8 @@ def _ordinal(device: Any) -> int | None:
 
 
 def _choice(name: str, value: Any, choices: Sequence[str]) -> Any:
-    if value is not None and value not in choices:
-        raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(choices)}", "Take one of these.")
+    if value is not None:
+        require_choice(name, value, choices)
     return value
 
 

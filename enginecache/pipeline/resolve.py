@@ -4,18 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from enginecache.config import Config
-from enginecache.environment import keyed, passed, snapshot, warnings
+from enginecache.environment import Pairs, keyed, passed, snapshot, warnings
 from enginecache.errors import EngineCacheError, ProfileError
+from enginecache.files.fingerprint import Fingerprint
 from enginecache.key.key import EngineKey
+from enginecache.key.matching import Accept
 from enginecache.key.precision import plan_conversion
-from enginecache.key.profiles import resolve_profiles
+from enginecache.key.profiles import Profile, resolve_profiles
+from enginecache.model import ModelIdentity, ModelSource
 from enginecache.pipeline.model_memo import FileMemo
 from enginecache.pipeline.placement import Placement
-from enginecache.pipeline.publish import Resolved
 from enginecache.pipeline.request import Request
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request with everything looked up that the key is made of.
+
+    Attributes:
+        source: The model.
+        identity: Its digests and inputs.
+        profiles: Canonical.
+        placement: Who builds, for what.
+        key: All of it.
+        config: The settings that it was resolved with.
+        warnings: What the caller should know before a build.
+        accept: How far the caller goes.
+        environment: Variables that the builder is given, read once with those of the key.
+    """
+
+    source: ModelSource
+    identity: ModelIdentity
+    profiles: tuple[Profile, ...]
+    placement: Placement
+    key: EngineKey
+    config: Config
+    warnings: tuple[str, ...] = ()
+    accept: Accept = "exact"
+    environment: Pairs = ()
+
+    @property
+    def files(self) -> tuple[tuple[str, Fingerprint], ...]:
+        """The model's files, each with the fingerprint that its digest was taken of; empty for model bytes."""
+        if self.source.path is None:
+            return ()
+        first, *others = self.identity.files
+        external = ((str(self.source.path_of(file.location)), file.fingerprint) for file in others)
+        return ((str(self.source.path), first.fingerprint), *external)
+
 
 Place = Callable[..., Any]
 """Chooses who builds, for what: :func:`enginecache.pipeline.placement.place`."""
@@ -41,7 +81,9 @@ def resolve(request: Request, config: Config, memo: FileMemo, place: Place) -> R
     except ProfileError as error:
         raise _with_placement(error, request, config, place) from None
     placement = _placement(request, config, place)
-    options = dataclasses.replace(request.options, plugins=tuple(map(memo.plugin, request.plugins)))
+    options = request.options
+    if request.plugins:
+        options = dataclasses.replace(options, plugins=tuple(map(memo.plugin, request.plugins)))
     conversion = plan_conversion(options, placement.toolchain, identity)
     # Once, so that the key and the builder have the same values whatever another thread sets meanwhile.
     variables, also = snapshot(), config.pass_environment
@@ -54,6 +96,7 @@ def resolve(request: Request, config: Config, memo: FileMemo, place: Place) -> R
         profiles,
         placement,
         key,
+        config,
         (*options.warnings(), *warnings(variables, also)),
         request.accept,
         passed(variables, also),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +38,7 @@ class Entry:
         elapsed_seconds: How long the call took.
         reasons: Why this outcome, and warnings.
         plugins: The libraries of plugins that it was built with.
-        loader: What loads it.
+        loader: Returns what loads it.
         files: The model's files, each with the fingerprint that its digest was taken of; empty for model bytes.
         siblings: What a hit of a wider reach was chosen from; see :class:`enginecache.pipeline.lookup.Match`.
     """
@@ -51,7 +51,7 @@ class Entry:
     elapsed_seconds: float
     reasons: tuple[Reason, ...]
     plugins: tuple[PluginLibrary, ...] = ()
-    loader: EngineLoader | None = field(default=None, repr=False, compare=False)
+    loader: Callable[[], EngineLoader] | None = field(default=None, repr=False, compare=False)
     siblings: str | None = field(default=None, repr=False, compare=False)
     files: tuple[tuple[str, Fingerprint], ...] = field(default=(), repr=False, compare=False)
 
@@ -74,7 +74,7 @@ class Entry:
         """
         if self.loader is None:
             raise RuntimeError("this entry came without a loader; take one from EngineCache.get")
-        return self.loader.load(self.record, self.path, plugins=self.plugins, trusted=trusted, trial=trial)
+        return self.loader().load(self.record, self.path, plugins=self.plugins, trusted=trusted, trial=trial)
 
     def timed(self, elapsed_seconds: float) -> Entry:
         """The same, of a call that took so long. A fifth of the time of ``dataclasses.replace``."""

@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from enginecache.config import Shared
 from enginecache.errors import EngineCacheError, RegistryError, StoreError
 from enginecache.files.fingerprint import has_kernel_times
 from enginecache.storage.blobs import Blobs, StagedBlob
 from enginecache.storage.folder import Root
 from enginecache.storage.last_used import UseLog
 from enginecache.storage.locks import FileLocks
-from enginecache.storage.rebuild import Rebuilt, RegistryRebuild
+from enginecache.storage.rebuild import Rebuilt, RegistryRebuild, require_registry
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord, ExaminedRow, Standing
+from enginecache.storage.registry.schema import ensure_schema
 from enginecache.storage.repair_files import RepairRecords
 from enginecache.storage.space import Reserve
 
@@ -66,6 +68,40 @@ class Storage:
         self.locks = FileLocks(root)
         self.records = RepairRecords(root)
         self.last_used = UseLog(root)
+
+    # Opening
+
+    def make(self, shared: Shared) -> bool:
+        """Make the folder and the registry where they are missing. Idempotent; safe across processes.
+
+        Returns:
+            Whether this call made a cache where none was.
+
+        Raises:
+            StoreError: The folder cannot be made, or must not be used.
+            RegistryError: The registry cannot be made.
+        """
+        is_new = self.root.make(shared)
+        require_registry(self.root)
+        ensure_schema(self.database, self.root.file_mode)
+        return is_new
+
+    def prepare(self, shared: Shared) -> None:
+        """Make what is there ready for use: upgrade a registry, share the folder if the settings say so."""
+        if not self.root.is_made:
+            return
+        if shared:
+            self.root.share()
+        require_registry(self.root)
+        with self.database.connected():
+            if self.database.is_made:
+                ensure_schema(self.database, self.root.file_mode)
+
+    def look(self, shared: Shared) -> None:
+        """Find out whether another process has made the cache since this one looked."""
+        if not self.root.is_made:
+            self.root.look()
+            self.prepare(shared)
 
     def path(self, record: EntryRecord) -> Path:
         """Return where the entry's plan is."""

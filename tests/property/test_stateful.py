@@ -28,12 +28,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models import linear
 
-from enginecache import cache as cache_module
 from enginecache.cache import EngineCache
 from enginecache.errors import BuilderKilledError, BuildError, NotCachedError, OptionError, StoreError
 from enginecache.maintenance import orphans, removal, verify
 from enginecache.model import reader
-from enginecache.pipeline import model_memo
+from enginecache.pipeline import failures, model_memo
 from enginecache.pipeline import publish as publication
 from enginecache.storage import blobs
 from enginecache.storage.last_used import UseLog
@@ -109,7 +108,7 @@ class Clock:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Everywhere a time of day decides something; files keep this machine's, but for last uses."""
-        for module in (cache_module, verify, publication, removal, entries, memos, registry_module):
+        for module in (failures, verify, publication, removal, entries, memos, registry_module):
             patch.setattr(module, "utc_now", self.utc_now)
         timed: tuple[ModuleType, ...] = (orphans, model_memo, blobs, reader)
         for module in timed:
