@@ -1,4 +1,4 @@
-"""EngineCache: the whole cache for a program. Wiring, and the order of steps."""
+"""EngineCache, the interface of a program to its cache: the order of the steps of one call."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ class EngineCache(StoredEngines):
             target: Compute capability to build for, ``sm_89`` or ``8.9``; ``portable``; or several. None takes the
                 device's.
             device: CUDA ordinal; None takes the GPU that CUDA would use.
-            accept: ``compatible`` also takes a stored engine that runs here and is not quite what was asked.
-            verify_model: Read the model's files even if nothing about them has changed since they were read.
+            accept: ``compatible`` also takes a stored engine that runs here and is not exactly the requested one.
+            verify_model: Read the model's files again, although they look unchanged.
             offline: Never build; a miss is an error.
             rebuild: Build even if an engine is stored or a failure is remembered, and replace it.
             timeout_s: Longest wait for another builder, in seconds; None takes the configuration's. The build itself
@@ -164,7 +164,7 @@ class EngineCache(StoredEngines):
             InvalidInputError: The model, shapes or options are wrong, or the model changed while building.
             NotCachedError: ``offline``, and no stored engine serves the request.
             LockTimeoutError: Another process still builds.
-            BuildError: TensorRT refused the model or failed; or it did so lately, and it is too soon to try again.
+            BuildError: TensorRT refused the model or failed; or did so lately, and is not tried again yet.
             BackendError: No TensorRT or GPU for what was asked.
             RegistryError: The registry cannot be used.
             StoreError: The folder cannot be used.
@@ -229,16 +229,16 @@ class EngineCache(StoredEngines):
         waiting: WaitingCallback | None = None,
         made: Callable[[Path], object] | None = None,
     ) -> Any:
-        """Like :meth:`get`, then deserialize the engine in this process, on the CUDA device that is current.
+        """Return the engine of :meth:`get`, deserialized in this process on the current CUDA device.
 
         A plan that TensorRT refuses or crashes on, though it should run here, is quarantined and built anew.
 
         Args:
             model: As for :meth:`get`, and so are all keywords that are not described here.
-            trial: Whether the plan is first loaded in a child process, which a crash cannot take further: ``auto``
-                where it is not known to load here, ``always`` or ``never``. A trial costs its time and GPU memory.
+            trial: Whether the plan is first loaded in a child process, to which a crash is confined: ``auto`` (if it is
+                not known to load here), ``always`` or ``never``. A trial costs its time and GPU memory.
             trusted: Whether a version-compatible plan may run its own host code in this process.
-            if_unloadable: ``raise`` leaves it at the quarantine, and builds nothing.
+            if_unloadable: ``raise`` quarantines the plan and builds nothing; ``rebuild`` builds another.
 
         Returns:
             The ``ICudaEngine`` of the flavour that built it.
@@ -247,7 +247,7 @@ class EngineCache(StoredEngines):
             EngineCacheError: As :meth:`get`.
             LoadRefusedError: TensorRT does not load it for a reason outside it, such as no driver, another GPU or too
                 little memory. The plan stays.
-            LoadError: The plan is bad, and was set aside; so was the one built in its place, or none was to be built.
+            LoadError: The plan is bad, and was set aside; so was the one built in its place, if one was.
         """
         ask = _given(locals(), _DEFAULTS)
         require_choice("if_unloadable", if_unloadable, IF_UNLOADABLE)
@@ -274,7 +274,7 @@ class EngineCache(StoredEngines):
         return again.load(trial=trial, trusted=trusted)
 
     def runtime_cache(self, engine: Any, entry: Entry, device: int | None = None) -> EngineRuntimeCache:
-        """The kernels that TensorRT-RTX compiles for an engine, kept per blob, GPU and driver.
+        """Return the kernels that TensorRT-RTX compiles for an engine, kept per blob, GPU and driver.
 
         Args:
             engine: What ``entry.load()`` gave.
@@ -387,12 +387,12 @@ _EXPLAIN_DEFAULTS = EngineCache.explain.__kwdefaults__ or {}
 
 
 def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
-    """Return those of a call's keywords that are not the defaults; a cached hit is named in microseconds."""
+    """Return the keywords of a call that are not at their defaults."""
     return cast("GetAsk", {name: values[name] for name, default in defaults.items() if values[name] is not default})
 
 
 def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:
-    """The request, of the values in its name where it has one."""
+    """Return the request, read from the values in its name if it has one."""
     return Request.of(model, ask) if name is None else Request.of(name.path, cast("Ask", name.ask()))
 
 

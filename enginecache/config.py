@@ -122,7 +122,7 @@ class Config:
 
 
 class Settings:
-    """Settings that were read, and are read again where they may have changed. Safe across threads.
+    """Settings that are read again when they may have changed. Safe across threads.
 
     Args:
         arguments: As for :meth:`Config.load`.
@@ -138,7 +138,7 @@ class Settings:
 
         The folder stays, how it is shared, and the interpreter.
 
-        What cannot be read changes nothing, and is logged: a running program goes on with the settings that it has.
+        Settings that cannot be read change nothing, and are logged: a running program goes on with those that it has.
         """
         state = self._look()
         if state == self._state:
@@ -303,10 +303,10 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 
 def require_seconds(name: str, value: Any) -> None:
-    """Refuse what is no number of seconds between 0 and a hundred years.
+    """Refuse a value that is neither None nor a number of seconds between 0 and a hundred years.
 
     Raises:
-        OptionError: So it is.
+        OptionError: If it is something else.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 <= value <= LONGEST_S):
@@ -315,7 +315,7 @@ def require_seconds(name: str, value: Any) -> None:
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is not one of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
         OptionError: If it is not.
@@ -325,10 +325,10 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_count(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a whole number from 0 to 2**63 - 1.
+    """Refuse a value that is neither None nor a whole number from 0 to 2**63 - 1.
 
     Raises:
-        OptionError: So it is.
+        OptionError: If it is something else.
     """
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT):
         return
@@ -375,7 +375,7 @@ def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_reachable(path: Path) -> bool:
-    """Whether the default file exists; one in a folder that is closed to this user is another user's.
+    """Return whether the default file exists; one in a folder that is closed to this user is another user's.
 
     HOME keeps the value of the user before under ``docker run --user``, ``sudo -E`` and some job schedulers.
     """
@@ -437,8 +437,8 @@ def _as_text(name: str, value: Any, path: Path) -> str:
         return ",".join(value)
     is_switch = name in _SETTINGS and _SETTINGS[name][1] is _parse_switch
     if name in _SETTINGS and (isinstance(value, bool) > is_switch or not isinstance(value, str | int | float)):
-        message = f"{name} in {path}: {value!r} is neither a text nor a number"
-        raise ConfigError(message, f'Write a text, such as {name} = "...".')
+        message = f"{name} in {path}: {value!r} is neither a string nor a number"
+        raise ConfigError(message, f'Write a string, such as {name} = "...".')
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""Every exception as one error: its lines on standard error, its object on standard output, its exit code."""
+"""Report an exception: its lines on standard error, its object on standard output, its exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUGGESTED = re.compile(r"`(enginecache (?:ls|show|path|pin|unpin|rm|prune|verif
 def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     """Print an error, and return its exit code. Never raises.
 
-    An exception that nobody foresaw is one line as well; its traceback goes to a file.
+    An unforeseen exception is one line as well; its traceback goes to a file.
 
     Args:
         error: What was raised.
@@ -111,7 +111,7 @@ def _unforeseen(error: BaseException, details: str) -> UnexpectedError:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, whatever the error is called: a failed import says so in its text, or its cause's."""
+    """Return whether memory ran out, whatever the error is called: a failed import says so in its message or cause."""
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None:
@@ -125,7 +125,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _has_memory_limit() -> bool:
-    """Whether this process may have only so much address space.
+    """Return whether the address space of this process is limited.
 
     Some functions of CPython's report a failed allocation as "returned NULL without setting an exception".
     Source: ``compile`` of CPython 3.11 under ``ulimit -v``, 2026-12.
@@ -134,7 +134,7 @@ def _has_memory_limit() -> bool:
 
 
 def _written(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write the traceback to a file; a sentence that says which."""
+    """Write the traceback to a file, and return a sentence that names it."""
     try:
         text = "".join(traceback.format_exception(error))
     except Exception as second:  # noqa: BLE001  an exception whose text fails
@@ -152,7 +152,7 @@ def _written(error: BaseException, arguments: Sequence[str]) -> str:
 
 
 def _create_in_cache(arguments: Sequence[str]) -> tuple[int, str]:
-    """A new log in the cache of the command line, where there is one. It is deleted with the other old logs."""
+    """Create a log in the cache of the command line, if there is one. It is deleted with the other old logs."""
     from enginecache.config import Config
 
     logs = Config.load(dir=_given_folder(arguments)).dir / "logs"

@@ -1,11 +1,11 @@
-"""The way in of the command line: what was asked before, and has the same answer, is answered here.
+"""Entry point of the console script: answers a repeated command line without importing the rest of the package.
 
 It parses nothing. The full path alone decides which command lines are remembered, see
-:mod:`enginecache.cli.remember`; it writes down what the answer rests on, as it looked then. Here the same things are
-looked at again: the files, the folders that modules come from, the GPUs. If one of them differs, or anything at all is
-odd, the full path answers.
+:mod:`enginecache.cli.remember`, and records everything that the answer depends on, as it was then: the files, the
+folders that modules come from, the GPUs. Here the same things are looked at again. If one of them differs, or anything
+is unexpected, the full path answers.
 
-Loads nothing but what every Python has loaded, ctypes and SQLite: that is what it is for.
+Imports only ctypes, SQLite and modules that every Python has loaded: that is why it is fast.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUSY_TIMEOUT_S = 0.05
 
 
 def main() -> None:
-    """Answer, or let the full path do it. The entry point of the console script."""
+    """Answer the command line, or let the full path do it."""
     try:
         _main()
     except KeyboardInterrupt:  # outside the full path, which has a word for it
@@ -64,14 +64,14 @@ def _main() -> None:
 
 
 def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Print what was printed for the same command line before, if all that it rests on is as it was.
+    """Print the answer to the same command line again, if everything that it depends on is as it was.
 
     Returns:
-        Whether it did; False also where nothing is known of it.
+        Whether it did; False also for a command line that is not remembered.
 
     Raises:
         UnwrittenError: Standard output cannot be written.
-        Exception: Something else is not as it should be; nothing was printed.
+        Exception: Anything else is wrong; nothing was printed.
     """
     started_s = time.monotonic()
     if not arguments or arguments[0] != "get" or None in (sys.stdin, sys.stdout, sys.stderr):
@@ -110,13 +110,13 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
 
 
 def _is_trusted(path: str) -> bool:
-    """Whether nobody but this user and root could have written it, as far as its owner and mode tell."""
+    """Return whether, by its owner and mode, only this user and root can have written it."""
     found = os.stat(path)
     return found.st_uid in {os.geteuid(), 0} and not found.st_mode & 0o022
 
 
 def _is_own_file(registry: str) -> bool:
-    """Whether SQLite meets no link, which it follows, and no pipe, whose writer it waits for."""
+    """Return whether the file is a regular one: SQLite follows links, and waits for the writer of a pipe."""
     try:
         is_regular = stat.S_ISREG(os.lstat(f"{registry}-journal").st_mode)
     except FileNotFoundError:

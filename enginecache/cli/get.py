@@ -33,7 +33,7 @@ def get(
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Also put a copy of the plan there.")
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never build; exit 3 where nothing is stored.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never build; exit 3 if no stored engine fits.")] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build even if an engine is stored, or a failure is remembered.")
     ] = False,
@@ -44,14 +44,14 @@ def get(
         ),
     ] = None,
     no_timing_cache: Annotated[
-        bool, typer.Option("--no-timing-cache", help="Time every tactic anew, and keep no timings. TensorRT only.")
+        bool, typer.Option("--no-timing-cache", help="Measure every tactic again, and keep no timings. TensorRT only.")
     ] = False,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors and warnings.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and warnings.")] = False,
 ) -> None:
     """Print the path of the engine for MODEL; build it if need be.
 
-    Standard output has the path alone, so that it can stand inside another command.
+    Standard output carries only the path, so that the command can stand inside another one.
 
     \b
     Examples:
@@ -109,7 +109,7 @@ def _remember(cache: EngineCache, before: Before, model: Path, entry: Entry, sai
 
 
 def _copy_path(text: str, asked: Asked) -> Path:
-    """Where ``-o`` puts the copy; what is wrong with it is said before anything is made or built."""
+    """Return where ``-o`` puts the copy; refuse a bad place before anything is made or built."""
     from enginecache.pipeline.copy import check_target
 
     path = path_value("-o", text)
@@ -150,7 +150,7 @@ def _said(entry: Entry, elapsed: str) -> str:
 
 
 def _printed(entry: Entry, *, is_json: bool, elapsed: str = "") -> str:
-    """What standard output gets: the path, or the record. ``elapsed`` stands in it for the seconds, as it is."""
+    """Return the text for standard output: the path, or the record, with ``elapsed`` in place of the seconds."""
     if not is_json:
         return path_line(entry.path)
     record = entry.to_json()

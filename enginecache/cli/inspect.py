@@ -117,8 +117,8 @@ def _json(cache: StoredEngines, used: Used) -> dict[str, Any]:
 def show(key: Key, json: Json = False, dir: Dir = None) -> None:
     """Show what is known of one stored engine.
 
-    First where it is and what it is for, then how it was built. Options at their defaults are named in one line, and
-    what is empty is left out; --json has all, with every field of the key.
+    First where it is and what it is for, then how it was built. Options at their defaults share one line, and empty
+    fields are left out; --json has everything, with every field of the key.
 
     \b
     Examples:
@@ -269,7 +269,7 @@ def _miss_row(miss: MissRecord) -> list[Any]:
 
 
 def doctor(json: Json = False, dir: Dir = None) -> None:
-    """Say what works here, what does not, and what to do.
+    """Report what works here, what does not, and what to do.
 
     Looks at the settings, the folder, the registry, the GPUs and the TensorRT flavours. Exits with the code of the
     worst problem; a warning is none: it names what is missing and may not be needed. On a pipe a line for each, of

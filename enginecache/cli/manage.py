@@ -39,17 +39,17 @@ _COLUMNS = (
 
 
 def require_leave(what: str, *, is_yes: bool, preview: str = "--dry-run") -> None:
-    """Refuse to go on where nobody can be asked and ``--yes`` is missing.
+    """Refuse to go on without ``--yes`` where nobody can be asked.
 
     Raises:
-        ConfirmationError: So it is.
+        ConfirmationError: If ``--yes`` is missing there.
     """
     if not is_yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfirmationError(f"refusing to {what} without --yes", f"Add --yes, or see it first with {preview}.")
 
 
 def confirm(what: str, *, is_yes: bool, preview: str = "--dry-run") -> bool:
-    """Ask on a terminal; elsewhere ``--yes`` must have been given. Says so where the answer is no.
+    """Ask on a terminal; elsewhere ``--yes`` must have been given. Print that nothing was changed if the answer is no.
 
     Returns:
         Whether to go on.
@@ -127,7 +127,9 @@ def prune(
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="TIME", help="Delete what was not used for so long, such as 30d."),
+        typer.Option(
+            "--older-than", metavar="TIME", help="Delete engines that were not used for this long, such as 30d."
+        ),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -136,15 +138,15 @@ def prune(
 ) -> None:
     """Delete the engines that are cheapest to rebuild, and leftovers.
 
-    With --max-size, engines go until the rest fits: first those that no TensorRT and no GPU of this host can use, and
-    that nobody used for a day; then those whose build took the fewest seconds for each byte, where what was used lately
-    counts more. Stray files are what crashes left behind.
+    With --max-size, engines are deleted until the rest fits: first those that no TensorRT and no GPU of this host can
+    use, and that nobody used for a day; then those whose build took the fewest seconds for each byte, where recent use
+    counts in favour. Stray files are leftovers of crashes.
 
     Pinned engines stay, and so do those used or published lately (setting keep_recent, 10 min by default): a program
     may have received their path and not opened it yet.
 
-    On a pipe a line for each engine: key, model, bytes, last used, seconds of its build, why it goes (old, unusable,
-    cheapest), its priority in seconds per GiB.
+    On a pipe a line for each engine: key, model, bytes, last used, seconds of its build, why it is deleted (old,
+    unusable, cheapest), its priority in seconds per GiB.
 
     \b
     Examples:
@@ -195,7 +197,7 @@ def _print_plan(plan: PrunePlan) -> None:
 
 def _going_row(going: Going) -> list[object]:
     standing = going.standing
-    # Numbers on a pipe, as everywhere; a priority means something beside another one only.
+    # Numbers on a pipe, as everywhere. A priority only means something next to another one.
     priority = round(going.priority, 3)
     return [
         standing.key,
@@ -244,7 +246,7 @@ def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, ob
 
 
 def verify(
-    deep: Annotated[bool, typer.Option("--deep", help="Read every engine's bytes again.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read the bytes of every engine again.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Repair what is found.")] = False,
     yes: Yes = False,
     json: Json = False,
@@ -252,12 +254,12 @@ def verify(
 ) -> None:
     """Compare the registry with the stored engines. Exit 4 while anything is wrong.
 
-    Files of a build that may still be under way are reported and are no finding. Damage that the disk did by itself is
-    seen with --deep alone.
+    Files of a build that may still be running are reported, and are not findings. Only --deep sees damage that the disk
+    did by itself.
 
-    A damaged registry is kept in quarantine/, and made anew from the small record beside each engine: all whole engines
-    come back, and the pins that can still be read. Not so the history of builds, remembered failures, misses, and what
-    came of loading.
+    A damaged registry is kept in quarantine/, and rebuilt from the small record next to each engine: all whole engines
+    come back, and the pins that can still be read. The history of builds, remembered failures, misses and outcomes of
+    loading are lost.
 
     \b
     Examples:

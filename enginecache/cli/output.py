@@ -18,7 +18,7 @@ from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import format_size, time_json
 
 Kind = Literal["text", "word", "key", "size", "seconds", "age"]
-"""How a terminal shows a value; only a text may be folded."""
+"""Ways in which a terminal shows a value; only ``text`` may be folded."""
 
 WIDE = 120
 """Width in characters from which a terminal shows the columns that are marked as wide."""
@@ -46,14 +46,14 @@ class Column:
 
 
 def put(text: str, *, is_answer: bool = False) -> None:
-    """Write to standard output, and be sure that it got there.
+    """Write to standard output, and make sure that it arrives.
 
-    What its encoding lacks is written as a backslash and a number; bytes of a path that no encoding explains stay as
-    they are. A reader that went away has read enough: that changes neither what a command does nor its exit code.
+    Characters that the encoding lacks are written as escapes; undecodable bytes of a path stay as they are. A reader
+    that closes the pipe has read enough: that changes neither what a command does nor its exit code.
 
     Args:
         text: What to write.
-        is_answer: Whether it is the one line that the command was asked for, and nobody can have had enough of it.
+        is_answer: Whether this is the one line that the command was asked for: then a closed pipe is an error.
 
     Raises:
         EngineCacheError: It cannot be written.
@@ -73,10 +73,10 @@ def put(text: str, *, is_answer: bool = False) -> None:
 
 
 def unwritten(error: UnwrittenError, *, is_answer: bool) -> EngineCacheError | None:
-    """Give up standard output, and return what to raise for data that did not reach it; None for nothing.
+    """Give up standard output, and return the error to raise for data that was not written; None for none.
 
     Args:
-        error: Why it did not.
+        error: Why it was not written.
         is_answer: As for :func:`put`.
     """
     # What is printed from now on goes nowhere, and so does what is left in a buffer, which the interpreter would write
@@ -85,7 +85,7 @@ def unwritten(error: UnwrittenError, *, is_answer: bool) -> EngineCacheError | N
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     if not isinstance(error.cause, BrokenPipeError):
         what, _ = describe_os_error(error.cause, "standard output cannot be written")
-        return EngineCacheError(what, "Send it to a place that can be written, and has room.")
+        return EngineCacheError(what, "Redirect it to a file or pipe that can be written and has space.")
     if not is_answer:
         return None
     message = "standard output was closed before the answer was written to it"
@@ -93,7 +93,7 @@ def unwritten(error: UnwrittenError, *, is_answer: bool) -> EngineCacheError | N
 
 
 def encoded(text: str) -> bytes:
-    """``text`` as standard output gets it."""
+    """Return the bytes of ``text`` in the encoding of standard output."""
     encoding = sys.stdout.encoding or "utf-8"
     try:
         return text.encode(encoding, "surrogateescape")
@@ -102,32 +102,32 @@ def encoded(text: str) -> bytes:
 
 
 def print_line(text: object) -> None:
-    """One line of text."""
+    """Print one line of text."""
     put(f"{printable(text)}\n")
 
 
 def print_path(path: Path) -> None:
-    """One path, as it is, so that it names the file; escaped on a terminal, which nothing but an eye reads."""
+    """Print one path, unchanged, so that it names the file; escaped on a terminal, which only people read."""
     put(path_line(path), is_answer=True)
 
 
 def path_line(path: Path) -> str:
-    """A path as it is printed."""
+    """Return a path as it is printed."""
     return f"{printable(path) if sys.stdout.isatty() else path}\n"
 
 
 def print_json(value: Any) -> None:
-    """One JSON value: raw numbers, RFC 3339 times, ASCII whatever the locale."""
+    """Print one JSON value: raw numbers, RFC 3339 times, ASCII in every locale."""
     put(json_line(value))
 
 
 def json_line(value: Any) -> str:
-    """A JSON value as it is printed."""
+    """Return a JSON value as it is printed."""
     return json.dumps(value, indent=2 if sys.stdout.isatty() else None) + "\n"
 
 
 def print_rows(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on a terminal; on a pipe a line each with full, tab-separated values and no heading."""
+    """Print a table on a terminal; on a pipe one line a row, with full, tab-separated values and no heading."""
     if not sys.stdout.isatty():
         put("".join("\t".join(map(_plain, row)) + "\n" for row in rows))
         return
@@ -179,7 +179,7 @@ def key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
-    """Names and values side by side on a terminal; on a pipe tab-separated, the values raw."""
+    """Print names and values in two columns on a terminal; on a pipe tab-separated, with raw values."""
     if sys.stdout.isatty():
         width = max(len(name) for name, _ in facts)
         lines = [f"{printable(name):<{width}}  {_shown(_kind(name), value)}" for name, value in facts]
@@ -189,7 +189,7 @@ def print_facts(facts: Sequence[tuple[str, Any]]) -> None:
 
 
 def flat_facts(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    """A JSON value as pairs of a dotted name and a value; a list of plain values is one value."""
+    """Return a JSON value as pairs of a dotted name and a value; a list of plain values is one value."""
     if isinstance(value, dict) and value:
         return [fact for key, item in value.items() for fact in flat_facts(item, f"{name}.{key}" if name else key)]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
@@ -198,7 +198,7 @@ def flat_facts(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 
 def _kind(name: str) -> Kind:
-    """The unit stands in the name."""
+    """Read the kind from the unit in the name."""
     return "size" if name.endswith("size_bytes") else "seconds" if name.endswith("_seconds") else "text"
 
 
@@ -229,7 +229,7 @@ def _shown(kind: Kind, value: Any) -> str:
 
 
 def format_age(time: dt.datetime) -> str:
-    """How long ago, for people."""
+    """Return how long ago a time is, for display."""
     seconds = (dt.datetime.now(dt.timezone.utc) - time).total_seconds()
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
@@ -238,16 +238,16 @@ def format_age(time: dt.datetime) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """``1 engine``, ``2 engines``."""
+    """Return ``1 engine``, ``2 engines``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def say(*lines: str) -> None:
-    """Talk, on standard error, with control characters escaped; where that cannot be written, nobody listens."""
+    """Print lines to standard error, with control characters escaped; ignore errors of writing."""
     with contextlib.suppress(OSError):
         print("\n".join(map(printable, lines)), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A warning, on standard error."""
+    """Print a warning to standard error."""
     say(f"warning: {text}")

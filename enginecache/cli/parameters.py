@@ -1,4 +1,4 @@
-"""Options that several commands share, each written down once."""
+"""Options that several commands share, each declared once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Keys that begin so, for shell completion; none where there is no cache, or it cannot be read."""
+    """Return the keys with this beginning, for shell completion; none if there is no cache, or it cannot be read."""
     try:
         from enginecache.maintenance.inspect import StoredEngines
 
@@ -55,13 +55,13 @@ Dir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: raw numbers, RFC 3339 times.")]
-Key = Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first letters.", autocompletion=complete_key)]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first characters.", autocompletion=complete_key)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")]
 
 
 def open_cache(folder: str | None) -> EngineCache:
-    """The cache that ``--dir`` names, or the default one, for what may build."""
+    """Open the cache that ``--dir`` names, or the default one, for a command that may build."""
     from enginecache.cache import EngineCache  # here, for a quick --help
 
     _collect_garbage()
@@ -71,7 +71,7 @@ def open_cache(folder: str | None) -> EngineCache:
 
 
 def open_stored(folder: str | None) -> StoredEngines:
-    """The same for what only looks at what is stored, or keeps it."""
+    """Open the stored engines of the same cache, for a command that builds nothing."""
     from enginecache.maintenance.inspect import StoredEngines  # loads in two thirds of the time of the whole cache
 
     _collect_garbage()
@@ -81,19 +81,19 @@ def open_stored(folder: str | None) -> StoredEngines:
 
 
 def say_if_missing(root: Root) -> None:
-    """Say that there is no cache in the folder, which looks like a cache without engines otherwise."""
+    """Say that there is no cache in the folder; otherwise it looks like a cache without engines."""
     if not root.is_made:
         say(f"there is no cache in {root.path} yet: `enginecache get` makes one")
 
 
 def _collect_garbage() -> None:
-    """From here on: all is loaded. Rarely, because a command makes little but rows that live as long as it does."""
+    """Collect garbage from here on, since all modules are loaded; rarely, as most rows live as long as the command."""
     gc.enable()
     gc.set_threshold(100_000, 50)
 
 
 def existing_config(folder: str | None) -> Config:
-    """The settings, for a command that only looks at or keeps what is there. The default folder may be missing.
+    """Return the settings, for a command that makes no cache. The default folder may be missing.
 
     Raises:
         OptionError: The folder that ``--dir``, a variable or the settings file names does not exist. It may be
@@ -108,7 +108,7 @@ def existing_config(folder: str | None) -> Config:
 
 
 def path_value(flag: str, text: str) -> Path:
-    """The value of an option that takes a path. An empty one is a mistake, and not the working folder.
+    """Return the value of an option that takes a path. An empty one is a mistake, not the working folder.
 
     Raises:
         OptionError: It is empty.
@@ -122,7 +122,7 @@ Value = TypeVar("Value")
 
 
 def read_value(flag: str, text: str | None, read: Callable[[str], Value]) -> Value | None:
-    """The value of an option that may be left out, read by ``read``.
+    """Return the value of an option that may be left out, parsed by ``read``.
 
     Raises:
         OptionError: ``read`` refused it; the message names the option.

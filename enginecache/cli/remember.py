@@ -1,7 +1,7 @@
-"""Decides which command lines are remembered, and on what their answers rest, for :mod:`enginecache.cli.fast_path`.
+"""Remember command lines for :mod:`enginecache.cli.fast_path`, with everything that their answers depend on.
 
-A hit alone is remembered, and only while everything that decided it can be watched from outside: files of file systems
-whose ctime tells of every change, old enough that a change moves it; the folders that modules are found in; the GPUs.
+Only a hit is remembered, and only if a change to anything that decided it would be detected: files whose ctime moves
+with every change, and that are older than its resolution; the folders that modules are found in; the GPUs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Before:
 
 
 def look(cache: EngineCache, arguments: Sequence[str]) -> Before | None:
-    """Look at what the answer to a command line will depend on; None where the answer cannot be remembered.
+    """Look at everything that the answer to a command line will depend on; None if it cannot be remembered.
 
     Args:
         cache: Where the engine is looked for.
@@ -63,8 +63,8 @@ def remember(
 ) -> bool:
     """Let the same command line be answered the same way, as long as nothing that decided the answer changes.
 
-    Everything that was looked at before the request was resolved is looked at again: what changed meanwhile, or may
-    have, is not remembered.
+    Everything that was looked at before the request was resolved is looked at again: an answer whose evidence changed
+    meanwhile, or may have, is not remembered.
 
     Args:
         cache: Where the entry is.

@@ -1,6 +1,6 @@
-"""Standard output for both ways in of the command line: all of the data, or how much of it and why not the rest.
+"""Write to a descriptor: all of the data, or an error that says how much was written and why not the rest.
 
-Loads nothing but what every Python has loaded.
+The fast path and the full path share it. It imports only modules that every Python has loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 
 
 class UnwrittenError(Exception):
-    """Data that could not be written, or not all of it.
+    """An error of writing: the data was written in part, or not at all.
 
     Attributes:
         written_bytes: How much was.
@@ -23,7 +23,7 @@ class UnwrittenError(Exception):
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data``; waits where the descriptor was set not to block.
+    """Write all of ``data``; wait where the descriptor was set not to block.
 
     Raises:
         UnwrittenError: It cannot be written.

@@ -1,4 +1,4 @@
-"""A copy of a plan outside the cache."""
+"""Copy a plan to a place outside the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FICLONE = 0x40049409
 """Share the blocks of another file, copy on write. Source: Linux, ioctl_ficlone(2)."""
 
 PLAN_MAGICS = (b"ftrt", b"ptrt", b"vtrt")
-"""How a plan begins: TensorRT 8.6 and later, TensorRT before, TensorRT-RTX. Measured, 2026-11."""
+"""First bytes of a plan: TensorRT 8.6 and later, TensorRT before, TensorRT-RTX. Measured, 2026-11."""
 
 
 def check_target(target: Path, keep_out: Path, model: Path) -> None:
@@ -92,7 +92,7 @@ def _is_same(status: os.stat_result, path: Path) -> bool:
 
 
 def _require_room(place: Path) -> None:
-    """Make and delete a file there: whether that works, only the file system knows.
+    """Make and delete a file there, as only the file system knows whether that works.
 
     Raises:
         OSError: It does not, or the file system is full, or the name is too long.
@@ -114,7 +114,7 @@ def _temporary(target: Path) -> Path:
 
 
 def _real(target: Path) -> Path:
-    """``target`` in its real folder; a link of that name stays one, since a copy takes its place."""
+    """Return ``target`` in its real folder; a link of that name stays one, since a copy takes its place."""
     try:
         return Path(os.path.realpath(target.parent)) / target.name
     except (OSError, ValueError) as error:

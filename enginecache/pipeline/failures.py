@@ -1,6 +1,6 @@
-"""What failed and would fail again: remembered for a while, so that not every process tries it anew.
+"""Remember failed builds that would fail again, so that not every process tries them.
 
-Nothing is written for this but the attempt's row: what is in force follows from the rows and the time.
+Only the rows of attempts are written; whether a failure is in force follows from them and the time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from enginecache.storage.registry.rows import BuildRecord
 from enginecache.storage.storage import Storage
 
 LONGEST_S = DAY_S
-"""A new driver, more memory or another GPU may mend what no key names: once a day it is tried."""
+"""A new driver, more memory or another GPU may help, and is not in the key: so it is tried once a day."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KnownFailure:
 
     @property
     def text(self) -> str:
-        """When it failed, and for how long it is not tried again."""
+        """Say when it failed, and for how long it is not tried again."""
         what = "the last attempt failed" if self.count == 1 else f"the last {self.count} attempts failed, the latest"
         age, remaining = format_duration(self.age_s), format_duration(self.remaining_s)
         return f"{what} {age} ago, and the build is not repeated for another {remaining}"
@@ -50,7 +50,7 @@ class KnownFailure:
         return Reason("failed", f"{self.text} (--rebuild overrides this): {self.build.reason}")
 
     def error(self, log: Path) -> BuildError:
-        """Return what every process reports meanwhile.
+        """Return the error that every process reports meanwhile.
 
         Args:
             log: Where the attempt's log was written.
@@ -98,18 +98,17 @@ class FailureMemory:
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether the same build would fail again: TensorRT refused it, or crashed on it by itself.
+    """Return whether the same build would fail again: TensorRT refused it, or crashed on it by itself.
 
-    Not a builder that was killed, had no memory, ended itself with a status, or could not be started; nor what the
-    disk, the registry, the user or the installation has to do with. Bad input is found again as fast as it is
-    remembered.
+    Not if the builder was killed, ran out of memory, ended with a status or could not be started, nor if the disk, the
+    registry, the user or the installation is to blame. Bad input is found again as fast as it is remembered.
     """
     is_refusal = isinstance(error, BuildError) and not isinstance(error, BuilderKilledError)
     return is_refusal and not isinstance(error.__cause__, OSError)
 
 
 def failure_in_force(attempts: Sequence[BuildRecord], now: dt.datetime, ttl_s: float) -> KnownFailure | None:
-    """The failure that forbids a new attempt now, or None. Pure.
+    """Return the failure that forbids a new attempt now, or None. Pure.
 
     The first counts for ``ttl_s``, and each that follows in a row twice as long as the one before, up to
     :data:`LONGEST_S`. A row ends at a success, and at an attempt that runs or was ended from outside: somebody wants it

@@ -1,11 +1,11 @@
-"""Hits that a process had before: given again after a few calls of ``stat``, without a key being made.
+"""Cache of hits in a process: a repeated request is answered after a few calls of ``stat``, without making a key.
 
-A request has its name before it is resolved, made of values that nobody else can change; the long way resolves those
-very values. So a hit cannot be filed under another request's name, whatever other threads change meanwhile.
+A request is named before it is resolved, by a copy of its values that nobody else can change, and exactly those values
+are resolved. So a hit cannot be stored under the name of another request, whatever other threads change meanwhile.
 
-What an answer rests on is looked at again: the model's files and the plan each time; installed packages, the search
-path of modules, settings and GPUs once a second, and the registry's row then too, and whenever the registry's file has
-changed.
+Everything that an answer depends on is looked at again: the model's files and the plan each time; installed packages,
+the search path of modules, settings and GPUs once a second; the registry's row once a second, and whenever the
+registry's file has changed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ State = tuple[int, int, int, int]
 """Inode, size, mtime and ctime of the registry's file."""
 
 _WITHOUT_EFFECT = frozenset({"offline", "timeout_s", "timing_cache", "progress", "waiting", "made"})
-"""What a hit does not depend on."""
+"""Keywords that a hit does not depend on."""
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -64,12 +64,12 @@ class Name(NamedTuple):
     variables: tuple[tuple[str, str], ...]
 
     def ask(self) -> dict[str, Any]:
-        """What was asked, by keyword, in containers of its own."""
+        """Return the request by keyword, in new containers."""
         return {name: _thawed(value) for name, value in self.asked}
 
 
 class Situation(NamedTuple):
-    """What decides where things are looked for.
+    """Everything that decides where modules, files and settings are looked for.
 
     Attributes:
         path: Where modules are looked for.
@@ -97,7 +97,10 @@ def _is_setting(name: str) -> bool:
 
 
 class _Hit:
-    """An entry and what it rests on. Its last two fields change, and a lost update costs a second look."""
+    """An entry with the state it was validated against.
+
+    ``looked_at_s`` and ``checked`` are updated without a lock; losing an update only causes another check.
+    """
 
     __slots__ = ("checked", "entry", "files", "looked_at_s", "seen", "situation", "things")
 
@@ -160,11 +163,13 @@ class RecentHits:
         return None
 
     def recall(self, name: Name | None) -> Entry | None:
-        """The entry that the same request was given before, if nothing that decided it has changed."""
+        """Return the entry that answered the same request before, if nothing that decided it has changed."""
         hit = None if name is None else self._hits.get(name)
         if name is None or hit is None:
             return None
-        with contextlib.suppress(OSError, ValueError):  # a file is gone: the long way says which, and what that means
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a file is missing: the long way says which, and what that means
             if self._stands(hit):
                 return hit.entry
         self._hits.pop(name, None)
@@ -210,12 +215,12 @@ class RecentHits:
         return _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), before, things, seen)
 
     def watch_for(self, key: str) -> Callable[[], bool]:
-        """A function that says whether the key has an entry; it asks the registry only when that has changed."""
+        """Return a function that says whether the key has an entry; it asks the registry only after a change."""
         seen: State | None = None
 
         def is_there() -> bool:
             nonlocal seen
-            with contextlib.suppress(OSError, RegistryError):  # who waits goes on waiting
+            with contextlib.suppress(OSError, RegistryError):  # then go on waiting
                 now = self._state()
                 if now != seen:
                     seen = now if _are_settled(now) else None
@@ -243,7 +248,7 @@ class RecentHits:
         return self._has_row(hit)
 
     def _has_row(self, hit: _Hit) -> bool:
-        """Whether the entry's row is there; asked anew where the registry may have changed since it was last."""
+        """Return whether the entry's row is there; ask again if the registry may have changed since the last time."""
         state = self._state()
         if state == hit.checked:
             return True
@@ -261,7 +266,7 @@ class RecentHits:
 
 
 def _are_settled(state: State) -> bool:
-    """Whether a further change would show in the times.
+    """Return whether a further change would show in the times.
 
     The registry changes with every build and every first sight of a model, so 2 s of asking would be a long time.
     """
@@ -276,7 +281,7 @@ def _are_settled(state: State) -> bool:
 
 
 def _frozen(value: Any) -> Any:
-    """A plain value with its types, since 1, 1.0 and True are equal and not the same request.
+    """Return a plain value with its types: 1, 1.0 and True are equal, and not the same request.
 
     Raises:
         TypeError: It is not made of plain values, and may change, or give its items only once.
@@ -295,7 +300,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _thawed(frozen: tuple[type, Any]) -> Any:
-    """The inverse of :func:`_frozen`; of a path, its text."""
+    """Invert :func:`_frozen`; a path becomes a string."""
     kind, value = frozen
     if kind is tuple or kind is list:
         return kind(map(_thawed, value))

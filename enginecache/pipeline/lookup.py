@@ -1,4 +1,4 @@
-"""From a key to the stored engine that serves it, or the reasons why none does."""
+"""Find the stored engine that serves a key, or the reasons why none does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Match:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it has exactly the asked key."""
+        """True if it has exactly the asked key."""
         return self.siblings is None and self.outcome != "compatible"
 
 
@@ -59,7 +59,7 @@ class Miss:
     candidates: tuple[Candidate, ...] = ()
 
     def error(self, key: EngineKey, failure: KnownFailure | None = None) -> NotCachedError:
-        """The miss as an error, for a caller who must not build; ``failure`` is what a build would be refused for."""
+        """Return the miss as an error, for a caller who must not build; ``failure`` is why a build would be refused."""
         why = "; ".join(reason.text for reason in self.reasons)
         message = f"no stored engine serves this request (key {key.digest[:12]}): {why}"
         fix = "Leave --offline out to build it, or see `enginecache explain` with the same options."
@@ -72,7 +72,7 @@ class Miss:
 
     @property
     def nearest(self) -> Candidate | None:
-        """The candidate whose key is least apart from the asked one."""
+        """The candidate whose key differs least from the asked one."""
         return min(self.candidates, key=lambda candidate: distance(candidate.verdict.differing), default=None)
 
 
@@ -232,7 +232,7 @@ class Lookup:
         )
 
     def _explained(self, miss: Miss) -> Miss:
-        """Say so first where there is no cache: its folder may be mistyped, or not mounted."""
+        """Return the plainest reason if there is no cache: its folder may be mistyped, or not mounted."""
         root = self._storage.root
         if root.is_made:
             return miss

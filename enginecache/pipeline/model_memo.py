@@ -24,7 +24,7 @@ class FileMemo:
         self._registry = registry
 
     def identify(self, source: ModelSource, *, force: bool = False) -> ModelIdentity:
-        """The model's identity, from the memo where none of its files has changed.
+        """Return the model's identity, from the memo if none of its files has changed.
 
         Args:
             source: The model.
@@ -58,13 +58,13 @@ class FileMemo:
         return identity
 
     def keep(self, source: ModelSource, identity: ModelIdentity) -> None:
-        """Remember an identity that was just found out, if its files may be told from changed ones."""
+        """Remember an identity that was just computed, if a later change to its files would be detected."""
         if identity.is_settled and source.path is not None:
             found = {"key_version": KEY_VERSION, "identity": to_plain(identity)}
             self._registry.remember("model", identity.files[0].fingerprint, found)
 
     def plugin(self, path: Path) -> PluginLibrary:
-        """A plugin library with the digest of its bytes, from the memo where the file has not changed.
+        """Return a plugin library with the digest of its bytes, from the memo if the file has not changed.
 
         Raises:
             OptionError: It cannot be read.

@@ -1,6 +1,6 @@
-"""Which TensorRT builds, for what, and on which GPU.
+"""Backend selection: choose the TensorRT that builds, the target that it builds for, and the GPU that it runs on.
 
-One function decides it for lookup, build and explain alike. It says why in sentences, because a user must be able to
+One function decides it for lookup, build and explain alike. It gives its reasons in sentences, so that a user can
 follow what ``auto`` chose.
 """
 
@@ -29,7 +29,7 @@ _USE_RTX = "Build with TensorRT-RTX: --backend tensorrt-rtx"
 
 @dataclass(frozen=True)
 class Placement:
-    """Who builds a plan, and for what.
+    """The TensorRT that builds a plan, and the target that it builds for.
 
     Attributes:
         toolchain: The TensorRT that builds.
@@ -64,7 +64,7 @@ def place(
         device_ordinal: CUDA's number of the GPU here; None for the one that CUDA would use.
         options: Builder options; their hardware compatibility widens a TensorRT plan's target, and what a flavour lacks
             rules it out.
-        cuda_major: What to take for the CUDA of a TensorRT whose packages do not tell it.
+        cuda_major: CUDA major version of a TensorRT whose packages do not say it.
         find: Finds the GPU of an ordinal.
         inspect: Finds the installed flavours, given ``cuda_major``.
 
@@ -72,7 +72,7 @@ def place(
         NoDeviceError: A GPU is needed, and there is none, or not the one of that number.
         ToolchainError: The flavour is not usable here.
         TargetError: The flavour cannot build for the target.
-        UnsupportedOptionError: The flavour has not what an option asks for.
+        UnsupportedOptionError: The flavour lacks what an option asks for.
     """
     host = _Host(device_ordinal, find, inspect(cuda_major))
     options = options or BuildOptions()
@@ -92,7 +92,7 @@ def place(
 
 
 class _Host:
-    """What is here; looks for the GPU when first asked, and only then."""
+    """The TensorRT and the GPU of this host. Looks for the GPU when it is first asked for."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Host:
 
 
 def required_reach(target: Target) -> Reach:
-    """The GPUs that a target stands for."""
+    """Return the GPUs that a target stands for."""
     return Reach(target.compute_capabilities or PORTABLE_COMPUTE_CAPABILITIES, target.and_later)
 
 
@@ -151,7 +151,7 @@ def _on_tensorrt(host: _Host, target: Target | None, options: BuildOptions) -> P
 
 
 def _device_target(device: Device, options: BuildOptions) -> Target:
-    """What a plan that TensorRT builds on the device must run on: as far as its hardware compatibility reaches."""
+    """Return the target of a plan that TensorRT builds on the device: as far as its hardware compatibility reaches."""
     if options.hardware_compatibility == "none":
         return Target((device.compute_capability,), device.model)
     if options.hardware_compatibility == "same_compute_capability":
@@ -221,12 +221,12 @@ def _reaches(toolchain: Toolchain, target: Target, capability: ComputeCapability
 
 
 def _neither(no_tensorrt: BackendError, no_rtx: BackendError) -> BackendError:
-    """One error for both flavours: of the kind, and with the way out, of the one that is installed."""
+    """Return one error for both flavours, of the kind and with the fix of the one that is installed."""
     if no_tensorrt.args == no_rtx.args:
         return no_rtx
     first, second = (no_tensorrt, no_rtx) if isinstance(no_rtx, ToolchainError) else (no_rtx, no_tensorrt)
     return type(first)(
-        f"no TensorRT here can do it: {no_tensorrt.what}; {no_rtx.what}",
+        f"no TensorRT here can do this: {no_tensorrt.what}; {no_rtx.what}",
         "\n".join(dict.fromkeys(line for line in (first.fix, second.fix) if line)),
     )
 

@@ -1,4 +1,4 @@
-"""From a resolved request to a published engine: build, store, commit.
+"""Build the engine of a resolved request, store it and commit its row.
 
 Locks are taken in this order alone: the key's (by the caller), the device's, the store's. The device's is
 given back before the store's is taken.
@@ -151,7 +151,7 @@ class Publication:
         return record, built
 
     def _build(self, request: BuildRequest, progress: ProgressCallback | None) -> BuiltPlan:
-        """Build; what TensorRT says of a model that is not the one of the key any more is no verdict on that one."""
+        """Build. A failure on a model that has changed since its key was made says nothing about that key."""
         try:
             return self._builder.build(request, progress)
         except BuildError as error:
@@ -166,7 +166,7 @@ class Publication:
             raise
 
     def log_path(self, build_id: str) -> Path:
-        """Where the attempt's log is."""
+        """Return where the attempt's log is."""
         return self._root.log_path(build_id)
 
     def _request(
@@ -223,7 +223,7 @@ class Publication:
         try:
             yield
         except BaseException as error:
-            # The first error is the one to tell; a registry that fails as well must not hide it.
+            # The first error is the one to report; a registry that fails as well must not hide it.
             seconds, reason = time.monotonic() - started, _storable(_reason(error))
             with contextlib.suppress(RegistryError), Reserve(self._root).lent():
                 self._registry.fail_build(attempt.id, seconds, reason, is_lasting=is_lasting(error))
@@ -253,7 +253,7 @@ def _plan_bytes(resolved: Resolved) -> int:
 
 
 def device_lock(device: Device) -> str:
-    """Name of the lock that builds on this GPU hold; of the whole GPU also for a MIG instance.
+    """Return the name of the lock that builds on this GPU hold; for a MIG instance, that of the whole GPU.
 
     The UUID names it in every container and on every host; without NVML the PCI bus has to.
     """
@@ -278,5 +278,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _storable(text: str) -> str:
-    """``text`` with escapes where a file name in it is not UTF-8, which no database takes."""
+    """Return ``text`` with escapes for bytes of a file name that are not UTF-8, which no database takes."""
     return text.encode(errors="backslashreplace").decode()

@@ -26,7 +26,7 @@ IF_UNLOADABLE: tuple[IfUnloadable, ...] = get_args(IfUnloadable)
 
 
 class Ask(TypedDict, total=False):
-    """What may be asked of an engine besides the model. :meth:`enginecache.EngineCache.get` describes the values."""
+    """Keywords that say what an engine must be. :meth:`enginecache.EngineCache.get` describes the values."""
 
     base_dir: str | os.PathLike[str] | None
     profiles: Sequence[Mapping[str, Corners]]
@@ -48,7 +48,7 @@ class Ask(TypedDict, total=False):
 
 
 class GetAsk(Ask, total=False):
-    """What ``get`` and ``load`` may be given by keyword besides the model."""
+    """Keywords of ``get`` and ``load``, without the model."""
 
     offline: bool
     rebuild: bool
@@ -90,7 +90,7 @@ class Request:
 
     @classmethod
     def of(cls, model: Model, ask: Ask) -> Request:
-        """From what a caller gave.
+        """Read a request from the arguments of a call.
 
         Raises:
             InvalidInputError: A value has the wrong form or is out of range.
@@ -118,7 +118,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Policy:
-    """How far one call goes to have its engine, and whom it keeps informed. No part of the key.
+    """Effort that one call makes for its engine, and the callbacks that it informs. Not part of the key.
 
     Attributes:
         offline: Never build.
@@ -140,7 +140,7 @@ class Policy:
 
     @classmethod
     def of(cls, ask: GetAsk) -> Policy:
-        """Read the policy from what a caller gave.
+        """Read the policy from the keywords of a call.
 
         Raises:
             OptionError: A value has the wrong form, or two exclude each other.
@@ -157,7 +157,7 @@ class Policy:
 
 
 def _options(ask: Ask) -> BuildOptions:
-    """Only what was given: a value that is None counts as left out."""
+    """Return the options that were given: None counts as left out."""
     precision = ask.get("precision")
     given: dict[str, Any] = {
         "workspace_bytes": ask.get("workspace_bytes"),
@@ -183,14 +183,16 @@ def _plugins(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
 def _target_names(target: str | Sequence[str] | None) -> tuple[str, ...]:
     names = (target,) if isinstance(target, str) else () if target is None else target
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"{shown(target)} is not a target", "Write it as text: 'sm_89', '8.9', '89' or 'portable'.")
+        raise OptionError(
+            f"{shown(target)} is not a target", "Write it as a string: 'sm_89', '8.9', '89' or 'portable'."
+        )
     return tuple(names)
 
 
 def _ordinal(device: Any) -> int | None:
     if device is not None and (isinstance(device, bool) or not hasattr(device, "__index__") or device < 0):
         raise OptionError(
-            f"device: {shown(device)} is not a device", "CUDA counts from 0; `enginecache doctor` lists them."
+            f"--device: {shown(device)} is not a device", "CUDA counts from 0; `enginecache doctor` lists them."
         )
     return None if device is None else operator.index(device)
 
@@ -205,10 +207,10 @@ _KEYWORDS = GetAsk.__required_keys__ | GetAsk.__optional_keys__
 
 
 def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Corners], ...]:
-    """The same profiles with every shape as a tuple of integers.
+    """Return the profiles with every shape as a tuple of integers.
 
     Raises:
-        ProfileError: An input has not three shapes of one rank.
+        ProfileError: An input does not have three shapes of one rank.
     """
     if not isinstance(profiles, Sequence) or not all(isinstance(profile, Mapping) for profile in profiles):
         raise ProfileError(

@@ -1,4 +1,4 @@
-"""What a caller gets: an engine, and how it came about."""
+"""Results of a call: an engine with how it came about, and an explanation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Entry:
         return self.loader().load(self.record, self.path, plugins=self.plugins, trusted=trusted, trial=trial)
 
     def timed(self, elapsed_seconds: float) -> Entry:
-        """The same, of a call that took so long. A fifth of the time of ``dataclasses.replace``."""
+        """Return the same entry for a call that took so long, in a fifth of the time of ``dataclasses.replace``."""
         entry = object.__new__(Entry)
         entry.__dict__.update(self.__dict__)
         entry.__dict__["elapsed_seconds"] = elapsed_seconds
@@ -90,12 +90,12 @@ class Entry:
         return f"Entry({self.outcome!r}, key={self.key[:12]!r}, path={str(self.path)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """An entry that is sent to another process leaves its loader behind, which holds this process's registry."""
+        """Leave the loader behind in an entry that goes to another process: it holds this process's registry."""
         return {**self.__dict__, "loader": None}
 
     @property
     def is_plain_hit(self) -> bool:
-        """Whether it is a hit without a warning, which the same request may be given again."""
+        """True for a hit without a warning, which may answer the same request again."""
         return self.outcome == "hit" and [reason.code for reason in self.reasons] in _PLAIN
 
     @property
@@ -105,7 +105,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """What was stored: BLAKE3 of the plan, 64 hex characters."""
+        """BLAKE3 digest of the plan, 64 hex characters."""
         return self.record.digest
 
     @property
@@ -129,7 +129,7 @@ class Entry:
 
 
 def record_json(record: EntryRecord, path: Path) -> dict[str, Any]:
-    """What every JSON record says of a stored engine."""
+    """Return the fields that every JSON record has for a stored engine."""
     fields = record.fields
     return {
         "key": record.key,
@@ -183,7 +183,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``get`` would do now, and why.
+    """The outcome that ``get`` would have now, and why.
 
     Attributes:
         verdict: ``hit``, ``compatible`` or ``miss``.

@@ -142,7 +142,6 @@ def test_copy_into_the_cache_or_over_a_device_is_refused_before_the_build(cli, m
         (["--workspace", "0"], 2, "0 bytes"),
         (["--workspace", "1x"], 2, "--workspace: '1x' is not a size"),
         (["--workspace", ""], 2, "--workspace: '' is not a size"),
-        (["--backend", "cuda"], 2, "auto, tensorrt, tensorrt-rtx"),
         (["--dim", "batch"], 2, "NAME=MIN:OPT:MAX"),
         (["--dim", "batch=3:2:1"], 2, "not in order"),
         (["--dim", "none=1"], 2, "no dynamic dimension 'none'"),
@@ -368,10 +367,23 @@ def test_options_of_precision_and_reach_are_asked_of_the_builder_and_are_in_the_
 
 
 @pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--accept", "anything"], "'--accept': 'anything' is not one of 'exact', 'compatible'."),
+        (["--hardware-compatibility", "all"], "'--hardware-compatibility': 'all' is not one of 'none', 'same"),
+        (["--backend", "cuda"], "'--backend': 'cuda' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'."),
+    ],
+)
+@pytest.mark.parametrize("command", ["get", "explain"])
+def test_a_word_that_is_not_a_choice_is_an_error_that_lists_the_choices(cli, model, command, flags, what):
+    ran = cli(command, model, *BATCH, *flags)
+    assert (ran.code, ran.out) == (2, "")
+    assert what in ran.err
+
+
+@pytest.mark.parametrize(
     ("flags", "code", "what"),
     [
-        (["--accept", "anything"], 2, "--accept: 'anything' is not one of exact, compatible"),
-        (["--hardware-compatibility", "all"], 2, "--hardware-compatibility: 'all' is not one of none"),
         (["--builder-flag", "FP16"], 2, "its own option"),
         (["--plugin", "/nothing/here.so"], 2, "cannot be read"),
         (["--plugin", ""], 2, "--plugin is empty"),
