@@ -50,8 +50,8 @@ class BuildDisplay:
         if sys.stderr.isatty():
             self._move_bar(step)
         elif self._is_time():
-            done = "" if step.fraction is None else f" {step.fraction:.0%}"
-            say(f"building {self._name}:{done} {step.phase}, {step.elapsed_seconds:.0f} s")
+            count = "" if step.step is None else f", step {step.step} of {step.step_count}"
+            say(f"building {self._name}: {step.phase}{count}, {step.elapsed_seconds:.0f} s")
 
     def waiting(self, wait: Waiting) -> None:
         """Show that another process builds."""
@@ -79,5 +79,6 @@ class BuildDisplay:
             self._task = self._bar.add_task(f"building {self._name}", total=None)
             self._bar.start()
         if self._task is not None:
-            total = None if step.fraction is None else 1.0
-            self._bar.update(self._task, total=total, completed=step.fraction or 0.0, description=step.phase)
+            # The bar is that of the phase; it moves to and fro where nothing is counted.
+            done = 0 if step.step is None else step.step - 1
+            self._bar.update(self._task, total=step.step_count, completed=done, description=step.phase)

@@ -256,12 +256,7 @@ class _Factory:
             return None
         content = [b"empty" if not data or self.script.refused("damaged timing cache", "WARNING") else data]
 
-        def combine(other, *, ignore_mismatch):
-            assert ignore_mismatch is False
-            content.append(other.serialize())
-            return not self.script.refused("merge")
-
-        return self.new("ITimingCache", {"serialize": lambda: b"+".join(content), "combine": combine})
+        return self.new("ITimingCache", {"serialize": lambda: b"+".join(content)})
 
     def build(self, _network, config):
         monitor = config._state[3].get("progress_monitor")

@@ -672,5 +672,5 @@ def test_real_models_build_in_fp16(path, tmp_path, builder):
 def test_conversion_is_a_phase_of_the_build(tmp_path, builder):
     events = []
     builder.build(fp16_request(tmp_path, models.conv_model(1)), events.append)
-    steps = [(event.phase, event.fraction) for event in events if event.phase != "Starting"]
+    steps = [(event.phase, event.step) for event in events if event.phase != "Starting"]
     assert steps[0] == ("Converting the graph", None)

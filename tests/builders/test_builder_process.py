@@ -49,7 +49,7 @@ def refusal(builder, kind, *arguments, **changes):
     return caught.value, request
 
 
-def test_real_model_gives_a_plan_a_log_and_progress_that_never_falls(tmp_path, builder):
+def test_real_model_gives_a_plan_a_log_and_progress(tmp_path, builder):
     request, events = models.request_for(tmp_path), []
 
     plan = builder.build(request, events.append)
@@ -61,11 +61,11 @@ def test_real_model_gives_a_plan_a_log_and_progress_that_never_falls(tmp_path, b
     assert plan.reach.compute_capabilities == (ComputeCapability(8, 9),)
     assert plan.warnings == ()
     # Before TensorRT's first step there may be silence, which is said after half a second.
-    assert {event.phase for event in events} - {"Starting"} == {"Building engine"}
-    fractions = [event.fraction for event in events if event.phase != "Starting"]
-    assert len(fractions) >= 3
-    assert fractions == sorted(fractions)
-    assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+    steps = [(event.phase, event.step, event.step_count) for event in events if event.phase != "Starting"]
+    assert ("Building engine", 1, 6) in steps
+    assert ("Optimizing graph", 1, 30) in steps
+    assert len(steps) >= 20
+    assert all(1 <= step <= count for _, step, count in steps)
     seconds = [event.elapsed_seconds for event in events]
     assert seconds == sorted(seconds)
     assert seconds[-1] <= plan.build_seconds

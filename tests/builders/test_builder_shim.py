@@ -40,7 +40,7 @@ def test_tensorrt_builds_for_its_device(tmp_path, shim_builder):
     assert plan.plan_path.stat().st_size > 1_000_000
     assert plan.loaded_version == "11.4.0.106"
     assert plan.reach.compute_capabilities == (ComputeCapability(8, 9),)
-    assert [event.fraction for event in events][-1] == 1.0
+    assert ("Building engine", 1) in [(event.phase, event.step) for event in events]
     assert "[I] tensorrt 11.4.0.106, library 11.4.0.106" in request.log_path.read_text()
     assert "tensorrt" not in sys.modules
 

@@ -63,7 +63,7 @@ class FakeBuilder:
             self.requests.append(request)
         request.log_path.write_text("a fake build\n", encoding="utf-8")
         if progress is not None:
-            progress(BuildProgress("Building engine", 0.5, 0.0))
+            progress(BuildProgress("Building engine", 3, 6, 0.0))
         time.sleep(self.seconds)
         if self.before is not None:
             self.before(request)

@@ -80,7 +80,7 @@ class Held:
 
     def send(self, report: dict[str, Any]) -> None:
         self._reports.send(report)
-        if report["event"] == "progress" and report["fraction"] is not None and not self._is_held:
+        if report["event"] == "progress" and report["step"] is not None and not self._is_held:
             self._is_held = True
             Path("/proc/self/comm").write_text(HELD, encoding="ascii")  # the first thread's, and so the process's
             signal.sigwait([GO_ON])

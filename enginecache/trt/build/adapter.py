@@ -6,10 +6,9 @@ ignores, or cannot do, cannot be asked: that stands in :mod:`enginecache.key.sup
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,11 +97,12 @@ def build_plan(
     trt_names = {entry.name: entry.trt_name for entry in inputs}
     for index, profile in enumerate(request.profiles):
         _add_profile(builder, config, index, profile, trt_names, log)
-    with _monitored(trt, config, report) as complete:
-        memory = builder.build_serialized_network(network, config)
-        if memory is None:
-            raise explain_build(request, log.errors)
-        complete()
+    if hasattr(trt, "IProgressMonitor"):
+        monitor = make_monitor(trt, PhaseReporter(report))  # alive in this frame: nothing says that the config keeps it
+        config.progress_monitor = monitor
+    memory = builder.build_serialized_network(network, config)
+    if memory is None:
+        raise explain_build(request, log.errors)
     timing_cache = None if request.timing_cache is None else timing_cache_of(config)
     warnings = (*left_out, *describe_renaming(inputs), *_warnings(request, log))
     return SerializedPlan(memory, reach, warnings, timing_cache, bool(request.timing_cache) and not refusal)
@@ -118,18 +118,6 @@ def _make_builder(trt: Any, logger: Any, request: BuildRequest, log: BuildLog) -
         raise ToolchainError(
             message, "`enginecache doctor` shows the driver, the GPUs and what each TensorRT needs."
         ) from error
-
-
-@contextlib.contextmanager
-def _monitored(trt: Any, config: Any, report: Report) -> Iterator[Callable[[], None]]:
-    """Report a build's phases where the release has a progress monitor; yields what to call at the end."""
-    if not hasattr(trt, "IProgressMonitor"):
-        yield lambda: None
-        return
-    reporter = PhaseReporter(report)
-    monitor = make_monitor(trt, reporter)  # alive in this frame: nothing says that the config keeps it
-    config.progress_monitor = monitor
-    yield reporter.complete
 
 
 def _network_flags(trt: Any) -> int:

@@ -166,8 +166,7 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
     In silence the last step is said again with the time that has passed: TensorRT tries tactics for minutes without a
     word.
     """
-    phase: str = "Starting"
-    fraction: float | None = None
+    step: tuple[str, int | None, int | None] = ("Starting", None, None)
     has_model = False
     stall = _Stall(worker, request.log_path)
     for report in worker.reports():
@@ -180,9 +179,9 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
                 return _plan(worker, request, report, time.monotonic() - started_s)
             if report["event"] == "error":
                 raise decode_error(report, request.log_path)
-            phase, fraction = report["phase"], report["fraction"]
+            step = (report["phase"], report["step"], report["step_count"])
         if progress is not None:
-            progress(BuildProgress(phase, fraction, time.monotonic() - started_s))
+            progress(BuildProgress(*step, time.monotonic() - started_s))
     status = worker.wait()
     if _is_full(request.work_dir):
         # Whatever it died of, it is no fault of the model, and must not be remembered as one.

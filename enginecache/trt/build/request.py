@@ -57,14 +57,16 @@ class BuildProgress:
     """One step of a build.
 
     Attributes:
-        phase: TensorRT's name of the outermost phase that is running, such as ``Building engine``; before it
-            ``Converting the graph``, where that is done.
-        fraction: From 0 to 1 over the whole build, or None where TensorRT does not say.
+        phase: TensorRT's name of the innermost running phase that counts its steps, such as ``Optimizing graph``;
+            before it ``Starting``, and ``Converting the graph`` where that is done.
+        step: The step of the phase that runs, from 1; None where it does not count.
+        step_count: Number of steps of the phase; None where it does not count. The next phase begins at 1 again.
         elapsed_seconds: Since the builder started.
     """
 
     phase: str
-    fraction: float | None
+    step: int | None
+    step_count: int | None
     elapsed_seconds: float
 
 

@@ -97,14 +97,14 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
         # TensorRT has the model from now on: only what happens after this may be the model's fault.
         reports.send({"event": "opened"})
         if request.conversion is not None:
-            reports.send(_progress("Converting the graph", None))
+            reports.send(_progress("Converting the graph"))
 
         def build(converted: BuildRequest) -> SerializedPlan:
             return build_plan(
                 trt,
                 converted,
                 log,
-                report=lambda phase, fraction: reports.send(_progress(phase, fraction)),
+                report=lambda *step: reports.send(_progress(*step)),
                 after_parsing=model.compare,
             )
 
@@ -116,8 +116,8 @@ def _build(request: BuildRequest, reports: Reports) -> dict[str, Any]:
     return encode_done(plan.reach, version, plan.warnings, took_timing_cache=plan.took_timing_cache)
 
 
-def _progress(phase: str, fraction: float | None) -> dict[str, Any]:
-    return {"event": "progress", "phase": phase, "fraction": fraction}
+def _progress(phase: str, step: int | None = None, step_count: int | None = None) -> dict[str, Any]:
+    return {"event": "progress", "phase": phase, "step": step, "step_count": step_count}
 
 
 def _write(path: Path, content: Any) -> None:
