@@ -47,7 +47,7 @@ _START = dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc)
 
 @dataclass(frozen=True)
 class Engine:
-    """What could be built: its size in bytes, and how long a build takes."""
+    """Engine of a trace: its size in bytes, and the duration of its build."""
 
     size_bytes: int
     build_seconds: float
@@ -97,7 +97,7 @@ def fleet(keys: int, requests: int) -> Trace:
 
 
 def recency(keys: int, requests: int) -> Trace:
-    """What was asked for lately is asked for again: the depth in the order of last requests is geometric."""
+    """Draw requests with recency: the depth in the order of last requests is geometric."""
     chance = random.Random(SEED)
     sizes = [round(_log_normal(chance.gauss(0, 1), 0.0, 5e6, 5e9)) for _ in range(keys)]
     engines = tuple(Engine(size, size / 1e6 * chance.lognormvariate(0, 0.3)) for size in sizes)
@@ -119,10 +119,10 @@ def _log_normal(deviation: float, more: float, low: float, high: float) -> float
 
 
 class Policy(Protocol):
-    """What stays in a cache of a given capacity."""
+    """Policy that decides what stays in a cache of a given capacity."""
 
     def has(self, engine: int) -> bool:
-        """Whether the engine is stored."""
+        """Return whether the engine is stored."""
         ...
 
     def hit(self, engine: int, at: float) -> None:
@@ -178,7 +178,7 @@ RANKS: dict[str, Callable[[Engine, int, float, float], float]] = {
 
 
 class Planned:
-    """What enginecache does: its own planner, after each build. Registry and files are a dictionary here."""
+    """Policy of enginecache: its own planner, after each build. Registry and files are a dictionary here."""
 
     def __init__(self, trace: Trace, capacity_bytes: int) -> None:
         self._trace = trace

@@ -1,7 +1,7 @@
-"""What a hit costs, and what it costs elsewhere, side by side in one run on the same bytes.
+"""Measure the cost of a hit, here and in other caches, side by side in one run on the same bytes.
 
 No GPU is needed, and no TensorRT but TensorRT-RTX: deserialization is left out. Every figure is a median over
-interleaved rounds, with the middle half of the runs; a ratio is to the floor that is named beside it.
+interleaved rounds, with the middle half of the runs; a ratio is to the floor that is named next to it.
 
 Peers: diskcache and joblib.Memory, if they are installed (``pip install diskcache joblib``); a file that is named by
 the SHA-256 of the model; and the engine cache of Torch-TensorRT, whose one module is loaded alone, with stand-ins for
@@ -72,7 +72,7 @@ class Row:
         name: What was measured.
         seconds: Every run.
         floor: Name of the row that it is compared with; empty for none.
-        goal: What it is to be, for people.
+        goal: The goal, for display.
     """
 
     name: str
@@ -473,7 +473,7 @@ def cold_paths(table: Table, rounds: int, folder: Path, entries: int) -> None:
         write()
         table.add(floor, [time.perf_counter() - started])
         source = folder / "built"
-        source.write_bytes(content)  # TensorRT's own writing, which is no part of a publication
+        source.write_bytes(content)  # TensorRT's own writing, which is not part of a publication
         started = time.perf_counter()
         staged = large._storage.blobs.stage(source)
         large._storage.blobs.publish(staged)
@@ -496,7 +496,7 @@ print(json.dumps(seconds))
 
 
 def planned(root: Path, limit: int, rounds: int) -> list[float]:
-    """How long plans take in a process of their own, set up as the command line's."""
+    """Measure how long plans take in a separate process that is set up like the command line's."""
     command = [sys.executable, "-c", PLANS, str(root), str(limit), str(max(rounds // 5, 3))]
     seconds: list[float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return seconds
@@ -558,7 +558,7 @@ def torch_tensorrt(table: Table, rounds: int, folder: Path, unpacked: Path) -> N
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     theirs = module.DiskEngineCache(str(folder / "torch"), 1 << 40)
-    ours = open_cache(folder / "beside-torch", PLAN_BYTES)
+    ours = open_cache(folder / "next-to-torch", PLAN_BYTES)
     model = linear(folder / "torch.onnx")
     entry = ours.get(model, **ASK)
     theirs.insert("0" * 64, (entry.path.read_bytes(), ["x"], ["y"], [], {}, False, False, {}))

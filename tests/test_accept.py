@@ -1,4 +1,4 @@
-"""How far a caller goes: what is taken for what was asked, and how it is marked. The builder counts."""
+"""The option ``accept``: engines that are served though they differ, and their marks. The builder counts."""
 
 from __future__ import annotations
 

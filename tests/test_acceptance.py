@@ -92,7 +92,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def served(shared: Path) -> dict[str, tuple[dict, dict]]:
-    """What two gets of every real model say, one after the other."""
+    """Return the records of two gets of every real model, one after the other."""
 
     with ThreadPoolExecutor(2) as pool:
         built = list(pool.map(lambda model: record("get", *model, *SM_89, folder=shared, run=run), MODELS.values()))
@@ -297,7 +297,7 @@ BAD_INPUT: dict[str, tuple[Maker, str, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_told_with_its_mend(name, tmp_path):
+def test_bad_input_is_reported_with_its_fix(name, tmp_path):
     make, what, fix = BAD_INPUT[name]
     arguments = ("get", *SM_89, *make(tmp_path), "--json")
     assert_refused(run_here(*arguments, folder=tmp_path / "cache"), 2, what, fix)

@@ -513,7 +513,7 @@ def test_plan_that_is_deleted_between_get_and_load_is_built_again(cache, builder
         loaded.append(entry)
         if len(loaded) == 1:
             cache.remove(entry.record)
-            raise NotCachedError("the engine is gone")
+            raise NotCachedError("the engine was deleted")
         return "an engine"
 
     monkeypatch.setattr(Entry, "load", load)

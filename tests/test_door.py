@@ -50,7 +50,7 @@ class Desk:
 
 
 def fully(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes]:
-    """What the full path does."""
+    """Return the result of the full path."""
     capfdbinary.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["enginecache", *arguments])
@@ -61,7 +61,7 @@ def fully(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes]:
 
 
 def by_the_door(capfdbinary, arguments: list[str]) -> tuple[int, bytes, bytes] | None:
-    """What the door says; None where it leaves it to the full path."""
+    """Return the answer of the fast path; None if it leaves it to the full path."""
     capfdbinary.readouterr()
     try:
         is_answered = fast_path.answer(arguments, os.environ)

@@ -1,4 +1,4 @@
-"""What a real build asks of the environment: every name has a rule, and a keyed variable changes the plan."""
+"""Variables that a real build asks for: every name has a rule, and a keyed variable changes the plan."""
 
 from __future__ import annotations
 

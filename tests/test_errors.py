@@ -76,13 +76,13 @@ def test_errors_survive_pickling(kind):
 
 
 def test_errors_survive_the_way_from_another_process():
-    given = [BuildError("refused", "mend it", "/logs/1.log"), StoreError("full", "free some")]
+    given = [BuildError("refused", "fix it", "/logs/1.log"), StoreError("full", "free some")]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert all(same(error, back) for error, back in zip(given, pool.map(identity, given), strict=True))
 
 
 def test_log_is_the_last_line_of_a_build_error():
-    assert str(BuildError("refused", "mend it", "/logs/1.log")) == "refused\nmend it\nThe builder's log: /logs/1.log"
+    assert str(BuildError("refused", "fix it", "/logs/1.log")) == "refused\nfix it\nThe builder's log: /logs/1.log"
     assert str(BuildError("refused", "", "/logs/1.log")) == "refused\nThe builder's log: /logs/1.log"
 
 

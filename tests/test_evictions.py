@@ -1,4 +1,4 @@
-"""What an eviction does to a real folder, and what it leaves alone."""
+"""Effect of an eviction on a real folder, and on files that it must leave alone."""
 
 from __future__ import annotations
 

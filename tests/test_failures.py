@@ -1,4 +1,4 @@
-"""Failed builds are remembered, for a while: which, how long, what the next caller is told, and what clears them."""
+"""Failed builds are remembered for a while: which, how long, what the next caller sees, and what clears them."""
 
 from __future__ import annotations
 

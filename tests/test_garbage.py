@@ -159,7 +159,7 @@ def is_ours(root, path) -> bool:
 
 
 def test_every_temporary_name_in_the_code_is_one_that_is_deleted_later():
-    """A new one must be added to the patterns, or what a crash leaves of it stays for ever."""
+    """A new one must be added to the patterns, or what a crash leaves of it stays forever."""
     code = "\n".join(path.read_text(encoding="utf-8") for path in Path(enginecache.__file__).parent.rglob("*.py"))
     prefixes = set(re.findall(r'prefix=f?"([^"]+)", dir=self._root.tmp', code)) | {build_folder_prefix("ab" * 16)}
     assert {"blob-", "holder-"} < prefixes

@@ -1,4 +1,4 @@
-"""What a process was given before it is given again, as long as the long way would give the same."""
+"""A process gets its earlier hits again, as long as the full path would give the same."""
 
 from __future__ import annotations
 

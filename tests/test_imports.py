@@ -1,4 +1,4 @@
-"""What is loaded when: a program that imports enginecache, or hits, pays for nothing that it does not use."""
+"""Lazy imports: a program that imports enginecache, or hits, pays for nothing that it does not use."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ HEAVY = {
 
 
 def loaded_by(code, **environ):
-    """Which of the heavy modules a program has loaded at its end."""
+    """Return the heavy modules that a program has loaded at its end."""
     code += f"\nimport json, sys; print(json.dumps(sorted({HEAVY!r} & sys.modules.keys())))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(json.loads(ran.stdout.splitlines()[-1]))

@@ -1,4 +1,4 @@
-"""Which Python runs a child: only one that is known to be a Python, and nothing of it is blamed on the model."""
+"""The Python of a child process: only one that is known to be a Python, and its faults are not the model's."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_a_time_out_of_zero_tries_once(opener, locks):
     with held_by_a_process(opener):
         with pytest.raises(LockTimeoutError), locks.hold("key", 0, heard.append):
             pass
-        assert heard == []  # who waits is told so
+        assert heard == []  # a process that waits reports it
     assert is_free(locks)
 
 
@@ -228,7 +228,7 @@ def test_a_waiter_goes_on_after_the_release_and_not_before(opener, locks):
 
 def test_an_error_of_the_callback_is_the_callers_own(opener, locks):
     def fail(_: Waiting) -> None:
-        raise BrokenPipeError("the terminal is gone")
+        raise BrokenPipeError("the terminal was closed")
 
     with held_by_a_process(opener), pytest.raises(BrokenPipeError), locks.hold("key", None, fail):
         pass

@@ -1,4 +1,4 @@
-"""Which fields of two keys differ, and the verdict on a stored engine."""
+"""Differences between two keys, and the verdict on a stored engine."""
 
 from dataclasses import replace
 

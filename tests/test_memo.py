@@ -333,7 +333,7 @@ def test_an_old_blob_with_the_times_of_the_right_one_is_found_out_after_a_boot(b
     assert bench.check(digest, 4) is BlobState.WRONG_DIGEST
 
 
-@pytest.mark.parametrize("kernel", ["told the mount", "did not"])
+@pytest.mark.parametrize("kernel", ["reported the mount", "did not"])
 def test_without_the_mounts_number_a_file_in_memory_is_read_each_time(bench, tmp_path, settled, monkeypatch, kernel):
     with small_disk(1 << 20) as disk:
         source = ModelSource.of(save(linear(), disk / "model.onnx"))
@@ -343,7 +343,7 @@ def test_without_the_mounts_number_a_file_in_memory_is_read_each_time(bench, tmp
             pytest.skip("probe: the kernel gives mounts no unique number (Linux 6.8)")
         bench.memo.identify(source)
         bench.memo.identify(source)
-    assert bench.parsed == (1 if kernel == "told the mount" else 2)
+    assert bench.parsed == (1 if kernel == "reported the mount" else 2)
 
 
 def test_a_model_with_a_date_ahead_is_parsed_once(bench, source, settled):

@@ -21,7 +21,7 @@ AMPERE_PLUS = BuildOptions(hardware_compatibility="ampere_plus")
 
 
 class Host:
-    """What is installed and which GPUs are here; counts the look-ups."""
+    """Installed TensorRT and GPUs of a host; counts the look-ups."""
 
     def __init__(self, *devices, tensorrt=True, rtx=True, rtx_version=RTX.version):
         self.devices = devices

@@ -1,4 +1,4 @@
-"""How each precision is had on each release, and what is said where it cannot be had."""
+"""Precisions on each release: how they are enabled, and the errors if one is not available."""
 
 from __future__ import annotations
 

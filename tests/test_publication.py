@@ -158,7 +158,7 @@ def test_a_registry_that_fails_at_the_commit_keeps_the_blob_that_another_entry_n
 
 
 def test_a_registry_that_fails_while_a_failure_is_recorded_does_not_hide_it(tmp_path, model):
-    """Without ``open_cache``: the registry is gone in the end."""
+    """Without ``open_cache``: the registry is missing at the end."""
     cache = fake_cache(tmp_path / "cache", fail_with(BuildError("the first error")))
     fail = cache._publication._builder.before
 
@@ -374,7 +374,7 @@ def test_of_two_equal_gpus_that_build_at_once_the_last_ones_timings_stay(open_ca
 
 
 def most_at_once(cache: EngineCache, model: Path, places: list, patience_s: float) -> int:
-    """How many builds ran at once when one was asked for at each place, each of another key."""
+    """Return how many builds ran at once when one was asked for at each place, each of another key."""
     running, most = 0, 0
     changed = threading.Condition()
 

@@ -1,4 +1,4 @@
-"""What the README and the manual show is what happens."""
+"""The README and the manual show what really happens."""
 
 from __future__ import annotations
 

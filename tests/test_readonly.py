@@ -129,7 +129,7 @@ def test_a_registry_that_a_crash_left_in_a_read_only_folder_is_told_as_that(cach
     assert "must be able to write" in caught.value.fix
     assert (code, out) == (6, "")
     assert "registry.sqlite is unavailable" in err
-    assert cli("ls", "--dir", cache.root.path)[0] == 0  # where it can be written, it is mended
+    assert cli("ls", "--dir", cache.root.path)[0] == 0  # once it can be written, it is repaired
     with read_only(cache.root.path):
         assert len(cache.entries()) == 1
 

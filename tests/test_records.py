@@ -123,7 +123,7 @@ def test_digests_are_those_of_the_records_in_their_places(root, records):
 def test_a_record_goes_with_its_blob(root, stored, method):
     store, digest = stored
     records = RepairRecords(root)
-    for _ in range(2):  # the second time, the blob is gone
+    for _ in range(2):  # the second time, the blob is missing
         records.write(digest, ENTRIES)
         getattr(store, method)(digest)
         assert list((root.engines / digest[:2]).iterdir()) == []

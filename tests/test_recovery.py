@@ -1,4 +1,4 @@
-"""A registry that is lost or damaged, and what comes back from the records beside the engines."""
+"""A registry that is lost or damaged, and what comes back from the records next to the engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def gone(path):
+def missing(path):
     path.unlink()
 
 
@@ -83,7 +83,7 @@ def later_file_format(path):
     path.write_bytes(content)
 
 
-REFUSED = [no_database, empty, gone, cut, without_its_revision, later_reader]
+REFUSED = [no_database, empty, missing, cut, without_its_revision, later_reader]
 """Damage that no cache opens on."""
 
 DAMAGE = [*REFUSED, zeros_inside, without_a_column, without_a_table, bad_time, bad_text, bad_state, later_file_format]
@@ -107,14 +107,14 @@ def test_a_damaged_registry_is_kept_and_made_anew_with_all_its_engines(open_cach
     cache.get(model, **WIDER)
     before = contents(cache)
     damage(cache.root.registry_path)
-    damaged = None if damage is gone else cache.root.registry_path.read_bytes()
+    damaged = None if damage is missing else cache.root.registry_path.read_bytes()
 
     found = StoredEngines.verify_folder(cache.config)
     assert [finding.kind for finding in found.findings] == ["registry"]
     assert not found.is_clean
     assert "from the records beside the engines" in found.findings[0].repair
     if damage in REFUSED:
-        assert damage is gone or cache.root.registry_path.read_bytes() == damaged
+        assert damage is missing or cache.root.registry_path.read_bytes() == damaged
         with pytest.raises(RegistryError) as caught:
             open_cache()
         assert caught.value.fix
@@ -125,7 +125,7 @@ def test_a_damaged_registry_is_kept_and_made_anew_with_all_its_engines(open_cach
     assert contents(open_cache()) == before
     assert cache.get(model, **ASK).outcome == "hit"
     kept = sorted(cache.root.quarantine.iterdir())
-    assert len(kept) == (damage is not gone)
+    assert len(kept) == (damage is not missing)
     assert repaired.kept.registries == len(kept)
     assert all(str(path) in repaired.findings[0].text for path in kept)
     assert cache.root.registry_path.stat().st_mode & 0o777 == 0o600
@@ -223,7 +223,7 @@ def test_an_engine_without_a_whole_record_or_not_whole_itself_does_not_come_back
     damaged.path.chmod(0o600)
     damaged.path.write_bytes(b"x" * damaged.record.size_bytes)
     damaged.path.chmod(0o400)
-    gone(cache.root.registry_path)
+    missing(cache.root.registry_path)
     repaired = StoredEngines.verify_folder(cache.config, repair=True)
     assert "back are 1 entries" in repaired.findings[0].text
     assert "2 stored engines have no whole record" in repaired.findings[0].text
@@ -235,7 +235,7 @@ def test_an_engine_without_a_whole_record_or_not_whole_itself_does_not_come_back
 
 
 def test_old_engines_without_records_are_young_garbage_after_a_repair(open_cache, model, monkeypatch):
-    """What a release without records built must not be deleted by the repair that cannot name it."""
+    """A repair must not delete engines without records, which it cannot name."""
     cache = open_cache()
     first = cache.get(model, **ASK)
     other = cache.get(model, **WIDER)
@@ -268,7 +268,7 @@ def test_the_newest_engine_of_a_key_comes_back(open_cache, model):
     assert new.digest != old.digest
     assert not record.exists()
     record.write_bytes(text)  # as if its deletion had been lost in a power failure
-    gone(cache.root.registry_path)
+    missing(cache.root.registry_path)
     StoredEngines.verify_folder(cache.config, repair=True)
     assert [used.record.digest for used in cache.entries()] == [new.digest]
 
@@ -432,7 +432,7 @@ def registry(tmp_path):
 
 def test_entries_are_restored_as_they_were_with_their_pins(registry):
     records = [entry("a"), entry("b", digest=entry("a").digest), entry("c", device_name="H100")]
-    registry.restore(records, [records[0].key, hex_of("a key that is gone")])
+    registry.restore(records, [records[0].key, hex_of("a key that is missing")])
     pinned = dataclasses.replace(records[0], is_pinned=True)
     assert sorted(registry.entries(), key=lambda record: record.key) == sorted(
         [pinned, *records[1:]], key=lambda record: record.key

@@ -124,7 +124,7 @@ def test_debian_package_of_tensorrt_8_matches_a_version_without_build_number(sit
         CONTAINER.replace("+cuda12.8", ""),
     ],
 )
-def test_cuda_that_nothing_tells_is_a_problem_that_a_setting_mends(site, status):
+def test_cuda_that_no_package_names_is_a_problem_that_a_setting_fixes(site, status):
     site.add({"tensorrt": "10.9.0.34"}, module="tensorrt")
     if status is not None:
         site.status.write_text(status)

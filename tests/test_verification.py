@@ -356,7 +356,7 @@ def test_a_row_whose_blob_is_damaged_too_is_forgotten(open_cache, model):
     assert cache.entries() == []
 
 
-def test_a_wrong_size_in_the_row_of_a_whole_engine_is_mended(open_cache, model):
+def test_a_wrong_size_in_the_row_of_a_whole_engine_is_repaired(open_cache, model):
     cache = open_cache()
     stored = cache.get(model, **ASK)
     execute(cache, "UPDATE blobs SET size_bytes = size_bytes + 64")
@@ -366,27 +366,27 @@ def test_a_wrong_size_in_the_row_of_a_whole_engine_is_mended(open_cache, model):
     assert cache.entries()[0].record == stored.record
 
 
-def test_a_row_that_was_built_anew_since_it_was_read_is_not_mended(open_cache, model):
+def test_a_row_that_was_built_anew_since_it_was_read_is_not_repaired(open_cache, model):
     cache, other = open_cache(), open_cache()
     stored = cache.get(model, **ASK)
     execute(cache, "UPDATE entries SET driver_version = 'x'")
-    (_, mend) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
+    (_, repair) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
     other._registry.forget_entry(stored.key)
     rebuilt = other.get(model, **ASK).record
     assert rebuilt.build_id != stored.record.build_id
-    assert mend() is False
+    assert repair() is False
     assert cache.entries()[0].record == rebuilt
 
 
-def test_a_damaged_row_that_is_gone_when_it_is_mended_takes_no_other_with_it(open_cache, model):
+def test_a_damaged_row_that_is_missing_when_it_is_repaired_takes_no_other_with_it(open_cache, model):
     cache, other = open_cache(), open_cache()
     stored = cache.get(model, **ASK)
     RepairRecords(cache.root).delete(stored.digest)
     execute(cache, "UPDATE entries SET backend = 'x'")
-    (_, mend) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
+    (_, repair) = next(found for found in cache._found(deep=False) if found[0].kind == "row")
     other._registry.forget_entry(stored.key)
     other.get(model, **ASK)
-    mend()
+    repair()
     assert [used.record.key for used in cache.entries()] == [stored.key]
 
 

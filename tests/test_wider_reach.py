@@ -134,7 +134,7 @@ def test_a_hit_of_a_wider_reach_is_a_use_of_the_stored_engine(cache, model):
 
 
 def recalled(cache, model):
-    """What the process gives again without a look at the registry's rows, once it has come to rest."""
+    """Return the hit that the process repeats without reading the registry's rows, once the registry has settled."""
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     cache.get(model, **ONE)
     return cache._hits.recall(cache._hits.name(model, ONE))

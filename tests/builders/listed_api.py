@@ -36,7 +36,7 @@ ALWAYS_ASKED = {
     },
     "tensorrt_rtx-1.7.1.116": {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16"},
 }
-"""What every build asks for and does not find, by release."""
+"""Names that every build asks for and does not find, by release."""
 
 STATIC = [("x", (1, 4), False)]
 """The network's inputs for a request without profiles."""
@@ -50,7 +50,7 @@ SEVERITIES = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE
 
 @dataclass
 class Script:
-    """What the module is to do, and what was done with it.
+    """Script for the module, and a record of the calls that it received.
 
     Attributes:
         inputs: ``(name, dims, is_shape_tensor)`` of the network's inputs.
@@ -84,7 +84,7 @@ class Script:
         return {flag.name for (flag,) in self.arguments(f"IBuilderConfig.{member}")}
 
     def refused(self, name, severity="ERROR"):
-        """Whether ``name`` is not taken; TensorRT only logs it."""
+        """Return whether ``name`` is refused; TensorRT only logs it."""
         if name in self.refusals:
             self.logger.log(SEVERITIES[severity], self.refusals[name])
         return name in self.refusals

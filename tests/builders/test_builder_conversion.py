@@ -575,7 +575,7 @@ def domain_without_an_opset():
     [no_graph_name, metadata_twice, output_without_a_shape, longer_name_of_the_domain, domain_without_an_opset],
 )
 def test_graph_that_onnx_refuses_and_tensorrt_takes_builds_in_fp16(make, tmp_path, builder):
-    """What the key leaves out must not decide: a twin with a name would be refused for what this one lacks."""
+    """The graph's name is not in the key, so it must not decide: a twin with a name would share this one's refusal."""
     model = make()
     dims = model.graph.input[0].type.tensor_type.shape.dim
     rows = ((1, 4), (2, 4), (4, 4))

@@ -141,13 +141,13 @@ import builder_models, held_worker
 from enginecache.trt.build import process as child
 
 def tell(event):
-    global told
-    if event.phase != "Starting" and not told:
-        told = True
+    global reported
+    if event.phase != "Starting" and not reported:
+        reported = True
         {extra}
         print(*held_worker.held_workers(), flush=True)
 
-told = False
+reported = False
 child.WORKER = held_worker.NAME
 request = builder_models.request_for(pathlib.Path({folder!r}), builder_models.LIGHT / "light_densenet121.onnx")
 child.ProcessBuilder().build(request, tell)

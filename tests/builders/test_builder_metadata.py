@@ -1,4 +1,4 @@
-"""What is left out of a model's identity changes nothing that TensorRT builds from; what stays in does, or may.
+"""The parts left out of a model's identity change nothing that TensorRT builds from; those that stay in do, or may.
 
 ``docs/identity.md`` has what was found with more models than the onnx package brings.
 """

@@ -165,7 +165,7 @@ def library(tmp_path, content=b"a library"):
 
 @pytest.fixture
 def rtx_library(monkeypatch):
-    """TensorRT-RTX's own library can be had by the name that its parser wants, as far as the adapter can see."""
+    """Provide TensorRT-RTX's own library under the name that its parser wants, as far as the adapter can see."""
     monkeypatch.setattr("enginecache.trt.build.plugins.RTX_LIBRARY", None)
 
 

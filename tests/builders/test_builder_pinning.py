@@ -222,7 +222,7 @@ WIDTH = 512
 
 
 def two_layers(folder: Path, number: float = 1.25) -> Path:
-    """A model whose weights are all ``number``, in a file of 2 MiB beside it."""
+    """A model whose weights are all ``number``, in a file of 2 MiB next to it."""
     weights = np.full((WIDTH, WIDTH), number, np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["h"]),

@@ -101,7 +101,7 @@ def model_with(weights: TensorProto, *, in_constant: bool = False) -> onnx.Model
 
 @pytest.fixture(scope="module")
 def readings(tmp_path_factory):
-    """What becomes of every type, form and place: from their names to lines of ``parsed_networks.py``."""
+    """Return the result for every type, form and place: from their names to lines of ``parsed_networks.py``."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("probe: no module tensorrt_rtx")
     folder, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")

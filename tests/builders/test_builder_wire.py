@@ -1,4 +1,4 @@
-"""What crosses the pipes comes out as it went in."""
+"""Requests and results come out of the pipes as they went in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command fails: one line, an exit code, an object with --json, and never a traceback."""
+"""A command fails with one line, an exit code, an object with --json, and never a traceback."""
 
 import json
 import os

@@ -57,7 +57,7 @@ Look = dict[str, tuple[object, ...]]
 
 
 def look(folder: Path) -> Look:
-    """How everything in a folder looks, and the folder itself."""
+    """Return the state of everything in a folder, and of the folder itself."""
     return {str(path): look_at(path) for path in (folder, *folder.rglob("*"))}
 
 

@@ -150,7 +150,7 @@ def test_no_such_key_is_an_error_with_a_way_out(cli, command, key, code):
 
 def test_ambiguous_prefix_is_exit_2_and_lists_the_keys(cli, model):
     keys = {}
-    for size in range(1, 18):  # sixteen letters: the seventeenth key shares one at the latest
+    for size in range(1, 18):  # sixteen characters: the seventeenth key shares one at the latest
         key = cli("get", model, "--dim", f"batch={size}", "--json").json["key"]
         if key[0] in keys:
             break
@@ -172,12 +172,12 @@ def test_damaged_engine_has_no_path_and_is_set_aside(cli, stored, folder):
 
 
 @pytest.mark.parametrize("command", ["path", "show", "pin", "unpin", "rm"])
-@pytest.mark.parametrize("letters", [8, 64])
-def test_engine_that_was_set_aside_is_no_unknown_key_to_any_command(cli, stored, folder, command, letters):
+@pytest.mark.parametrize("characters", [8, 64])
+def test_engine_that_was_set_aside_is_no_unknown_key_to_any_command(cli, stored, folder, command, characters):
     Path(stored[0]["path"]).chmod(0o600)
     Path(stored[0]["path"]).write_bytes(b"short")
     assert cli("path", stored[0]["key"]).code == 3
-    ran = cli(command, stored[0]["key"][:letters])
+    ran = cli(command, stored[0]["key"][:characters])
     assert (ran.code, ran.out) == (3, "")
     assert f"{stored[0]['key'][:12]} (model.onnx): its engine was found damaged and set aside at 20" in ran.err
     assert "(its size is not the one that was stored)" in ran.err
@@ -185,7 +185,7 @@ def test_engine_that_was_set_aside_is_no_unknown_key_to_any_command(cli, stored,
     (kept,) = (folder / "quarantine").iterdir()
     assert f"The damaged file is kept as {kept}." in ran.err
     assert cli("get", stored[0]["model"]["path"], "--dim", "batch=1").code == 0
-    assert cli(command, stored[0]["key"][:letters], *(["--yes"] if command == "rm" else [])).code == 0
+    assert cli(command, stored[0]["key"][:characters], *(["--yes"] if command == "rm" else [])).code == 0
 
 
 def test_several_engines_that_were_set_aside_are_listed_with_their_reasons(cli, stored, cache):

@@ -229,7 +229,7 @@ def test_clean_cache_verifies_with_exit_0(cli, stored):
     }
 
 
-def test_findings_are_exit_4_and_are_mended_with_leave(cli, stored, folder):
+def test_findings_are_exit_4_and_are_repaired_with_leave(cli, stored, folder):
     Path(stored[0]["path"]).unlink()
     other = folder / "tmp" / "other"
     other.write_bytes(b"x" * 4096)
@@ -251,7 +251,7 @@ def test_findings_are_exit_4_and_are_mended_with_leave(cli, stored, folder):
     assert keys(cli) == {stored[2]["key"]}
 
 
-def test_a_damaged_registry_is_exit_6_with_the_command_that_mends_it(cli, stored, folder):
+def test_a_damaged_registry_is_exit_6_with_the_command_that_repairs_it(cli, stored, folder):
     registry = folder / "registry.sqlite"
     registry.write_bytes(b"no database" * 1000)
     ran = cli("ls")

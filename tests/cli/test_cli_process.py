@@ -1,4 +1,4 @@
-"""What only a process of its own shows: pipes, closed streams, locales, signals."""
+"""Behaviour that only a separate process shows: pipes, closed streams, locales, signals."""
 
 import contextlib
 import json
@@ -123,7 +123,7 @@ def test_folder_whose_name_is_not_utf8_is_printed_byte_for_byte(stored, tmp_path
 
 
 def on_terminal(*arguments, columns=80, **environ):
-    """What a command line writes to a terminal."""
+    """Return the output of a command line on a terminal."""
     main, side = pty.openpty()
     ran = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],

@@ -26,7 +26,7 @@ SERVER = Path(__file__).with_name("crash_server.py")
 SUPPORT = Path(__file__).parents[1] / "support"
 
 SPACE_CALLS = ("write", "pwrite64", "writev", "pwritev", "mkdir", "mkdirat", "mknod", "mknodat", "fallocate", "symlink")
-"""What needs room: all of it fails on a full disk, and deleting still works."""
+"""Calls that need room: all of them fail on a full disk, and deleting still works."""
 NAME_CALLS = ("rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "rmdir")
 STATUS_CALLS = ("ftruncate", "truncate", "chmod", "fchmod", "fchmodat", "utimensat")
 SYNC_CALLS = ("fsync", "fdatasync", "sync_file_range")
@@ -37,7 +37,7 @@ LASTING = {
     "EIO": (*SPACE_CALLS, *NAME_CALLS, *STATUS_CALLS, *SYNC_CALLS),
     "EROFS": (*SPACE_CALLS, *NAME_CALLS, *STATUS_CALLS),
 }
-"""What goes on to fail when a fault is for good. Not ``openat``: Python's modules could not be read either."""
+"""Calls that keep failing if a fault is permanent. Not ``openat``: Python's modules could not be read either."""
 
 _CALL = re.compile(r"(\d+) +(\w+)\((.*)")
 _RESULT = re.compile(r"\) += (-?\d+|\?)")
@@ -64,7 +64,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at a call.
+    """Fault at a call.
 
     Attributes:
         what: ``KILL``, or the error's name.
@@ -95,7 +95,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How one case ended.
+    """Result of one case.
 
     Attributes:
         status: Exit status, or the negative of the signal.

@@ -36,7 +36,7 @@ class CarefulBuilder(FakeBuilder):
 
 
 def model(case: Path, name: str) -> Path:
-    """One of four models, beside the cases: their fingerprints must be settled, and those of copies are not."""
+    """One of four models, next to the cases: their fingerprints must be settled, and those of copies are not."""
     return case.parent / "models" / f"{name}.onnx"
 
 

@@ -1,4 +1,4 @@
-"""What must hold in a cache folder whatever happened to the process that wrote there: DESIGN's promises, one by one."""
+"""Invariants of a cache folder after any fault of the process that wrote there: the promises, one by one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def assert_accounted_for(cache: EngineCache) -> None:
 
 
 def assert_garbage_goes(case: Path) -> None:
-    """A repair mends what is left, a prune past the grace time deletes it all, and nothing else."""
+    """A repair fixes what is left, a prune past the grace time deletes it all, and nothing else."""
     cache = cache_in(case, grace_s=0.0)
     found = cache.verify(deep=True, repair=True)
     assert found.is_clean, found.findings

@@ -196,7 +196,7 @@ def over_limit(case: Path) -> None:
 
 
 def is_within_limit(case: Path) -> None:
-    """What could not be evicted is a warning: the engine is there."""
+    """An eviction that fails is a warning: the engine is stored."""
     is_hit(case, "d")
 
 

@@ -27,7 +27,7 @@ def serve() -> None:
             try:
                 work(**json.loads(line))
             except (EngineCacheError, OSError) as error:
-                say("error", what=str(error))  # the file system is gone; the fake builder's errors are the system's
+                say("error", what=str(error))  # the file system was removed; the fake builder's errors are the system's
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
@@ -40,7 +40,7 @@ def say(what: str, **values: Any) -> None:
 
 
 def work(folder: str, model: str, first: int, *, is_synchronized: bool) -> None:
-    """Publish, pin, rebuild and remove, for ever."""
+    """Publish, pin, rebuild and remove, forever."""
     if not is_synchronized:
         os.fsync = lambda _: None
     cache = fake_cache(Path(folder), FakeBuilder(size_bytes=PLAN_BYTES))

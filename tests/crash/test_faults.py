@@ -73,7 +73,7 @@ class Matrix:
         raise AssertionError(f"{self._name} makes other calls each time")
 
     def try_at(self, call: Call, fault: Fault) -> str:
-        """What is wrong after the fault; nothing if all is well."""
+        """Return what is wrong after the fault; empty if all is well."""
         for _ in range(TRIES):
             case = self._fresh()
             ended = self._tracer.run(self._name, case, fault.options(call), again=not fault.is_lasting)

@@ -49,7 +49,7 @@ def states(folder: Path) -> list[tuple[str, str]]:
 
 
 def garbage(folder: Path) -> list[str]:
-    """What a crash left that is within its grace time."""
+    """Return the files that a crash left and that are within their grace time."""
     with EngineCache.open(dir=folder) as cache:
         found = cache.verify(deep=True)
     assert found.findings == (), found
@@ -219,7 +219,7 @@ def fill(disk: Path, free_bytes: int) -> Path:
     return ballast
 
 
-def test_full_disk_is_a_clear_error_and_space_mends_it(small_disk):
+def test_full_disk_is_a_clear_error_and_room_fixes_it(small_disk):
     folder = small_disk / "cache"
     cache = EngineCache.open(dir=folder)
     cache.make()
@@ -240,7 +240,7 @@ def test_full_disk_is_a_clear_error_and_space_mends_it(small_disk):
 
 
 @pytest.mark.parametrize("free_bytes", [0, 64 << 10, 256 << 10])
-def test_disk_that_fills_up_during_a_build_is_a_clear_error_and_space_mends_it(small_disk, free_bytes):
+def test_disk_that_fills_up_during_a_build_is_a_clear_error_and_room_fixes_it(small_disk, free_bytes):
     folder = small_disk / "cache"
     filled = []
 

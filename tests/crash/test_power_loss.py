@@ -2,7 +2,7 @@
 
 A kill cannot show a missing fsync, as the kernel still has what was written. Here the file system is shut down without
 writing its journal or its dirty pages, as the tests of the file systems themselves do it. What a disk loses from a
-cache of its own, although it was told to write it, is not seen.
+cache of its own, although it received the command to write it, is not seen.
 
 Source: Linux, ``EXT4_IOC_SHUTDOWN`` and ``XFS_IOC_GOINGDOWN`` with ``NOLOGFLUSH``; xfstests, ``src/godown.c``.
 """
@@ -114,7 +114,7 @@ def server() -> Iterator[subprocess.Popen]:
 
 
 class Acknowledged:
-    """What was said to be done, on a disk that loses its power again and again."""
+    """Check the acknowledged operations on a disk that loses its power again and again."""
 
     def __init__(self, disk: Disk, server: subprocess.Popen, model: Path) -> None:
         self.published: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""What NVML and CUDA say of the GPUs of this host, as JSON on standard output. Run it by hand; needs no pytest.
+"""Report what NVML and CUDA say of this host's GPUs, as JSON on standard output. Run it by hand; needs no pytest.
 
     python tests/gpu/gpu_report.py > report.json
 
@@ -73,7 +73,7 @@ def undocumented_values(uuids: list[str]) -> list[str]:
 
 
 def compare(visible: str | None, order: str | None = None) -> dict[str, Any]:
-    """What enginecache makes of a value by its rules alone, and what CUDA makes of it."""
+    """Return the reading of a value by enginecache's rules alone, and that by CUDA."""
     environ = dict(zip(_SELECTORS, (visible, order), strict=True))
     ours, cuda = ask("rules", environ), ask("cuda", environ)
     return {
@@ -87,7 +87,7 @@ def compare(visible: str | None, order: str | None = None) -> dict[str, Any]:
 
 
 def verdict(ours: dict[str, Any], cuda: dict[str, Any]) -> str:
-    """Whether two answers agree."""
+    """Return whether two answers agree."""
     if cuda.get("error", "").startswith("pycuda"):
         return f"not compared: {cuda['error']}"
     if "only CUDA" in ours.get("error", ""):
@@ -105,7 +105,7 @@ def _bus_ids(answer: dict[str, Any]) -> list[str]:
 
 
 def alone(ordinal: int) -> dict[str, Any]:
-    """Whether a child that is given ``Device.visible_as`` of a GPU is shown that GPU alone, by CUDA."""
+    """Return whether CUDA shows a child with ``Device.visible_as`` of a GPU that GPU alone."""
     chosen = ask("find", {}, str(ordinal))
     if "error" in chosen:
         return {"ordinal": ordinal, **chosen}
@@ -123,7 +123,7 @@ def alone(ordinal: int) -> dict[str, Any]:
 
 
 def doctor() -> dict[str, Any]:
-    """What ``enginecache doctor --json`` prints, of a folder that is not there."""
+    """Return the output of ``enginecache doctor --json`` for a folder that does not exist."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "enginecache", "doctor", "--json", "--dir", f"{folder}/cache"]
         start = time.perf_counter()

@@ -36,7 +36,7 @@ def marked(test):
 
 @pytest.fixture(scope="module")
 def cuda():
-    """What CUDA says, in a process of its own."""
+    """Return CUDA's answer, from a separate process."""
     answer = gpu_report.ask("cuda")
     if answer.get("error", "").startswith("pycuda"):
         pytest.skip(f"probe: {answer['error']}")
@@ -99,7 +99,7 @@ def test_request_without_a_target_is_for_the_gpu_here_or_says_why_not(tmp_path, 
 
 
 def loads_sqlalchemy(model, folder, **environ):
-    """Whether a ``get`` through the door went on to the full path."""
+    """Return whether a ``get`` through the fast path went on to the full path."""
     command = [sys.executable, "-X", "importtime", "-m", "enginecache.cli.fast_path", "get", str(model)]
     command += ["--dim", "batch=1"]
     ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""What counts in the structure, and that nothing else does."""
+"""The structure digest: the fields that count, and that no others do."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ print(peak() - before)
 
 
 def in_own_process(path: Path, *, limit_bytes: int = 4 * GIB) -> tuple[str, int]:
-    """What identification says of a file, and how much memory it took; fails if it crashes or takes long."""
+    """Return the result of identifying a file, and the memory that it took; fail if it crashes or takes long."""
     ran = subprocess.run(
         [sys.executable, "-c", IDENTIFY, path, str(limit_bytes)],
         capture_output=True,
@@ -357,7 +357,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
 
 
 def outcomes(seed: int, count: int, folder: Path) -> dict[str, int]:
-    """How many mutations gave an identity and how many an error; another exception is the test's failure."""
+    """Count the mutations that gave an identity and an error; any other exception fails the test."""
     dice = random.Random(seed)
     counts = {"identity": 0, "error": 0}
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""How much memory identification takes, measured in a process of its own."""
+"""Memory that identification takes, measured in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which quantized types a model is found to carry."""
+"""Quantized types that are found in a model."""
 
 from __future__ import annotations
 

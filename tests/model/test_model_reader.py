@@ -319,7 +319,7 @@ def test_the_package_does_not_load_onnx_or_numpy():
 
 
 def test_a_forked_process_identifies_models_too():
-    # blake3's own pool of threads does not survive a fork: the next update would wait for ever.
+    # blake3's own pool of threads does not survive a fork: the next update would wait forever.
     script = (
         "import os, signal, enginecache.model as model\n"
         "source = model.ModelSource.of(model_bytes())\n"

@@ -1,4 +1,4 @@
-"""One damage at a time, anywhere in the cache folder: never wrong bytes, never a traceback, and a repair mends it.
+"""One damage at a time, anywhere in the cache folder: never wrong bytes, never a traceback, and a repair fixes it.
 
 Damage that moves no fingerprint, the medium's own, comes last: a hit by fingerprint does not see it, and what reads the
 bytes does.
@@ -28,10 +28,10 @@ from enginecache.maintenance.inspect import StoredEngines
 from enginecache.pipeline.results import Entry
 
 FORESEEN = (RegistryError, StoreError, NotCachedError)
-"""What a ``get`` may say of damage. Not an ``InvalidInputError``: the request is as good as before."""
+"""Errors that a ``get`` may raise on damage. Not an ``InvalidInputError``: the request is as good as before."""
 
 TARGETS = {"registry.sqlite": 50, "engine": 12, "json": 12, "artefact": 4, "log": 3, "use": 3, "lock": 4, "sql": 12}
-"""What is damaged, and how often of a hundred times. ``sql`` flips one letter of one value, in a file that is whole."""
+"""Kinds of damage, with their share in percent. ``sql`` flips one character of one value, in a file that is whole."""
 
 
 class SharingBuilder(FakeBuilder):
@@ -158,7 +158,7 @@ def overwrite(path: Path, chance: random.Random) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """In place, as no program of ours writes."""
+    """Write in place, as enginecache never does."""
     path.chmod(0o600)
     mode = path.stat().st_mode
     with path.open("r+b") as file:
@@ -214,7 +214,7 @@ def serve(folder: Folder, asks: list[tuple[Path, int]], what: str, said: collect
         said[type(error).__name__ if error.fix else "an error that does not help"] += 1
 
 
-def mend(folder: Folder, asks: list[tuple[Path, int]], what: str, said: collections.Counter[str]) -> None:
+def repair(folder: Folder, asks: list[tuple[Path, int]], what: str, said: collections.Counter[str]) -> None:
     """A repair leaves nothing to find, and a cache that serves."""
     repaired = StoredEngines.verify_folder(folder.config, deep=True, repair=True)
     assert repaired.is_clean, (what, repaired)
@@ -224,23 +224,23 @@ def mend(folder: Folder, asks: list[tuple[Path, int]], what: str, said: collecti
     cache = folder.open()
     for ask in asks:
         assert content_of(get(cache, ask)) == folder.expected[ask], what
-    said["mended"] += 1
+    said["repaired"] += 1
 
 
-def run(folder: Folder, seeds: range, mended: float) -> collections.Counter[str]:
-    """Damage and serve, once a seed; ``mended`` is the part of them that is repaired too, some without a get before."""
+def run(folder: Folder, seeds: range, repaired: float) -> collections.Counter[str]:
+    """Damage and serve, once a seed; repair the share ``repaired`` of them too, some without a get before."""
     said: collections.Counter[str] = collections.Counter()
     for seed in seeds:
         chance = random.Random(seed)
         folder.restore()
         what = f"seed {seed}: {damage(folder, chance)}"
         asks = chance.sample(folder.asks, chance.choice([1, 2]))
-        is_mended = chance.random() < mended
+        is_repaired = chance.random() < repaired
         try:
-            if not is_mended or chance.random() < 0.7:
+            if not is_repaired or chance.random() < 0.7:
                 serve(folder, asks, what, said)
-            if is_mended:
-                mend(folder, asks, what, said)
+            if is_repaired:
+                repair(folder, asks, what, said)
         except Exception as error:
             raise AssertionError(what) from error
     assert "an error that does not help" not in said
@@ -254,15 +254,15 @@ def _whole_again(folder: Folder) -> Iterator[None]:
     assert folder.open().verify(deep=True).is_clean
 
 
-def test_no_damage_is_served_and_every_damage_is_mended(folder):
+def test_no_damage_is_served_and_every_damage_is_repaired(folder):
     said = run(folder, range(120), 0.15)
     assert said["hit"] > 0
-    assert said["mended"] > 0
+    assert said["repaired"] > 0
 
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("part", range(15))
-def test_no_damage_of_many_is_served_and_every_damage_is_mended(folder, part, capsys):
+def test_no_damage_of_many_is_served_and_every_damage_is_repaired(folder, part, capsys):
     said = run(folder, range(10_000 + part * 1200, 10_000 + (part + 1) * 1200), 0.25)
     with capsys.disabled():
         print(f"\n1200 damages, part {part}: {dict(sorted(said.items()))}")

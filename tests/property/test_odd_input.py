@@ -104,7 +104,7 @@ class Place:
 
 
 ERRORS = ("strict", "backslashreplace")
-"""How Python writes what standard output and standard error cannot encode."""
+"""Return the form in which Python writes what standard output and standard error cannot encode."""
 
 
 @contextlib.contextmanager

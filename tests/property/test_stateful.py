@@ -72,7 +72,7 @@ class Asked(NamedTuple):
 
     @property
     def plan(self) -> bytes:
-        """What TensorRT makes of it; an option may change nothing."""
+        """Return the plan that TensorRT makes of it; an option may change nothing."""
         half = self.level // 2
         block = hashlib.sha256(MODELS[self.weights] + bytes([half])).digest()
         return b"vtrt" + block * (16 << half)
@@ -196,7 +196,7 @@ class CacheModel(RuleBasedStateMachine):
         return asked in self.stored and asked.plan not in self.damaged
 
     def failure_in_force(self, asked: Asked) -> int:
-        """How many refusals in a row forbid an attempt now; 0 where it may be tried."""
+        """Return the number of refusals in a row that forbid an attempt now; 0 if it may be tried."""
         now, attempts = self.clock.time(), self.attempts.get(asked, [])
         # In the order in which they were made, whatever the clock said.
         last = max((place for place, attempt in enumerate(attempts) if attempt.is_success), default=-1)
@@ -212,7 +212,7 @@ class CacheModel(RuleBasedStateMachine):
         self.stored = {asked for asked in self.stored if asked.plan != plan}
 
     def set_aside(self, asked: Asked) -> None:
-        """What every look at the entry does to its blob, if that is damaged."""
+        """Apply what every look at the entry does to its blob, if that is damaged."""
         if asked in self.stored and asked.plan in self.damaged:
             self.lose(asked.plan)
 
@@ -406,7 +406,7 @@ class CacheModel(RuleBasedStateMachine):
 
     @rule(limits=st.sampled_from(LIMITS), seconds=st.sampled_from(JUMPS_S))
     def prune_later(self, limits: dict[str, float], seconds: float) -> None:
-        """What was used just now stays, so a prune is of interest after a while."""
+        """Let time pass before a prune: recently used engines stay."""
         self.clock.ahead_s += seconds
         self.prune(limits)
 
@@ -462,7 +462,7 @@ class CacheModel(RuleBasedStateMachine):
         subjects = {finding.subject for finding in found.findings if finding.kind not in {"orphan", "build"}}
         damaged = {self.keys[asked]: asked.plan for asked in self.stored if asked.plan in self.damaged}
         assert subjects <= set(damaged)
-        assert {damaged[key] for key in subjects} == self.damaged  # a repair mends all entries of a blob at once
+        assert {damaged[key] for key in subjects} == self.damaged  # a repair fixes all entries of a blob at once
         garbage_paths = {finding.subject for finding in found.findings if finding.kind == "orphan"}
         assert not garbage_paths & {str(self.blob(asked.plan)) for asked in self.stored}
 

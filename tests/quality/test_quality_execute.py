@@ -21,7 +21,7 @@ Location = enum.Enum("Location", ["DEVICE", "HOST"])
 
 
 class Allocator:
-    """What TensorRT asks for the memory of an output whose size only the run tells."""
+    """Allocator that TensorRT asks for the memory of an output whose size only the run determines."""
 
 
 TRT = SimpleNamespace(TensorIOMode=Mode, TensorLocation=Location, IOutputAllocator=Allocator)

@@ -1,4 +1,4 @@
-"""Which failures are the plan's."""
+"""Failures that are the plan's fault, and those that are not."""
 
 from __future__ import annotations
 

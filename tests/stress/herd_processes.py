@@ -23,10 +23,10 @@ class Herd:
     """Processes that each make one ``get``. Use as a context manager; nothing of it outlives the block.
 
     Args:
-        script: A new folder, through which the builders are told what to do.
+        script: A new folder, through which the builders receive commands.
         folder: The cache.
         model: What all ask for.
-        asks: What each asks beside it.
+        asks: Further keywords of each request.
 
     Attributes:
         members: Their process numbers, in the order of ``asks``.
@@ -91,7 +91,7 @@ class Herd:
         return sorted(int(path.name) for path in found)
 
     def end(self, limit_s: float = LIMIT_S) -> list[dict[str, Any] | None]:
-        """What each member got, in their order, when all have ended; None for one that was killed."""
+        """Return the result of each member, in their order, when all have ended; None for one that was killed."""
         output, _ = self._parent.communicate(timeout=limit_s)
         assert self._parent.returncode == 0
         ended = dict(json.loads(output))

@@ -85,7 +85,7 @@ def _rebuild(_number: int, folder: Path, notes: Path, model: Path, all_have_aske
     attempts = cache._attempts
 
     def asked(key):
-        """What a rebuild is not content with: it is known before any of the others begins to build."""
+        """Return the engine that a rebuild replaces: it is known before any of the others begins to build."""
         found = attempts(key)
         all_have_asked.wait(LIMIT_S)
         return found

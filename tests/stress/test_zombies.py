@@ -88,7 +88,7 @@ def test_a_herd_on_a_model_that_is_refused_makes_one_build(tmp_path, folder, mod
 
 
 def kill_builders(tmp_path: Path, folder: Path, model: Path, seed: int, processes: int, kills: int) -> None:
-    """Kill so many builds one after the other, at random the builder or who waits for it: one build more than kills."""
+    """Kill builds one after the other, at random the builder or its parent: one build more than kills."""
     chance = random.Random(seed)
     with Herd(tmp_path / f"script{seed}", folder, model, [{"timeout_s": LIMIT_S}] * processes) as herd:
         herd.start()

@@ -55,7 +55,7 @@ def _is_held_worker(pid: str) -> bool:
 
 
 def is_held(worker: int) -> bool:
-    """Whether the builder has stopped."""
+    """Return whether the builder has stopped."""
     try:
         return Path(f"/proc/{worker}/comm").read_text(encoding="ascii") == f"{HELD}\n"
     except OSError:

@@ -62,7 +62,7 @@ def gather(path: Path, *, rows: int) -> Path:
 
 
 def save(model: onnx.ModelProto, path: Path, *, external: str | None = None) -> Path:
-    """Write a model, with its weights in the file ``external`` beside it where one is named."""
+    """Write a model, with its weights in the file ``external`` next to it if one is named."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if external is None:
         path.write_bytes(model.SerializeToString())

@@ -31,7 +31,7 @@ def attempt(name: str, number: int = 1, **values: Any) -> BuildRecord:
 
 
 def entry(name: str, number: int = 1, **values: Any) -> EntryRecord:
-    """What the ``number``-th attempt at the key of ``name`` publishes."""
+    """Return the publication of the ``number``-th attempt at the key of ``name``."""
     given: dict[str, Any] = {
         "key": hex_of(f"key {name}"),
         "key_json": canonical_json(fields_of(name)),
@@ -54,13 +54,13 @@ def entry(name: str, number: int = 1, **values: Any) -> EntryRecord:
 
 
 def standing(record: EntryRecord, last_used_at: dt.datetime) -> Standing:
-    """What eviction weighs of an entry."""
+    """Return the properties of an entry that eviction weighs."""
     values = {name: getattr(record, name) for name in Standing._fields if name != "last_used_at"}
     return Standing(last_used_at=last_used_at, **values)
 
 
 def loads_of(registry: Registry, digest: str) -> list[LoadRecord]:
-    """What is known of loading a blob, latest first."""
+    """Return the recorded results of loading a blob, latest first."""
     chosen = sa.select(loads).where(loads.c.digest == digest).order_by(loads.c.at.desc(), loads.c.device)
     with registry._database.reading() as connection:
         return [LoadRecord(**row._mapping) for row in connection.execute(chosen)]
