@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -201,15 +201,6 @@ def test_rebuild_replaces_the_entry(cache, builder, model):
     assert after.path.exists()
 
 
-def test_rebuild_to_other_bytes_leaves_the_old_ones_for_the_grace_time(open_cache, model):
-    before = open_cache().get(model, dims=DIMS)
-    after = open_cache(FakeBuilder(size_bytes=8192)).get(model, dims=DIMS, rebuild=True)
-    assert after.digest != before.digest
-    assert before.path.exists()  # the path may just have been handed out
-    assert after.path.stat().st_size == 8192
-    assert [item.path for item in open_cache().verify().young_garbage] == [before.path]
-
-
 def test_offline_and_rebuild_exclude_each_other(cache, model):
     with pytest.raises(OptionError, match="exclude each other"):
         cache.get(model, dims=DIMS, offline=True, rebuild=True)
@@ -276,19 +267,6 @@ def test_blob_goes_again_when_its_row_cannot_be_committed(cache, monkeypatch, mo
     assert cache.get(model, dims=DIMS).outcome == ("hit" if is_committed else "built")
 
 
-def test_blob_of_another_entry_stays_when_a_row_cannot_be_committed(open_cache, monkeypatch, model):
-    cache = open_cache(SameBytes())
-    cache.get(model, dims=DIMS)
-
-    def publish(*_args):
-        raise RegistryError("the disk is full", "free some space")
-
-    monkeypatch.setattr(cache._registry, "publish", publish)
-    with pytest.raises(RegistryError):
-        cache.get(model, dims=DIMS, optimization_level=4)
-    assert cache.get(model, dims=DIMS).outcome == "hit"
-
-
 def test_damaged_blob_is_a_miss_and_is_quarantined(cache, builder, model):
     entry = cache.get(model, dims=DIMS)
     damage(entry.path)
@@ -298,14 +276,6 @@ def test_damaged_blob_is_a_miss_and_is_quarantined(cache, builder, model):
     (kept,) = cache.root.quarantine.iterdir()
     assert kept.name.startswith(entry.digest)
     assert cache.misses()[0].reason == "corrupt"
-
-
-def test_damaged_blob_is_seen_although_its_times_were_set_back(cache, builder, model):
-    entry = cache.get(model, dims=DIMS)
-    status = entry.path.stat()
-    damage(entry.path)
-    os.utime(entry.path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert cache.get(model, dims=DIMS).outcome == "built"
 
 
 def test_missing_blob_is_a_miss(cache, model):
@@ -444,31 +414,6 @@ def settled(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("settled")
-def test_unchanged_model_is_not_read_again(open_cache, cache, identified, model):
-    for _ in range(3):
-        cache.get(model, dims=DIMS)
-    open_cache().get(model, dims={"batch": 1})
-    assert identified == ["model.onnx"]
-
-
-def test_model_that_was_just_written_is_read_again(cache, identified, model):
-    for _ in range(2):
-        cache.get(model, dims=DIMS)
-    assert identified == ["model.onnx"] * 2
-
-
-@pytest.mark.usefixtures("settled")
-def test_changed_model_is_read_again_although_its_size_and_time_are_the_same(cache, identified, model):
-    first = cache.get(model, dims=DIMS)
-    status = model.stat()
-    model.write_bytes(linear(seed=1).SerializeToString())
-    os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert model.stat().st_size == status.st_size
-    assert cache.get(model, dims=DIMS).key != first.key
-    assert len(identified) == 2
-
-
-@pytest.mark.usefixtures("settled")
 def test_changed_external_data_is_a_miss(cache, identified, tmp_path):
     path = save(linear(), tmp_path / "external" / "model.onnx", external="weights.bin")
     first = cache.get(path, dims=DIMS)
@@ -478,32 +423,6 @@ def test_changed_external_data_is_a_miss(cache, identified, tmp_path):
     assert second.key != first.key
     assert [c.verdict.level for c in cache.explain(path, dims=DIMS).candidates] == ["exact", "refused"]
     assert len(identified) == 2
-
-
-@pytest.mark.usefixtures("settled")
-def test_one_file_in_two_folders_takes_the_data_of_its_own_folder(cache, tmp_path):
-    path = save(linear(), tmp_path / "first" / "model.onnx", external="weights.bin")
-    linked = tmp_path / "second" / "model.onnx"
-    linked.parent.mkdir()
-    linked.symlink_to(path)
-    (linked.parent / "weights.bin").write_bytes((path.parent / "weights.bin").read_bytes())
-    damage(linked.parent / "weights.bin")
-    assert cache.get(path, dims=DIMS).key != cache.get(linked, dims=DIMS).key
-    assert cache.get(path, dims=DIMS).key != cache.get(linked, dims=DIMS).key
-
-
-@pytest.mark.usefixtures("settled")
-def test_verified_blob_is_not_read_again_until_asked_for(cache, monkeypatch, model):
-    entry = cache.get(model, dims=DIMS)
-    cache.get(model, dims=DIMS)
-    reads = []
-    real = cache._storage.blobs.read
-    monkeypatch.setattr(cache._storage.blobs, "read", lambda digest: (reads.append(digest), real(digest))[1])
-    cache.get(model, dims=DIMS)
-    assert cache.verify().is_clean
-    assert reads == []
-    assert cache.verify(deep=True).is_clean
-    assert reads == [entry.digest]
 
 
 def test_plan_that_is_deleted_between_get_and_load_is_built_again(cache, builder, model, monkeypatch):
@@ -742,16 +661,6 @@ def test_blob_that_two_entries_share_goes_with_the_last(open_cache, model):
     assert cache.remove(second.record) == 4096
 
 
-def test_damaged_blob_that_two_entries_share_is_a_miss_for_both(open_cache, model):
-    cache = open_cache(SameBytes())
-    first, second = (cache.get(model, dims=DIMS, optimization_level=level) for level in (3, 4))
-    damage(first.path)
-    assert cache.get(model, dims=DIMS, optimization_level=4).outcome == "built"
-    assert [used.record.key for used in cache.entries()] == [second.key]
-    assert cache.get(model, dims=DIMS).outcome == "built"
-    assert cache.stats().entries == 2
-
-
 def test_prune_takes_the_least_recently_used_and_frees_what_it_said(cache, models):
     entries = [cache.get(path, dims=DIMS) for path in models]
     for entry, seconds in zip(entries, (2000.0, 4000.0, 3000.0), strict=True):
@@ -837,45 +746,7 @@ def test_hit_that_reads_its_row_before_a_prune_takes_it_has_noted_its_use(cache,
     cache.get(model, dims=DIMS)
 
 
-def test_garbage_past_its_grace_time_is_pruned_and_younger_is_reported(open_cache, model):
-    cache = open_cache(grace_s=HOUR_S)
-    cache.get(model, dims=DIMS)
-    orphan = cache.root.engines / "00" / f"{'0' * 64}.engine"
-    orphan.parent.mkdir(mode=cache.root.folder_mode)
-    orphan.write_bytes(b"vtrt")
-    found = cache.verify()
-    assert found.is_clean
-    assert [item.path for item in found.young_garbage] == [orphan]
-    assert cache.plan_prune().is_empty
-    later = EngineCache(replace(cache.config, grace_s=0.0), builder=FakeBuilder())
-    assert not later.verify().is_clean
-    plan = later.plan_prune()
-    assert [item.path for item in plan.garbage] == [orphan]
-    assert later.execute_prune(plan) == 4
-    assert not orphan.exists()
-
-
 # verify
-
-
-@pytest.mark.parametrize(
-    ("harm", "kind"),
-    [
-        (damage, "digest"),
-        (Path.unlink, "dangling"),
-        (lambda path: os.truncate(path, 100), "size"),
-        (lambda path: path.chmod(0o644), "mode"),
-    ],
-)
-def test_verify_finds_and_repairs_what_is_wrong(cache, model, harm, kind):
-    entry = cache.get(model, dims=DIMS)
-    harm(entry.path)
-    found = cache.verify()
-    assert not found.is_clean
-    assert [finding.kind for finding in found.findings] == [kind]
-    assert cache.verify(deep=True, repair=True).is_clean
-    assert cache.verify(deep=True).findings == ()
-    assert cache.get(model, dims=DIMS).path.stat().st_size == entry.size_bytes
 
 
 def test_totals_count_builds_misses_and_bytes(cache, models):
@@ -1106,7 +977,7 @@ def test_entry_is_a_path_with_a_short_repr(cache, model):
 
 
 def test_every_error_is_importable_from_the_package():
-    errors = {name for name, kind in vars(errors_module).items() if inspect.isclass(kind)} - {"ClassVar"}
+    errors = {name for name in vars(errors_module) if name.endswith("Error")}
     assert errors <= {*enginecache.__all__}
     assert all(getattr(enginecache, name) is getattr(errors_module, name) for name in errors)
     assert {*enginecache.__all__} == {*enginecache._HOMES, "__version__"}
