@@ -180,7 +180,7 @@ class Checker:
         Raises:
             InterpreterError: There is no Python to run it with.
         """
-        environment = child_environment(device, variables=passed(snapshot(), self._also))
+        environment = child_environment(device, passed(snapshot(), self._also))
         timeout_s = self.timeout_s if module == EXECUTE else math.inf
         return run_with(self._python, lambda python: _report_of(module, request, python, environment, timeout_s))
 

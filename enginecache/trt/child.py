@@ -55,20 +55,16 @@ _NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENO
 """Errors of starting a program that are about its file."""
 
 
-def child_environment(
-    device: Device | None, search_path: Sequence[str] | None = None, variables: Pairs | None = None
-) -> dict[str, str]:
+def child_environment(device: Device | None, variables: Pairs | None = None) -> dict[str, str]:
     """The environment of a child that is to find the same modules as this process, and one GPU.
 
     Args:
         device: The chosen GPU, which is device 0 there: TensorRT takes the current device, and has no other switch.
             None leaves ``CUDA_VISIBLE_DEVICES`` as it is.
-        search_path: Where the child looks for modules; default: where this process does, without its current folder.
         variables: All others that it is given; default: those that the rules let through now.
     """
     environment = dict(passed(snapshot()) if variables is None else variables)
-    path = module_search_path() if search_path is None else list(search_path)
-    environment["PYTHONPATH"] = os.pathsep.join(path)
+    environment["PYTHONPATH"] = os.pathsep.join(module_search_path())
     only = "" if device is None else device.visible_as or device.uuid
     if only:
         # Empty for a GPU that CUDA shows alone here: it shows the child the same one.

@@ -6,10 +6,9 @@ import importlib.util
 
 import pytest
 import trt_shim
-from builder_processes import children
+from builder_processes import BuilderWithModules, children
 
 from enginecache.trt.build.process import ProcessBuilder
-from enginecache.trt.child import module_search_path
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def shim_builder_of(tmp_path_factory):
 
     def make(**arguments):
         folder = trt_shim.make_shim(tmp_path_factory.mktemp("shim"), **arguments)
-        return ProcessBuilder(search_path=[str(folder), *module_search_path()])
+        return BuilderWithModules(folder)
 
     return make
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import builder_models as models
 import held_worker
 import pytest
-from builder_processes import ENVIRONMENT, children
+from builder_processes import ENVIRONMENT, BuilderWithModules, children
 from waiting import is_running, wait_for
 
 from enginecache.errors import BuilderCrashError, BuilderKilledError, BuildError, EngineCacheError, ToolchainError
@@ -24,7 +24,6 @@ from enginecache.key.precision import plan_conversion
 from enginecache.pipeline.failures import is_lasting
 from enginecache.trt import child as processes
 from enginecache.trt.build import process as child
-from enginecache.trt.build.process import ProcessBuilder
 
 pytestmark = pytest.mark.rtx
 
@@ -93,7 +92,7 @@ def test_builder_that_dies_before_it_has_the_model_says_nothing_of_it(tmp_path, 
     package.mkdir(parents=True)
     action = f"os.kill(os.getpid(), {int(number)})" if number else "os._exit(3)"
     (package / "__init__.py").write_text(f"import os\n{action}\n")
-    builder = ProcessBuilder(search_path=[str(package.parent), *processes.module_search_path()])
+    builder = BuilderWithModules(package.parent)
     request = models.request_for(tmp_path)
     with pytest.raises(ToolchainError, match="before it had opened the model") as caught:
         builder.build(request)
@@ -256,7 +255,7 @@ def test_real_builder_that_exits_in_the_middle_of_a_build_is_not_to_be_remembere
         "        os._exit(3)\n"
         "sys.addaudithook(exit_at)\n"
     )
-    builder = ProcessBuilder(search_path=[str(folder), *processes.module_search_path()])
+    builder = BuilderWithModules(folder)
     with pytest.raises(BuilderKilledError, match="ended with status 3 and no result") as caught:
         builder.build(models.request_for(tmp_path))
     assert not is_lasting(caught.value)
@@ -284,7 +283,7 @@ def test_broken_module_on_the_search_path_is_not_to_be_remembered(tmp_path, name
     options = BuildOptions(precision=("fp16",))
     request = models.request_for(tmp_path, options=options)
     request = replace(request, conversion=plan_conversion(options, request.toolchain, request.identity))
-    builder = ProcessBuilder(search_path=[str(folder), *processes.module_search_path()])
+    builder = BuilderWithModules(folder)
     with pytest.raises(EngineCacheError) as caught:
         builder.build(request)
     assert not isinstance(caught.value, BuildError)

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 from builder_models import ADA
-from builder_processes import ENVIRONMENT, children
+from builder_processes import ENVIRONMENT, children, modules_first
 from load_requests import request_for, scripted
 from waiting import is_running, wait_for
 
 from enginecache.errors import IntegrityError
-from enginecache.trt.child import describe_status, is_from_outside, module_search_path
+from enginecache.trt.child import describe_status, is_from_outside
 from enginecache.trt.load.request import Failure
 from enginecache.trt.load.trial import ProcessTrial
 from enginecache.trt.load.verdict import judge
@@ -31,7 +31,8 @@ DATA = str(Path(__file__).parent / "data")
 def trial():
     pytest.importorskip("tensorrt_rtx", reason="probe: no module tensorrt_rtx")
     before = children()
-    yield ProcessTrial(search_path=[DATA, *module_search_path()])
+    with modules_first(DATA):
+        yield ProcessTrial()
     assert children() <= before
 
 
@@ -79,8 +80,8 @@ def test_trial_that_hangs_ends_at_its_limit(tmp_path, trial, monkeypatch):
     # No time passes here before the child hangs.
     clock = SimpleNamespace(monotonic=lambda: 1.5 if any(map(hangs, children())) else 0.0)
     monkeypatch.setattr("enginecache.trt.load.trial.time", clock)
-    hasty = ProcessTrial(search_path=[DATA, *module_search_path()], timeout_s=1.0)
-    failure = hasty(scripted(tmp_path, "hang|so far"), ADA)
+    monkeypatch.setattr("enginecache.trt.load.trial.TIMEOUT_S", 1.0)
+    failure = trial(scripted(tmp_path, "hang|so far"), ADA)
     assert failure == Failure("timeout", ("so far",), (), "it took longer than 1 s")
 
 
@@ -109,7 +110,8 @@ def test_child_sees_the_one_gpu_and_the_host_code_that_was_asked_for(tmp_path, t
 def test_crash_before_tensorrt_has_the_plan_tells_nothing_of_it(tmp_path):
     (tmp_path / "tensorrt_rtx.py").write_text("import ctypes; ctypes.string_at(0)\n")
     request = scripted(tmp_path, "engine")
-    failure = ProcessTrial(search_path=[str(tmp_path), *module_search_path()])(request, ADA)
+    with modules_first(tmp_path):
+        failure = ProcessTrial()(request, ADA)
     assert failure.kind == "toolchain"
     assert judge(request, ADA, failure).outcome == "refused"
 
@@ -117,8 +119,8 @@ def test_crash_before_tensorrt_has_the_plan_tells_nothing_of_it(tmp_path):
 def test_changed_bytes_are_an_integrity_error_and_tensorrt_is_not_imported(tmp_path):
     (tmp_path / "tensorrt_rtx.py").write_text("import ctypes; ctypes.string_at(0)\n")
     request = scripted(tmp_path, "engine", digest="0" * 64)
-    with pytest.raises(IntegrityError, match=f"not {'0' * 12}"):
-        ProcessTrial(search_path=[str(tmp_path), *module_search_path()])(request, ADA)
+    with modules_first(tmp_path), pytest.raises(IntegrityError, match=f"not {'0' * 12}"):
+        ProcessTrial()(request, ADA)
 
 
 def test_interpreter_that_cannot_be_run_is_a_failure_that_says_so(tmp_path):

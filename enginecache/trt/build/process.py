@@ -65,12 +65,10 @@ class ProcessBuilder:
 
     Args:
         python: The interpreter; default: this one, see :mod:`enginecache.trt.interpreter`.
-        search_path: Where the child looks for modules; default: where this process does, without its current folder.
     """
 
-    def __init__(self, python: str | None = None, search_path: Sequence[str] | None = None) -> None:
+    def __init__(self, python: str | None = None) -> None:
         self._python = python
-        self._search_path = search_path
 
     def build(self, request: BuildRequest, progress: ProgressCallback | None = None) -> BuiltPlan:
         """Build the plan; see :meth:`enginecache.trt.build.request.Builder.build`.
@@ -83,7 +81,7 @@ class ProcessBuilder:
         """
         interpreters(self._python)  # before a file is written
         with _files_of(request) as log:
-            environment = _environment(request, self._search_path)
+            environment = _environment(request)
             return run_with(self._python, lambda python: _build(request, progress, python, environment, log))
 
 
@@ -112,8 +110,8 @@ def _build(
         return _listen(worker, request, progress, started_s)
 
 
-def _environment(request: BuildRequest, search_path: Sequence[str] | None) -> dict[str, str]:
-    environment = child_environment(request.device, search_path, request.environment)
+def _environment(request: BuildRequest) -> dict[str, str]:
+    environment = child_environment(request.device, request.environment)
     if request.options.plugins and request.toolchain.flavour == "tensorrt-rtx":
         _name_library_for_parser(request.work_dir, environment)
     return environment

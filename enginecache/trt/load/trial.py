@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import IO
 
 from enginecache.environment import passed, snapshot
@@ -41,22 +41,12 @@ class ProcessTrial:
 
     Args:
         python: The interpreter; default: this one, see :mod:`enginecache.trt.interpreter`.
-        search_path: Where the child looks for modules; default: where this process does, without its current folder.
-        timeout_s: After so many seconds it is killed.
         also: Names of further variables that it is given.
     """
 
-    def __init__(
-        self,
-        python: str | None = None,
-        search_path: Sequence[str] | None = None,
-        timeout_s: float = TIMEOUT_S,
-        also: Collection[str] = (),
-    ) -> None:
+    def __init__(self, python: str | None = None, also: Collection[str] = ()) -> None:
         self._python = python
         self._also = also
-        self._search_path = search_path
-        self._timeout_s = timeout_s
 
     def __call__(self, request: LoadRequest, device: Device | None) -> Failure | None:
         """Load the plan in a child; None where that went well.
@@ -64,15 +54,14 @@ class ProcessTrial:
         Raises:
             IntegrityError: The plan's bytes do not have its digest.
         """
-        variables = passed(snapshot(), self._also)
-        environment = child_environment(device, self._search_path, variables)
+        environment = child_environment(device, passed(snapshot(), self._also))
         try:
             return run_with(self._python, lambda python: self._try(request, python, environment))
         except InterpreterError as error:
             return Failure("not_started", what=error.what)
 
     def _try(self, request: LoadRequest, interpreter: Interpreter, environment: dict[str, str]) -> Failure | None:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + TIMEOUT_S
         # In memory, since a disk may be full or read-only.
         with contextlib.ExitStack() as stack:
             try:
@@ -97,7 +86,7 @@ class ProcessTrial:
             event = None if report is None else report["event"]
             if report is None and time.monotonic() > deadline:
                 lines = tuple(tail_of(log))
-                return Failure("timeout", lines, what=f"it took longer than {self._timeout_s:.0f} s")
+                return Failure("timeout", lines, what=f"it took longer than {TIMEOUT_S:.0f} s")
             if event == "deserializing":
                 has_plan = True
             elif event == "loaded":
