@@ -13,10 +13,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("enginecache", "tests", "docs", "migrations", "benchmarks", "examples")
 TO_DO = (
     "enginecache/maintenance",
-    "enginecache/pipeline/load.py",
-    "enginecache/pipeline/timing_caches.py",
     "enginecache/storage",
-    "enginecache/trt",
     "tests/test_config.py",
     "tests/test_recovery.py",
 )

@@ -122,7 +122,7 @@ class EngineLoader:
         self._set_aside = set_aside
         self._loading = loading
         self._loaded: set[tuple[str, str, str]] = set()
-        """What this process has loaded, and under what: the registry is not asked for it."""
+        """Plans that this process has loaded, with GPU and driver: the registry is not asked for them."""
 
     def load(
         self,

@@ -2,8 +2,8 @@
 
 NVIDIA binds a timing cache to the device, CUDA, the TensorRT version, and the builder flags that change how a layer is
 computed; the kernels that a build compiles are in it too. So there is one slot for each combination of exactly these,
-and TensorRT is never asked to ignore a mismatch. A timing cache is no part of the key: its digest is provenance of an
-entry.
+and TensorRT is never asked to ignore a mismatch. A timing cache is not part of the key: its digest is provenance of
+an entry.
 
 Source: NVIDIA TensorRT documentation, "Optimizing Builder Performance", Timing Cache, 2026-11.
 """

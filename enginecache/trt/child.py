@@ -1,7 +1,7 @@
-"""Child processes: what one is given, how it is started and heard, and what its death means.
+"""Child processes: how one is started, what it receives and reports, and what its death means.
 
 A child reads one line of JSON on standard input; after it comes nothing until end-of-file, which means that the parent
-is gone. It reports in lines of JSON on a descriptor of its own. Standard output and error are its log, so that what a
+has died. It reports in lines of JSON on a descriptor of its own. Standard output and error are its log, so that what a
 native library prints is kept and is never taken for a report.
 """
 
@@ -46,7 +46,7 @@ VERSION: str = sys.modules["enginecache"].__version__
 STDIN = 0
 PARENT_CHECK_S = 1.0
 PARENT_GONE = 75
-"""Exit status when the parent died: nobody reads it but a person with strace."""
+"""Exit status when the parent died: only strace shows it."""
 
 _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
 """Signals that a process brings upon itself by what it does; all others come from outside."""
@@ -56,7 +56,7 @@ _NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENO
 
 
 def child_environment(device: Device | None, variables: Pairs | None = None) -> dict[str, str]:
-    """The environment of a child that is to find the same modules as this process, and one GPU.
+    """Return the environment of a child that is to find the same modules as this process, and one GPU.
 
     Args:
         device: The chosen GPU, which is device 0 there: TensorRT takes the current device, and has no other switch.
@@ -73,10 +73,10 @@ def child_environment(device: Device | None, variables: Pairs | None = None) -> 
 
 
 def module_search_path() -> list[str]:
-    """This process's ``sys.path`` for a child, in its order, so that both find the same TensorRT and enginecache.
+    """Return this process's ``sys.path`` for a child, so that both find the same TensorRT and enginecache.
 
-    Without the current folder, which ``python -m`` and ``python -c`` put in front: a ``tensorrt.py`` that lies beside a
-    model must not be run. It stays where PYTHONPATH names it, or where enginecache itself is imported from it.
+    Without the current folder, which ``python -m`` and ``python -c`` put in front: a ``tensorrt.py`` next to a model
+    must not be run. It stays where PYTHONPATH names it, or where enginecache itself is imported from it.
     """
     package_root = str(Path(__file__).absolute().parents[2])
     named = {_absolute(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
@@ -87,7 +87,7 @@ def module_search_path() -> list[str]:
 
 
 def _absolute(entry: str) -> str:
-    """An entry of a search path, absolute; as it is where the current folder has been removed."""
+    """Return an entry of a search path, absolute; as it is where the current folder has been removed."""
     try:
         return os.path.abspath(entry)  # noqa: PTH100  # Path.resolve would follow links, and the entries must match
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def running_worker(
     folder: str | os.PathLike[str],
     log: IO[bytes],
 ) -> Iterator[Worker]:
-    """A running child that has its request; dead and reaped afterwards, whatever happens.
+    """Yield a running child that has its request; it is dead and reaped afterwards, whatever happens.
 
     It is in a session of its own, so that Ctrl-C reaches the parent alone.
 
@@ -161,7 +161,7 @@ class Worker:
         self._python = python
         self._started_s = time.monotonic()
         self.is_ready = False
-        """Whether it has reported that it is a Python with this enginecache, and has its request."""
+        """Set once it has reported that it is a Python with this enginecache, and has its request."""
 
     def send(self, request: dict[str, Any]) -> None:
         """Write the request. Its pipe stays open: end-of-file would mean that this process died."""
@@ -178,7 +178,7 @@ class Worker:
         return self._process.stdin
 
     def reports(self) -> Iterator[dict[str, Any] | None]:
-        """What it reports, until its pipe or the process ends; None for every half second of silence.
+        """Yield its reports until its pipe or the process ends; None for every half second of silence.
 
         Not until end-of-file alone: a process that this one forks meanwhile without exec keeps a copy of the pipe's
         other end. ``poll`` and not ``select``, which fails on descriptors of 1024 and above.
@@ -209,7 +209,7 @@ class Worker:
                 yield None
 
     def _report_in(self, line: bytes) -> dict[str, Any]:
-        """Read one line; what Python loads at its start, or a program that is no Python, may write another."""
+        """Return the report in one line; a module that Python loads when it starts may write another."""
         with contextlib.suppress(ValueError, RecursionError):
             report = json.loads(line)
             if isinstance(report, dict) and "event" in report:
@@ -236,7 +236,7 @@ class Worker:
         return int(user) + int(system)
 
     def not_ready(self, status: int, tail: Sequence[str]) -> InterpreterError | None:
-        """The error for a child that ended before it reported itself; None where it did, or where others ended it.
+        """Return the error for a child that ended before it reported itself; None if it did, or if others ended it.
 
         Args:
             status: As :meth:`wait` gives it.
@@ -252,7 +252,7 @@ class Worker:
         return InterpreterError(message, NAME_ONE)
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Wait for its end; its status, negative for a signal.
+        """Wait for its end and return its status, negative for a signal.
 
         Raises:
             subprocess.TimeoutExpired: It still runs.
@@ -273,7 +273,7 @@ class Worker:
 
 
 def is_from_outside(status: int, tail: Sequence[str]) -> bool:
-    """Whether a child that ended without a result was killed, or had no memory or threads: not by its own work.
+    """Return whether a child that ended without a result was killed, or lacked memory or threads: not by its own work.
 
     Args:
         status: As :meth:`Worker.wait` gives it.
@@ -283,23 +283,23 @@ def is_from_outside(status: int, tail: Sequence[str]) -> bool:
 
 
 def is_out_of_memory(tail: Sequence[str]) -> bool:
-    """Whether the last lines of a log say that memory ran out."""
+    """Return whether the last lines of a log say that memory ran out."""
     return any(map(is_about_memory, tail))
 
 
 def is_out_of_threads(tail: Sequence[str]) -> bool:
-    """Whether the last lines of a log say that no thread could be started."""
+    """Return whether the last lines of a log say that no thread could be started."""
     return any(map(is_about_threads, tail))
 
 
 def memory_limit_bytes() -> int | None:
-    """How much address space a child may have, None for any: without it native code crashes where it should say so."""
+    """Return how much address space a child may use, None for any: without it native code crashes without saying so."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def describe_status(status: int) -> str:
-    """How a process ended, as in "it ended ...": ``by SIGSEGV`` or ``with status 1``."""
+    """Return how a process ended, as in "it ended ...": ``by SIGSEGV`` or ``with status 1``."""
     if status >= 0:
         return f"with status {status}"
     try:
@@ -309,7 +309,7 @@ def describe_status(status: int) -> str:
 
 
 def tail_of(log: IO[bytes]) -> list[str]:
-    """The last lines of an open log, without its empty ones; reads a few KiB from its end."""
+    """Return the last lines of an open log, without its empty ones; reads a few KiB from its end."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
     text = log.read(TAIL_BYTES).decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
@@ -331,7 +331,7 @@ def receive_request() -> tuple[dict[str, Any], Reports]:
 
 
 def _read_line(descriptor: int) -> bytes:
-    """One line, without a buffer that would read on: what follows belongs to the watching thread."""
+    """Return one line, without a buffer that would read on: what follows belongs to the watching thread."""
     line = b""
     while not line.endswith(b"\n"):
         part = os.read(descriptor, 1 << 16)
@@ -344,8 +344,8 @@ def _read_line(descriptor: int) -> bytes:
 def _watch_parent(parent_pid: int) -> None:
     """End the process when the parent has died, also during a long native call (TensorRT releases the GIL there).
 
-    End-of-file tells at once. A sibling that the parent forked without exec (multiprocessing, a pre-forking server) may
-    hold the pipe's other end, so the parent's number is looked at as well, every second.
+    End-of-file shows it at once. A sibling that the parent forked without exec (multiprocessing, a pre-forking server)
+    may hold the pipe's other end, so the parent's number is looked at as well, every second.
     """
     poll = select.poll()
     poll.register(STDIN, select.POLLIN)
@@ -356,7 +356,7 @@ def _watch_parent(parent_pid: int) -> None:
 
 
 class Reports:
-    """Writes whole lines to the parent; safe from several threads."""
+    """The child's way to its parent: whole lines. Safe from several threads."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

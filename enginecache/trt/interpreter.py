@@ -1,4 +1,4 @@
-"""Which Python runs a child process, decided before anything is started.
+"""The choice of the Python that runs a child process, made before anything is started.
 
 ``sys.executable`` is not always a Python: it is the application in a frozen program (PyInstaller, cx_Freeze, Nuitka),
 the host where Python is embedded in a program (uWSGI, an application server), empty or None where Python does not know.
@@ -46,7 +46,7 @@ class Interpreter(NamedTuple):
 
 
 def interpreters(named: str | os.PathLike[str] | None = None) -> tuple[Interpreter, ...]:
-    """The interpreters to try, the best first; at least one.
+    """Return the interpreters to try, the best first; at least one.
 
     Nothing is started.
 
@@ -75,7 +75,7 @@ def interpreters(named: str | os.PathLike[str] | None = None) -> tuple[Interpret
 
 
 def run_with(named: str | os.PathLike[str] | None, attempt: Callable[[Interpreter], T]) -> T:
-    """The result of the first interpreter that can run a child.
+    """Return the result of the first interpreter that can run a child.
 
     Args:
         named: As for :func:`interpreters`.
@@ -108,7 +108,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _is_interpreter(path: str) -> bool:
-    """Whether a file is an interpreter of this version by its name, with links followed: a link may have any name."""
+    """Return whether a file is an interpreter of this version by its name, with links followed."""
     if not (Path(path).is_absolute() and _is_program(path)):
         return False
     match = _NAME.fullmatch(Path(os.path.realpath(path)).name)
@@ -117,7 +117,7 @@ def _is_interpreter(path: str) -> bool:
 
 
 def _embeds_python(path: str) -> bool:
-    """Whether a file is this process's program, which only embeds Python, whatever its name.
+    """Return whether a file is this process's program, which only embeds Python, whatever its name.
 
     ``Py_Initialize`` looks for ``python3`` on PATH, and may find a program of that name. Python's own has arguments.
     """
@@ -125,7 +125,7 @@ def _embeds_python(path: str) -> bool:
 
 
 def _executable() -> str:
-    """``sys.executable``, if it is a path at all: a program that embeds Python may set it to anything, or delete it."""
+    """Return ``sys.executable``, or nothing: a program that embeds Python may set it to anything, or delete it."""
     found = getattr(sys, "executable", None)
     return found if isinstance(found, str) else ""
 
@@ -136,7 +136,7 @@ def _is_program(path: str) -> bool:
 
 
 def _is_frozen() -> bool:
-    """Whether this process runs an application that has Python inside."""
+    """Return whether this process runs an application that has Python inside."""
     return bool(getattr(sys, "frozen", False)) or hasattr(sys, "oxidized")
 
 
@@ -149,7 +149,7 @@ def _why() -> str:
 
 
 def environment_for(interpreter: Interpreter, environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a child for an interpreter, made from one for this process's modules."""
+    """Return the environment of a child for an interpreter, made from one for this process's modules."""
     if interpreter.has_our_modules:
         return environment
     own = {name: value for name, value in environment.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}

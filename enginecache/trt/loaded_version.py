@@ -1,4 +1,4 @@
-"""Which TensorRT was really loaded: the bindings' version and the shared library's own.
+"""The TensorRT that was really loaded: the bindings' version and the shared library's own.
 
 Bindings and library are separate packages, and the loader may find a library of another version first
 (``LD_LIBRARY_PATH``, a system package). The plan is the library's work, so the library is asked.
@@ -48,7 +48,7 @@ def load_module(flavour: Flavour) -> Any:
 
 
 def _lacks_memory_for_library(flavour: Flavour) -> bool:
-    """Whether TensorRT's library is here and does not fit into memory: the bindings then say that it is missing."""
+    """Return whether TensorRT's library does not fit into memory: the bindings then say that it is missing."""
     spec = find_spec(f"{module_name(flavour)}_libs")
     for folder in () if spec is None else spec.submodule_search_locations or ():
         for path in Path(folder).iterdir():
@@ -61,13 +61,13 @@ def _lacks_memory_for_library(flavour: Flavour) -> bool:
 
 
 def check_loaded(trt: Any, toolchain: Toolchain, library_version: str | None) -> str:
-    """Compare what is loaded with what the key names, and give the loaded version.
+    """Compare what is loaded with what the key names, and return the loaded version.
 
     Args:
         trt: The imported bindings.
         toolchain: What the key says.
-        library_version: From :func:`library_version`; None where the library does not tell, which leaves the bindings'
-            word.
+        library_version: From :func:`library_version`; None where the library does not say, so that the bindings'
+            version counts.
 
     Raises:
         ToolchainError: Bindings or library have another version.
@@ -88,7 +88,7 @@ def check_loaded(trt: Any, toolchain: Toolchain, library_version: str | None) ->
 
 
 def agree(library_version: str, version: str) -> bool:
-    """Whether two versions name one release, as far as both go.
+    """Return whether two versions name one release, as far as both go.
 
     The packages of 8.6 and 10.0 have three numbers (``10.0.1``) where the library has four (``10.0.1.6``); ``.post1``
     only repackages. Fewer than three common numbers never agree.
@@ -104,7 +104,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def library_version(flavour: Flavour) -> str | None:
-    """Version that the loaded shared library reports of itself, None where it has no such function.
+    """Return the version that the loaded shared library reports of itself, None where it has no such function.
 
     Raises:
         ToolchainError: No such library is loaded in this process.
@@ -118,10 +118,10 @@ def library_version(flavour: Flavour) -> str | None:
 
 
 def loaded_library(flavour: Flavour) -> str | None:
-    """Path of the flavour's library that is mapped into this process (Linux)."""
+    """Return the path of the flavour's library that is mapped into this process (Linux)."""
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and _LIBRARIES[flavour].match(os.path.basename(fields[5])):  # noqa: PTH119  # on a text
+        if len(fields) == 6 and _LIBRARIES[flavour].match(os.path.basename(fields[5])):  # noqa: PTH119  # on a string
             return fields[5]
     return None
 

@@ -1,6 +1,6 @@
-"""TensorRT's lines for people: without places in its source, wrappings and noise.
+"""TensorRT's lines for display: without places in its source, wrappings and noise.
 
-Texts as TensorRT-RTX 1.7.1 (which shares TensorRT 11's parser and builder) writes them, 2026-11.
+Lines as TensorRT-RTX 1.7.1 (which shares TensorRT 11's parser and builder) writes them, 2026-11.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-MAX_REASON_LETTERS = 600
+MAX_REASON_CHARACTERS = 600
 
 _WRAPPING = re.compile(r"^\S+ Error Code \d+: (?P<code>[\w ]+) \((?P<inner>.*)\)$", re.DOTALL)
 _TELLING_CODES = {"OutOfMemory": "out of memory: "}
@@ -24,7 +24,7 @@ NO_DRIVER = re.compile(r"cudaError (?:35|100)\b|driver version is insufficient|n
 
 
 def clean_lines(lines: Sequence[str]) -> list[str]:
-    """Error lines without source places, repetitions and the noise of a machine without a driver.
+    """Return error lines without source places, repetitions and the noise of a machine without a driver.
 
     Each error on a machine without a driver is followed by a ``cudaError 35`` of its own, which explains nothing; it
     stays where it is all there is.
@@ -39,7 +39,7 @@ def _split(text: str) -> list[str]:
 
 
 def clean_line(line: str) -> str:
-    """One line without source places, TensorRT's wrapping and the condition of a C++ check."""
+    """Return one line without source places, TensorRT's wrapping and the condition of a C++ check."""
     match = _WRAPPING.match(line)
     line = _TELLING_CODES.get(match["code"], "") + match["inner"] if match else line
     for place in _PLACES:
@@ -48,4 +48,4 @@ def clean_line(line: str) -> str:
     line = condition["text"] if condition else line
     bracketed = _BRACKETED.match(line.strip())
     line = bracketed["text"] if bracketed else line
-    return line.strip(" .")[:MAX_REASON_LETTERS]
+    return line.strip(" .")[:MAX_REASON_CHARACTERS]

@@ -24,7 +24,7 @@ first.
 
 
 def register(trt: Any, registry: Any, plugin: PluginLibrary) -> tuple[Literal["itself", "loaded", "refused"], str]:
-    """Load one library into this process: how it registered its plugins, and the path that it was loaded by.
+    """Load one library into this process; return how it registered its plugins, and the path that it was loaded by.
 
     Most register their plugins by themselves when they are loaded (``REGISTER_TENSORRT_PLUGIN``; ``--staticPlugins`` of
     trtexec). ``load_library`` refuses those, after it has unloaded them again, with their creators still in the
@@ -37,7 +37,7 @@ def register(trt: Any, registry: Any, plugin: PluginLibrary) -> tuple[Literal["i
         plugin: The library.
 
     Raises:
-        OptionError: It is missing, or is not the one of the key any more.
+        OptionError: It is missing, or is no longer the one of the key.
     """
     try:
         descriptor = os.open(plugin.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -64,7 +64,7 @@ def register(trt: Any, registry: Any, plugin: PluginLibrary) -> tuple[Literal["i
 def check_registered() -> None:
     """Compare the libraries of this process with their digests once more, when their code has run.
 
-    Their pages are mapped: who writes to such a file changes code that has not run yet.
+    Their pages are mapped: a write to such a file changes code that has not run yet.
 
     Raises:
         ModelChangedError: One was written to.
@@ -76,7 +76,7 @@ def check_registered() -> None:
 
 
 def has_changed(plugin: PluginLibrary) -> bool:
-    """Tell whether the path leads to other bytes than those of the key, or to none."""
+    """Return whether the path leads to other bytes than those of the key, or to none."""
     try:
         descriptor = os.open(plugin.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -110,7 +110,7 @@ def _unreadable(plugin: PluginLibrary, error: OSError) -> OptionError:
 
 
 def _creator_count(trt: Any) -> int:
-    """How many plugins are in the process's registry."""
+    """Return how many plugins are in the process's registry."""
     registry = trt.get_plugin_registry()
     names = ("all_creators", "plugin_creator_list")
     return next(len(getattr(registry, name)) for name in names if hasattr(registry, name))

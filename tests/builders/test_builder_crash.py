@@ -296,6 +296,6 @@ def test_crash_within_a_limit_of_memory_is_not_to_be_remembered(tmp_path, monkey
     monkeypatch.setattr(processes.resource, "getrlimit", lambda _limit: (680 << 20, -1))
     error = child._death(-signal.SIGSEGV, tmp_path / "build.log")
     assert type(error) is BuilderKilledError
-    assert "it may have 680 MiB" in error.what
+    assert "its limit is 680 MiB" in error.what
     assert "ulimit -v" in error.fix
     assert not is_lasting(error)

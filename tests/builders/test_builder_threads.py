@@ -29,6 +29,6 @@ def test_build_that_stands_still_where_memory_is_limited_is_ended(monkeypatch, t
     monkeypatch.setattr(process, "memory_limit_bytes", lambda: 500 << 20)
     with builders_that_stop(), pytest.raises(BuilderKilledError) as caught:
         ProcessBuilder().build(request_for(tmp_path))
-    assert "stands still, for want of memory: it may have 500 MiB" in caught.value.what
+    assert "hangs because it lacks memory: its limit is 500 MiB" in caught.value.what
     assert "ulimit -v" in caught.value.fix
     assert held_workers() == []

@@ -24,14 +24,13 @@ from enginecache.trt.build.logs import BuildLog, make_logger, shown_warnings
 from enginecache.trt.build.phases import PhaseReporter, Report, make_monitor
 from enginecache.trt.build.plugins import load_plugins
 from enginecache.trt.build.request import BuildRequest
-from enginecache.trt.build.settings import apply_options
-from enginecache.trt.build.timing_cache import attach_timing_cache, timing_cache_of
+from enginecache.trt.build.settings import apply_options, attach_timing_cache, timing_cache_of
 from enginecache.trt.messages import clean_line, clean_lines
 
 
 @dataclass(frozen=True)
 class SerializedPlan:
-    """What TensorRT gave back.
+    """A plan as TensorRT gives it back.
 
     Attributes:
         memory: An ``IHostMemory``: read it through ``memoryview``, without a copy.
@@ -63,14 +62,14 @@ def build_plan(
         trt: ``tensorrt`` or ``tensorrt_rtx``.
         request: What to build.
         log: Where TensorRT's lines go.
-        report: Hears the phases, where the release has a progress monitor.
+        report: Called with the phases, where the release has a progress monitor.
         after_parsing: Called when TensorRT has read the model's files, before it builds.
 
     Raises:
         BuildError: TensorRT refused the model, or gave no plan.
         ProfileError: The profiles lack something that only TensorRT knows of.
         TargetError: This TensorRT cannot build for the target.
-        UnsupportedOptionError: It has not what an option asks for, or does not take it.
+        UnsupportedOptionError: It lacks what an option asks for, or does not take it.
         OptionError: A library of plugins is not the one that the key names.
         NoDeviceError: This TensorRT builds on a GPU, and finds none.
         ToolchainError: TensorRT gave no builder.
@@ -79,7 +78,7 @@ def build_plan(
     logger = make_logger(trt, log)
     builder = _make_builder(trt, logger, request, log)
     config = builder.create_builder_config()
-    # First what needs no model: a target that cannot be had is said at once, not after minutes of parsing.
+    # First what needs no model: an impossible target is reported at once, not after minutes of parsing.
     reach = _set_target(trt, config, request)
     left_out = apply_options(trt, builder, config, request, log)
     refusal = "" if request.timing_cache is None else attach_timing_cache(config, request.timing_cache, log)
@@ -121,7 +120,7 @@ def _make_builder(trt: Any, logger: Any, request: BuildRequest, log: BuildLog) -
 
 
 def _network_flags(trt: Any) -> int:
-    """EXPLICIT_BATCH where it exists: 8.6 needs it, 10 has it without effect, 11 and RTX know nothing else."""
+    """Return EXPLICIT_BATCH where it exists: 8.6 needs it, 10 has it without effect, 11 and RTX know nothing else."""
     flags = trt.NetworkDefinitionCreationFlag
     return 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
 
@@ -142,7 +141,7 @@ def _parse(parser: Any, request: BuildRequest, log: BuildLog) -> None:
 
 
 def _native(path: str) -> str | bytes:
-    """A path as pybind11 takes it: names that are not UTF-8 must come as bytes."""
+    """Return a path as pybind11 takes it: names that are not UTF-8 must come as bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -181,7 +180,7 @@ def _bad_range(index: int, name: str, shapes: ShapeRange, reasons: list[str]) ->
 
 
 def _set_target(trt: Any, config: Any, request: BuildRequest) -> Reach:
-    """Set what the plan must run on, and give what it will reach."""
+    """Set what the plan must run on, and return what it will reach."""
     wanted = request.target.compute_capabilities
     if not hasattr(config, "set_compute_capability"):
         return _device_target(request, wanted)
@@ -205,13 +204,13 @@ def _set_target(trt: Any, config: Any, request: BuildRequest) -> Reach:
 
 
 def _buildable(trt: Any) -> dict[ComputeCapability, Any]:
-    """The members ``SM89`` and so on of the enumeration, by what they mean."""
+    """Return the members ``SM89`` and so on of the enumeration, by their compute capability."""
     members = [name for name in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d{2,3}", name)]
     return {ComputeCapability.parse(name[2:]): getattr(trt.ComputeCapability, name) for name in members}
 
 
 def _device_target(request: BuildRequest, wanted: tuple[ComputeCapability, ...]) -> Reach:
-    """TensorRT builds for the GPU that it builds on, so the target must be that one."""
+    """Return the reach of TensorRT's plan; it builds for the GPU that it builds on, so the target must be that one."""
     if request.device is None:
         message = f"{product(request)} builds on the GPU that the engine is for, and none was given"
         raise NoDeviceError(message, "Run on a host with that GPU, or name a --target with --backend tensorrt-rtx.")

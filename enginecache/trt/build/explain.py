@@ -1,7 +1,7 @@
-"""TensorRT's error lines turned into what happened, why, and what to do.
+"""Errors made of TensorRT's error lines: what happened, why, and what to do.
 
-Texts as TensorRT-RTX 1.7.1 (which shares TensorRT 11's parser and builder) writes them, read off real builds in
-2026-11. A text that is not known here is passed on as it is.
+Lines as TensorRT-RTX 1.7.1 (which shares TensorRT 11's parser and builder) writes them, read off real builds in
+2026-11. A line that is not known here is passed on as it is.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ParserProblem:
 
     Attributes:
         index: The node's place in the graph; negative where the parser does not say.
-        node: The node's name; empty where the release does not tell or the node has none.
-        operator: Its operator; empty where the release does not tell.
+        node: The node's name; empty where the release does not say or the node has none.
+        operator: Its operator; empty where the release does not say.
         text: The description.
     """
 
@@ -50,7 +50,7 @@ class ParserProblem:
 
     @property
     def place(self) -> str:
-        """The node, for a message: ``node 'conv1' (Conv)``."""
+        """Return the node for a message: ``node 'conv1' (Conv)``."""
         if not self.node and self.index < 0:
             return f"operator {self.operator}" if self.operator else ""
         name = f"node {self.node!r}" if self.node else f"node number {self.index}"
@@ -59,7 +59,7 @@ class ParserProblem:
 
 @dataclass(frozen=True)
 class _Context:
-    """What a reason may draw on: the request, the line that matched, and the match in it."""
+    """The material of a reason: the request, the line that matched, and the match in it."""
 
     request: BuildRequest
     line: str
@@ -71,12 +71,12 @@ class _Context:
 
 
 def product(request: BuildRequest) -> str:
-    """``TensorRT-RTX 1.7.1.116``."""
+    """Return the name of the TensorRT that builds, such as ``TensorRT-RTX 1.7.1.116``."""
     return f"{PRODUCTS[request.toolchain.flavour]} {request.toolchain.version}"
 
 
 def explain_parsing(request: BuildRequest, problems: Sequence[ParserProblem], lines: Sequence[str]) -> EngineCacheError:
-    """Why the parser did not take the model.
+    """Return the error for a model that the parser did not take.
 
     Args:
         request: The build.
@@ -106,7 +106,7 @@ def explain_parsing(request: BuildRequest, problems: Sequence[ParserProblem], li
 
 
 def _name_plugin(request: BuildRequest, problem: ParserProblem) -> str:
-    """A node that is no operator is a plugin of the same name, so TensorRT looks for that at last."""
+    """Return advice for a node that is no operator: TensorRT then looks for a plugin of the same name."""
     plugin = f"the plugin {problem.operator}" if problem.operator else "the plugin"
     names = ", ".join(library.path.name for library in request.options.plugins)
     if names:
@@ -126,7 +126,7 @@ def _with_operator(problem: ParserProblem, lines: Sequence[str]) -> ParserProble
 
 
 def explain_build(request: BuildRequest, lines: Sequence[str]) -> EngineCacheError:
-    """Why there is no plan, after a model that was parsed.
+    """Return the error for a model that was parsed and gave no plan.
 
     Args:
         request: The build.
@@ -223,7 +223,10 @@ def _no_tactic(context: _Context) -> EngineCacheError:
 
 
 def _no_fp32(context: _Context) -> EngineCacheError:
-    """Turing computes matrices in FP16 alone. Source: TensorRT-RTX 1.7.1, built for sm_75 both ways, 2026-11."""
+    """Return the error for Turing, which computes matrices in FP16 alone.
+
+    Source: TensorRT-RTX 1.7.1, built for sm_75 both ways, 2026-11.
+    """
     what = f"{context.refusal}: {context.line}"
     if context.request.conversion is None:
         return BuildError(f"{what}, and FP16 is: see --fp16", "Build it in FP16: add --fp16.")
@@ -245,7 +248,7 @@ def _no_lean_runtime(context: _Context) -> EngineCacheError:
 
 
 def _no_refitting(context: _Context) -> EngineCacheError | None:
-    """A plan for refitting is compiled with CUDA's own calls, so that it needs the GPU that other plans do not."""
+    """Return the error for a plan for refitting: it is compiled with CUDA's own calls, and needs a GPU."""
     options = context.request.options
     asked = ["--strip-plan"] if options.strip_plan else []
     asked += [f"--builder-flag {flag}" for flag in options.builder_flags if re.fullmatch(r"REFIT(?:_\w+)?", flag)]

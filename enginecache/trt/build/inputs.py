@@ -34,7 +34,7 @@ class NetworkInput:
 
     @property
     def value_count(self) -> int:
-        """Number of values of a shape tensor; 1 for a scalar."""
+        """Return the number of values of a shape tensor; 1 for a scalar."""
         return math.prod(self.dims)
 
 

@@ -1,4 +1,4 @@
-"""What TensorRT says during a build: every line to the log, errors and warnings kept for the caller."""
+"""The log of a build: every line goes to the file; errors and warnings are kept for the caller."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class BuildLog:
 
     def write(self, letter: str, text: str) -> None:
         """Add one line; ``letter`` is its severity: F, E, W or I."""
-        # TensorRT calls this in the middle of its work, and an exception would end the process. A full disk is told by
-        # who writes the plan.
+        # TensorRT calls this in the middle of its work, and an exception would end the process. A full disk is
+        # reported by what writes the plan.
         with contextlib.suppress(OSError):
             self._stream.write(f"[{letter}] {text}\n")
             self._stream.flush()
@@ -44,12 +44,12 @@ class BuildLog:
 
 
 def make_logger(trt: Any, log: BuildLog) -> Any:
-    """An ``ILogger`` of the module ``trt`` that writes to ``log``.
+    """Return an ``ILogger`` of the module ``trt`` that writes to ``log``.
 
     VERBOSE is dropped before any formatting: light_densenet121 logs 60,766 such lines and 23 others (TensorRT-RTX
     1.7.1, 2026-11). ``Logger(min_severity)`` would drop them in C++, but writes to standard output and keeps nothing.
     """
-    letters = {
+    initials = {
         trt.ILogger.INTERNAL_ERROR: "F",
         trt.ILogger.ERROR: "E",
         trt.ILogger.WARNING: "W",
@@ -62,7 +62,7 @@ def make_logger(trt: Any, log: BuildLog) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, msg: str) -> None:
-            letter = letters.get(severity)
+            letter = initials.get(severity)
             if letter is not None:
                 log.write(letter, msg)
 
@@ -70,7 +70,7 @@ def make_logger(trt: Any, log: BuildLog) -> Any:
 
 
 def shown_warnings(warnings: Sequence[str]) -> tuple[str, ...]:
-    """The warnings that fit a terminal, and how many more the log has."""
+    """Return the warnings that fit a terminal, and how many more the log has."""
     if len(warnings) <= MAX_SHOWN:
         return tuple(warnings)
     return (*warnings[:MAX_SHOWN], f"... and {len(warnings) - MAX_SHOWN} more warnings in the builder's log")

@@ -1,7 +1,7 @@
 """The model's files, held open, so that TensorRT reads the very ones that the key names.
 
 A path can lead elsewhere while TensorRT parses and back again before it is looked at: a release link that is moved and
-rolled back. No file changes then, so no fingerprint tells. TensorRT is therefore given links to open descriptors.
+rolled back. No file changes then, so no fingerprint shows it. TensorRT is therefore given links to open descriptors.
 
 TensorRT-RTX maps external data while it parses and reads it while it builds, so the files are compared once more when
 the plan is there, and whenever there is none: a file that changed may be why.
@@ -93,11 +93,11 @@ class PinnedModel:
                 raise self._changed()
 
     def check(self) -> None:
-        """Compare the files, and the libraries of plugins, with the key, when TensorRT reads them no more.
+        """Compare the files, and the libraries of plugins, with the key, when TensorRT no longer reads them.
 
         Fingerprints suffice where they were conclusive when the identity was taken (``is_settled``, see
-        ``Fingerprint.is_conclusive``), with nobody about who can write without moving them: who keeps a page mapped and
-        dirty. Else the bytes are digested again. Not seen is what such a mapping changed and changed back.
+        ``Fingerprint.is_conclusive``), and no process can write without moving them, which one that keeps a page mapped
+        and dirty can. Else the bytes are digested again. Not seen is what such a mapping changed and changed back.
 
         Raises:
             ModelChangedError: They may not be what the key names.
@@ -157,7 +157,7 @@ class _Writes:
             self._is_whole = added >= 0
 
     def seen(self) -> int | None:
-        """The kinds of all notices so far; None where there may have been others."""
+        """Return the kinds of all notices so far; None where there may have been others."""
         with contextlib.suppress(BlockingIOError):
             while self._is_whole:
                 data = os.read(self._descriptor, 256 * EVENT_BYTES)
@@ -166,7 +166,7 @@ class _Writes:
         return self._seen if self._is_whole else None
 
     def close(self) -> None:
-        """End it. Idempotent."""
+        """Stop watching. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._is_whole = -1, False
@@ -175,8 +175,8 @@ class _Writes:
 def _is_open_for_writing(descriptor: int) -> bool:
     """Tell whether any process has the file open or mapped for writing, as far as this user may know.
 
-    The kernel grants a lease only on a file that nobody can write to. It is given back at once; who opens the file in
-    between waits for that, and this process gets a signal, which would end it.
+    The kernel grants a lease only on a file that nobody can write to. It is given back at once; a process that opens
+    the file in between waits for that, and this process gets a signal, which would end it.
 
     Source: Linux, fcntl(2), F_SETLEASE.
     """
@@ -196,8 +196,8 @@ def pinned(request: BuildRequest) -> Iterator[PinnedModel]:
     """Hold the model's files open while TensorRT reads them, and check them at the end.
 
     Raises:
-        ModelChangedError: They are not the files of the request's identity, or are so no more; whatever else went
-            wrong meanwhile may be due to that.
+        ModelChangedError: They are not the files of the request's identity, or no longer; other errors meanwhile may
+            be due to that.
     """
     # Some exporters write a file for each tensor; the usual soft limit is 1024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -33,9 +33,9 @@ def load_plugins(trt: Any, builder: Any, logger: Any, request: BuildRequest, log
         log: Where TensorRT's lines go.
 
     Raises:
-        OptionError: A library is gone, or is not the one of the key any more.
+        OptionError: A library is missing, or is no longer the one of the key.
         BuildError: TensorRT does not take a library.
-        UnsupportedOptionError: This installation cannot have plugins.
+        UnsupportedOptionError: This installation cannot use plugins.
     """
     # Up to TensorRT 10 the parser does not find the plugins that TensorRT ships unless they are registered.
     if hasattr(trt, "init_libnvinfer_plugins") and not trt.init_libnvinfer_plugins(logger, ""):
@@ -70,6 +70,6 @@ def _load(trt: Any, builder: Any, plugin: PluginLibrary, request: BuildRequest, 
 
 _FIX = (
     "A library of plugins exports getCreators (TensorRT 8.6: getPluginCreators), or registers its plugins when it is "
-    "loaded. Build it for this TensorRT. If it needs libraries beside it, name their folder in LD_LIBRARY_PATH: it is "
+    "loaded. Build it for this TensorRT. If it needs libraries next to it, name their folder in LD_LIBRARY_PATH: it is "
     "loaded from an open file, where $ORIGIN leads nowhere."
 )

@@ -1,4 +1,4 @@
-"""Builds in a child process, so that a crash of TensorRT is an error of one build and not the end of the caller."""
+"""Builds in a child process, so that a crash of TensorRT fails one build and does not end the caller."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STALL_S = 20.0
 Only looked for where the address space is limited. Seen at 520 and 580 MB of it with TensorRT-RTX 1.7.1, 2026-12.
 """
 _IDLE_TICKS = 5
-"""Computing in that time that is none: a thread looks once a second whether the parent lives."""
+"""So little computing in that time counts as none: a thread checks once a second whether the parent lives."""
 
 _RAISE_LIMIT = "Raise the limit of its address space (`ulimit -v`), and try again."
 
@@ -59,8 +59,8 @@ FULL_BELOW_BYTES = 64 << 10
 class ProcessBuilder:
     """A :class:`~enginecache.trt.build.request.Builder` that runs each build in a process of its own.
 
-    Safe to call from several threads at once, and from several processes. A build ends with its parent: when the parent
-    dies, the child does too, within about a second. The child is in a session of its own, so that Ctrl-C reaches the
+    Safe to call from several threads at once, and from several processes. When its parent dies, the child
+    ends too, within about a second. The child is in a session of its own, so that Ctrl-C reaches the
     parent alone, which then kills the child.
 
     Args:
@@ -132,7 +132,7 @@ def _name_library_for_parser(folder: Path, environment: dict[str, str]) -> None:
 
 
 def _files_of(request: BuildRequest) -> IO[bytes]:
-    """The log, opened; what the child reads from files of the build's folder is written."""
+    """Write the files of the build's folder that the child reads, and return the log, opened."""
     try:
         log = _create(request.log_path)
     except OSError as error:
@@ -153,16 +153,16 @@ def _unwritable(error: OSError) -> StoreError:
 
 
 def _create(path: Path) -> IO[bytes]:
-    """A new file that only this user may read, opened for appending."""
+    """Make a file that only this user may read, and return it opened for appending."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "wb")
 
 
 def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | None, started_s: float) -> BuiltPlan:
-    """Pass progress on until the result is there; raises the worker's error.
+    """Pass progress on until the result arrives; raise the worker's error.
 
-    In silence the last step is said again with the time that has passed: TensorRT tries tactics for minutes without a
-    word.
+    Without news the last step is passed on again with the time that has passed: TensorRT tries tactics for minutes in
+    silence.
     """
     step: tuple[str, int | None, int | None] = ("Starting", None, None)
     has_model = False
@@ -189,7 +189,7 @@ def _listen(worker: Worker, request: BuildRequest, progress: ProgressCallback | 
 
 
 class _Stall:
-    """The watch over a builder that may stand still for want of address space."""
+    """A watch over a builder that may hang because it lacks address space."""
 
     def __init__(self, worker: Worker, log_path: Path) -> None:
         self._worker = worker
@@ -199,14 +199,14 @@ class _Stall:
         self._since_s = time.monotonic()
 
     def check(self, *, has_model: bool) -> None:
-        """Raise the error of a builder that has its model and has computed next to nothing for :data:`STALL_S`."""
+        """Raise the error of a builder that has its model and has computed almost nothing for :data:`STALL_S`."""
         if self._limit is None:
             return
         ticks, now_s = self._worker.cpu_ticks(), time.monotonic()
         if ticks > self._ticks + _IDLE_TICKS or not has_model:
             self._ticks, self._since_s = ticks, now_s
         elif now_s - self._since_s >= STALL_S:
-            what = f"the builder stands still, for want of memory: it may have {format_size(self._limit)}"
+            what = f"the builder hangs because it lacks memory: its limit is {format_size(self._limit)}"
             raise BuilderKilledError(what, _RAISE_LIMIT, self._log)
 
 
@@ -230,7 +230,7 @@ def _plan(worker: Worker, request: BuildRequest, report: dict[str, Any], build_s
 
 
 def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCacheError:
-    """The error for a worker that ended without a result; ``has_model`` where TensorRT had been given the model."""
+    """Return the error for a worker that ended without a result; ``has_model`` if TensorRT had received the model."""
     tail = log_tail(log_path)
     what, advice = _cause(status, tail)
     if is_out_of_memory(tail) or is_out_of_threads(tail):
@@ -240,14 +240,14 @@ def _death(status: int, log_path: Path, *, has_model: bool = True) -> EngineCach
         what = f"the builder process ended {describe_status(status)} before it had opened the model"
         advice = "Python or TensorRT could not be loaded; `enginecache doctor` checks the installation."
         return ToolchainError(what, f"{advice}\n{last}\nThe builder's log: {log_path}")
-    # Whoever ends a process with a status, TensorRT did not say that the model is to blame.
+    # A process that ends with a status does not say that the model is to blame.
     is_verdict = status < 0 and not is_from_outside(status, tail) and memory_limit_bytes() is None
     kind = BuilderCrashError if is_verdict else BuilderKilledError
     return kind(what, f"{advice}\n{last}", str(log_path))
 
 
 def _cause(status: int, tail: Sequence[str]) -> tuple[str, str]:
-    """What happened, and what to do."""
+    """Return what happened, and what to do."""
     if is_out_of_memory(tail):
         return "the builder ran out of memory and died", "Free memory, or raise the container's limit, and try again."
     if is_out_of_threads(tail):
@@ -256,7 +256,7 @@ def _cause(status: int, tail: Sequence[str]) -> tuple[str, str]:
 
 
 def _ending(status: int, tail: Sequence[str]) -> tuple[str, str]:
-    """The same for a process whose log names no resource that it lacked."""
+    """Return the same for a process whose log names no resource that it lacked."""
     if status >= 0:
         what = f"the builder process ended with status {status} and no result"
         return what, "The log says more; `enginecache doctor` checks the installation."
@@ -274,12 +274,12 @@ def _crash(status: int) -> tuple[str, str]:
     if limit is None:
         return what, "TensorRT crashed on this model: try another release of it, or fold the model's constants first."
     # Protobuf and TensorRT do not look at every pointer that the allocator gives.
-    what += f", perhaps for want of memory: it may have {format_size(limit)}"
+    what += f", perhaps because it lacks memory: its limit is {format_size(limit)}"
     return what, _RAISE_LIMIT
 
 
 def log_tail(path: Path) -> list[str]:
-    """The last lines of a log, without its empty ones; reads a few KiB from its end."""
+    """Return the last lines of a log, without its empty ones; reads a few KiB from its end."""
     try:
         with path.open("rb") as file:
             return tail_of(file)

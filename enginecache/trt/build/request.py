@@ -1,4 +1,4 @@
-"""What a builder is given, what it gives back, and what it says meanwhile."""
+"""The contract of a builder: its request, its progress and its plan."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class BuildRequest:
 
     Attributes:
         source: The model's path or bytes.
-        identity: What the key says the model is; its files are compared again when the plan is there.
+        identity: The model as the key has it; its files are compared again when the plan is complete.
         profiles: In order; empty for a static model.
         options: Builder options.
-        toolchain: What the key says builds; compared with what is really loaded.
+        toolchain: The TensorRT of the key; compared with what is really loaded.
         target: What the plan must run on.
         device: The device to build on; None where no GPU takes part.
         work_dir: A private, empty folder of this build; the plan is written there.
@@ -97,10 +97,10 @@ class BuiltPlan:
 
 
 class Builder(Protocol):
-    """Makes one plan. Safe to call from several threads at once."""
+    """A maker of plans. Safe to call from several threads at once."""
 
     def build(self, request: BuildRequest, progress: ProgressCallback | None = None) -> BuiltPlan:
-        """Build the plan, blocking until it is there.
+        """Build the plan; block until it is complete.
 
         Raises:
             BuildError: TensorRT refused or failed; the reason is in the message and the log.

@@ -1,7 +1,7 @@
-"""The builder config's options, each asked for before it is touched.
+"""The builder config: its options, each looked for before it is set, and its timing cache.
 
-What a release lacks is refused with what has it. What TensorRT does not take is refused too, in its own words: it only
-logs it, and would go on without.
+An option that a release lacks is refused, with the releases that have it. One that TensorRT does not take is refused
+too, in its own words: TensorRT only logs it, and would go on without.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SINCE = {
     "STRIP_PLAN": "TensorRT 10 and later have it",
     "BF16": "TensorRT 10 has it",
 }
-"""Which releases have what another lacks, where that is known."""
+"""The releases that have a feature, where that is known."""
 
 _FAST = {"fp16": "platform_has_fast_fp16", "int8": "platform_has_fast_int8"}
-"""What the builder is asked before a precision is set. Of the others TensorRT cannot be asked."""
+"""Questions to the builder before a precision is set; for the others TensorRT has none."""
 
 
 def apply_options(trt: Any, builder: Any, config: Any, request: BuildRequest, log: BuildLog) -> tuple[str, ...]:
-    """Set what the request's options say.
+    """Set the request's options.
 
     Args:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
@@ -43,7 +43,7 @@ def apply_options(trt: Any, builder: Any, config: Any, request: BuildRequest, lo
         What was left out, and why.
 
     Raises:
-        UnsupportedOptionError: This release has not what an option asks for, or does not take it.
+        UnsupportedOptionError: This release lacks what an option asks for, or does not take it.
     """
     options = request.options
     if options.workspace_bytes is not None:
@@ -78,7 +78,7 @@ def _levels(trt: Any) -> Iterable[str]:
 
 
 def _precision_flags(trt: Any, builder: Any, request: BuildRequest) -> tuple[dict[str, bool], tuple[str, ...]]:
-    """The flags of the asked precisions, and a line for each that this GPU would not gain by.
+    """Return the flags of the asked precisions, and a line for each that would not be faster on this GPU.
 
     A release without such flags takes every type from the graph, which was converted before or has Q/DQ nodes.
     """
@@ -100,7 +100,7 @@ def _precision_flags(trt: Any, builder: Any, request: BuildRequest) -> tuple[dic
 
 
 def _named_flags(options: BuildOptions) -> dict[str, bool]:
-    """Builder flags by name, and whether they are to be set; what others depend on stands first."""
+    """Return builder flags by name, and whether they are to be set; those that others depend on come first."""
     flags = {"VERSION_COMPATIBLE": options.version_compatible, "STRIP_PLAN": options.strip_plan}
     flags = {name: True for name, is_asked in flags.items() if is_asked}
     return {**flags, **{text.partition("=")[0]: not text.endswith("=OFF") for text in options.builder_flags}}
@@ -125,12 +125,12 @@ def _set_flags(trt: Any, config: Any, request: BuildRequest, log: BuildLog, flag
 
 
 def _free(known: Any) -> list[str]:
-    """The builder flags that ``--builder-flag`` takes: the others have an option of their own."""
+    """Return the builder flags that ``--builder-flag`` takes: the others have an option of their own."""
     return [name for name in _names(dir(known)) if name not in FLAGS_WITH_OPTION]
 
 
 def _names(names: Iterable[str]) -> list[str]:
-    """An enumeration's members, without its own attributes and without what TensorRT calls the same."""
+    """Return an enumeration's members, without its attributes and its aliases."""
     return sorted(name for name in names if name.isupper())
 
 
@@ -140,3 +140,56 @@ def _instead(name: str, otherwise: str) -> str:
 
 def _words(lines: list[str]) -> str:
     return "; ".join(clean_lines(lines)[:1]) or "it gave no reason"
+
+
+def attach_timing_cache(config: Any, data: bytes, log: BuildLog) -> str:
+    """Let the config start from a timing cache, or from an empty one where TensorRT does not take it.
+
+    Args:
+        config: The builder config; it keeps the cache alive.
+        data: Bytes of ``ITimingCache.serialize``; none for an empty one.
+        log: Where TensorRT's lines go.
+
+    Returns:
+        Why the given one was not taken; empty where it was.
+    """
+    cache, refusal = _read_timing_cache(config, data, log)
+    if cache is not None:
+        logged = len(log.errors), len(log.warnings)
+        # Never ignore_mismatch: timings of another GPU or version would choose tactics here, and be stored.
+        is_set = config.set_timing_cache(cache, ignore_mismatch=False)
+        refusal = _said(log, *logged) or ("" if is_set else "it is of another device or TensorRT")
+    if refusal:
+        empty = config.create_timing_cache(b"")
+        if empty is not None:
+            config.set_timing_cache(empty, ignore_mismatch=False)
+    return refusal
+
+
+def _read_timing_cache(config: Any, data: bytes, log: BuildLog) -> tuple[Any | None, str]:
+    """Return the timing cache of these bytes, or None and why.
+
+    Damage is only logged, and gives an *empty* cache (11.4's bindings over TensorRT-RTX 1.7.1, 2026-11). So a line of
+    any severity but information is a refusal.
+    """
+    logged = len(log.errors), len(log.warnings)
+    try:
+        cache = config.create_timing_cache(data)
+    except (RuntimeError, ValueError) as error:
+        cache = None
+        log.write("E", str(error))
+    refusal = _said(log, *logged) or ("it gave no reason" if cache is None else "")
+    return (None if refusal else cache), refusal
+
+
+def _said(log: BuildLog, errors: int, warnings: int) -> str:
+    """Return the lines logged since there were so many, and drop them: they are not why a build fails later."""
+    lines = clean_lines([*log.errors[errors:], *log.warnings[warnings:]])
+    del log.errors[errors:], log.warnings[warnings:]
+    return "; ".join(lines)
+
+
+def timing_cache_of(config: Any) -> bytes:
+    """Return the config's timing cache after a build; no bytes where it has none."""
+    cache = config.get_timing_cache()
+    return b"" if cache is None else bytes(cache.serialize())

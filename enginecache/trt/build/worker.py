@@ -34,7 +34,7 @@ from enginecache.trt.convert.fallback import build_converted
 from enginecache.trt.loaded_version import check_loaded, library_version, load_module
 
 NEEDED_THREADS = 8
-"""TensorRT-RTX 1.7.1 starts four on two cores, and a build that may start one to three of them ends never or is
+"""TensorRT-RTX 1.7.1 starts four on two cores, and a build that may start one to three of them never ends or is
 refused. Measured 2026-12 under ``ulimit -u``."""
 
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def run(record: dict[str, Any], reports: Reports) -> int:
-    """Build what the request says, and send exactly one result. Gives the exit status."""
+    """Build what the request asks for, send exactly one result, and return the exit status."""
     try:
         with _translated():
             result = _build(decode_request(record), reports)
@@ -59,7 +59,7 @@ def run(record: dict[str, Any], reports: Reports) -> int:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Raise every exception as an error of the tree; what was not foreseen leaves its traceback in the log.
+    """Raise every exception as an error of the tree; an unforeseen one leaves its traceback in the log.
 
     That is no verdict on the model, so it is no :class:`BuildError`, which would be remembered as one.
     """
@@ -121,7 +121,7 @@ def _progress(phase: str, step: int | None = None, step_count: int | None = None
 
 
 def _write(path: Path, content: Any) -> None:
-    """Bytes into a new file of the build's folder, closed when this returns. Not durable: the store is."""
+    """Write bytes to a new file of the build's folder, closed when this returns. Not durable: the store is."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(memoryview(content))

@@ -41,7 +41,7 @@ RAW_FOLDER = "raw"
 WEIGHTS = "weights.data"
 EXTERNAL_FROM_BYTES = 1 << 16
 SMALL_BYTES = 1 << 16
-"""Tensors up to this size may tell shapes, and take part in shape inference; larger ones are weights."""
+"""Tensors up to this size may hold shapes, and take part in shape inference; larger ones are weights."""
 
 _CLAMPED = re.compile(r"the float32 number (?P<value>\S+) will be truncated to (?P<limit>\S+)")
 _NOT_IN_ONNX = re.compile(r"No Op registered for|No opset import for domain")
@@ -55,7 +55,7 @@ def without_misread(request: BuildRequest, log: BuildLog) -> BuildRequest:
 
     Args:
         request: With the pinned model as its source.
-        log: Is told how many tensors there were.
+        log: Gets a line with the number of tensors.
 
     Returns:
         The request with the copy as its source; as it was where TensorRT reads every tensor right.
@@ -127,7 +127,7 @@ def _convert(request: BuildRequest, conversion: Conversion, log: BuildLog, stays
             before = _types_of(original.graph)
             model = _CONVERTERS[conversion.precision](original, request.source, conversion, stays)
             if conversion.keeps_io and _types_of(model.graph) != before:
-                raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # told as every failure is
+                raise ValueError("inputs or outputs got another type")  # noqa: TRY301  # reported as every failure is
             path = _write(model, request)
             _check(path, request.source, log)
         except (MemoryError, OSError, ImportError, ToolchainError, ModelChangedError):
@@ -150,7 +150,7 @@ def nodes_in(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _types_of(graph: Any) -> list[tuple[str, int]]:
-    """Names and types of inputs and outputs."""
+    """Return the names and types of inputs and outputs."""
     values = {value.name: value.type.tensor_type.elem_type for value in graph.output}
     return [*((value.name, value.type.tensor_type.elem_type) for value in graph.input), *values.items()]
 
@@ -180,7 +180,7 @@ def _require_versions(conversion: Conversion) -> None:
 
 
 def _read(source: ModelSource) -> Any:
-    """The model without its external data, with functions inlined and weights taken from the inputs."""
+    """Return the model without its external data, with functions inlined and weights taken from the inputs."""
     import onnx
     from onnx.inliner import inline_local_functions
 
@@ -265,7 +265,7 @@ def _to_fp16(model: Any, source: ModelSource, conversion: Conversion, stays: Col
 
 
 def _infer_shapes(model: Any) -> Any:
-    """The model with the types of its tensors, which the converter goes by.
+    """Return the model with the types of its tensors, which the converter goes by.
 
     Weights are kept out: inference copies the model, and takes none above 2 GiB.
     """
@@ -304,7 +304,7 @@ def _infer_inner_shapes(model: Any) -> None:
 
 
 def _to_bf16(model: Any, source: ModelSource, conversion: Conversion, _stays: Collection[str]) -> Any:
-    """By ModelOpt's AutoCast, with every node in BF16 that can be.
+    """Convert by ModelOpt's AutoCast, with every node in BF16 that can be.
 
     ``convert_to_f16`` and not ``convert_to_mixed_precision``, which runs the model on random numbers to decide which
     nodes to leave in FP32: one model would have many conversions.
@@ -323,7 +323,7 @@ _CONVERTERS: Mapping[str, _Converter] = {"fp16": _to_fp16, "bf16": _to_bf16}
 
 
 def _write(model: Any, request: BuildRequest) -> Path:
-    """Write the model, with its weights beside it: they may be more than a protobuf message can hold."""
+    """Write the model, with its weights in a file next to it: they may be more than a protobuf message can hold."""
     import onnx
 
     folder = request.work_dir / FOLDER
@@ -343,7 +343,7 @@ def _write(model: Any, request: BuildRequest) -> Path:
 
 
 def _check(path: Path, source: ModelSource, log: BuildLog) -> None:
-    """Refuse what the converter made of an ONNX model and is none.
+    """Refuse a converted model that is not an ONNX model, where the original was one.
 
     Operators that ONNX does not have are left to TensorRT; so is a graph that the checker refused before it was
     converted. It is stricter than TensorRT, with the names of graphs and with metadata, which are not in the key.
@@ -359,7 +359,7 @@ def _check(path: Path, source: ModelSource, log: BuildLog) -> None:
 
 
 def _is_valid(model: Any) -> bool:
-    """Whether the checker takes a model as it was before its conversion. External data is not looked for."""
+    """Return whether the checker takes a model as it was before its conversion. External data is not looked for."""
     import onnx
 
     for tensor in graph_fixes.tensors_of(model.graph):
@@ -390,7 +390,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _summarize(conversion: Conversion, caught: Sequence[warnings.WarningMessage], log: BuildLog) -> None:
-    """One warning for all weights that were clamped to the largest number."""
+    """Log one warning for all weights that were clamped to the largest number."""
     beyond = []
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         match = _CLAMPED.search(text)

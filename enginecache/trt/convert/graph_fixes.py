@@ -1,4 +1,4 @@
-"""What is done to an ONNX graph before and after its conversion, because the converter does not.
+"""Changes of an ONNX graph before and after its conversion that the converter does not make.
 
 Each step is here for a graph that onnxconverter-common 1.16 was seen to spoil, 2026-11. All change the model in place.
 Functions are not looked into: they are inlined before.
@@ -33,7 +33,7 @@ FIRST_IR_WITHOUT_WEIGHTS_AS_INPUTS = 4
 
 
 def graphs_of(graph: Any) -> Iterator[Any]:
-    """A graph and those inside its nodes, outermost first."""
+    """Yield a graph and those inside its nodes, outermost first."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -42,12 +42,12 @@ def graphs_of(graph: Any) -> Iterator[Any]:
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
-    """The nodes of a graph and of those inside it."""
+    """Return the nodes of a graph and of those inside it."""
     return (node for inner in graphs_of(graph) for node in inner.node)
 
 
 def tensors_of(graph: Any) -> Iterator[Any]:
-    """Every ``TensorProto`` of a graph and of those inside it."""
+    """Yield every ``TensorProto`` of a graph and of those inside it."""
     for inner in graphs_of(graph):
         yield from inner.initializer
         sparse = list(inner.sparse_initializer)
@@ -116,7 +116,7 @@ def separate_outputs(graph: Any) -> None:
 
 
 def kept_nodes(graph: Any, kept_operators: Collection[str]) -> set[str]:
-    """Names of the nodes that must stay in FP32 although their operator need not.
+    """Return the names of the nodes that must stay in FP32 although their operator need not.
 
     Nodes whose type is said by an attribute, which the converter leaves as it is; those that compute with shapes, or
     what becomes an index or another whole number, since FP16 has not all of them above 2048; those that read weights
@@ -136,7 +136,7 @@ def kept_nodes(graph: Any, kept_operators: Collection[str]) -> set[str]:
 
 
 def _weights_beyond_fp16(graph: Any) -> set[str]:
-    """Names of the weights and constants with a number too large for FP16.
+    """Return the names of the weights and constants with a number too large for FP16.
 
     Not those that stand for infinity, as in masks: in FP32 they would be infinite one node later, and a row of nothing
     else then has no softmax; clamped they do what they are for. Nor small ones: nearly every trained weight has some
@@ -170,7 +170,7 @@ def _makes_float(node: Any) -> bool:
 
 
 def _shape_arithmetic(graph: Any) -> set[str]:
-    """Names of the nodes that read shapes and constants alone; the graph's nodes are in topological order."""
+    """Return the names of the nodes that read shapes and constants alone, in a graph in topological order."""
     fixed = {"", *(tensor.name for tensor in graph.initializer)}
     shapes: set[str] = set()
     found = set()
@@ -188,7 +188,7 @@ def _shape_arithmetic(graph: Any) -> set[str]:
 
 
 def _index_arithmetic(graph: Any) -> set[str]:
-    """Names of the casts to whole numbers, and of the nodes whose numbers those take.
+    """Return the names of the casts to whole numbers, and of the nodes whose numbers those take.
 
     Back to the first node that does more than pass numbers on.
     """
@@ -351,7 +351,7 @@ def name_captures(graph: Any, is_kept: Callable[[Any], bool]) -> None:
 
 
 def floats_of(graph: Any) -> set[str]:
-    """Return the names of the FP32 tensors of the outermost graph that are no weights, as far as types are known."""
+    """Return the names of the FP32 tensors of the outermost graph that are not weights, as far as types are known."""
     weights = {tensor.name for tensor in graph.initializer}
     values = (*graph.input, *graph.value_info, *graph.output)
     return {value.name for value in values if value.type.tensor_type.elem_type == FLOAT} - weights
@@ -441,7 +441,7 @@ def _names_in(graph: Any) -> set[str]:
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    """``name``, or with underscores after it until nothing is called so; taken from now on."""
+    """Return ``name``, with underscores after it until it is unused, and take it."""
     while name in taken:
         name += "_"
     taken.add(name)

@@ -1,4 +1,4 @@
-"""A plan into an engine, in this process; of the modules here the only one that touches TensorRT.
+"""Deserialization of a plan in this process; of the modules here the only one that touches TensorRT.
 
 TensorRT must be the very release that built the plan, so the version is compared before TensorRT sees a byte. The
 header check of TensorRT-RTX never decides by itself: it looks at 64 bytes, and calls changed data valid.
@@ -38,10 +38,10 @@ property of the runtime. Source: NVIDIA TensorRT documentation, "Threading", 10.
 
 
 def _begin_anew() -> None:
-    """In a child that was forked: another thread's loading did not come along, and its lock must not either."""
+    """Start anew in a forked child: another thread's loading did not come along, and its lock must not either."""
     global _GUARD, _RUNTIMES  # noqa: PLW0603
     _GUARD = threading.Lock()
-    _LEFT_BEHIND.append(_RUNTIMES)  # kept, since a destructor would speak to a CUDA that is not there
+    _LEFT_BEHIND.append(_RUNTIMES)  # kept, since a destructor would call a CUDA that is not there
     _RUNTIMES = {}
 
 
@@ -61,7 +61,7 @@ def deserialize(
         request: The plan.
         echo: Where each line of TensorRT's is written at once, for a process that may not live to hand them over. Only
             a process's first loading can choose it.
-        before: Called when all else is done, and TensorRT is about to have the plan.
+        before: Called when all else is done, and TensorRT is about to receive the plan.
 
     Raises:
         IntegrityError: The bytes do not have the digest.
@@ -97,7 +97,7 @@ def _verified(noun: str, path: Path, digest: str) -> Iterator[mmap.mmap]:
 
 
 def _runtime(request: LoadRequest, echo: TextIO | None) -> _Runtime | Failure:
-    """The one runtime of a flavour and process: it and its logger must outlive every engine."""
+    """Return the one runtime of a flavour and process: it and its logger must outlive every engine."""
     trt = load_module(request.flavour)
     version = library_version(request.flavour) or str(trt.__version__)
     if not agree(version, request.version):
@@ -148,7 +148,7 @@ class _Runtime:
             return Loaded(engine, kept.lines)
 
     def _load_plugins(self, plugins: tuple[PluginLibrary, ...]) -> str:
-        """Load libraries that this runtime does not have yet; why that cannot be, or an empty text.
+        """Load libraries that this runtime does not have yet; return why one cannot be, or an empty string.
 
         What TensorRT says of one is kept and does not end the loading: it also refuses a library whose plugins the
         program has registered already. Whether a plugin is missing it says when it reads the plan.
@@ -164,7 +164,7 @@ class _Runtime:
         return ""
 
     def _check_header(self, plan: mmap.mmap, kept: Kept) -> tuple[str, ...]:
-        """What the header check finds wrong, by name; nothing where the release has no such check."""
+        """Return what the header check finds wrong, by name; nothing where the release has no such check."""
         if not hasattr(self._runtime, "get_engine_validity"):
             return ()
         with self._log.collecting():  # deserializing says the same again

@@ -1,4 +1,4 @@
-"""What TensorRT says while it loads a plan, and while engines run."""
+"""TensorRT's lines while it loads a plan, and while engines run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Kept:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """All of them: TensorRT may call an error what it then works around."""
+        """Return all of them: TensorRT may call an error what it then works around."""
         return (*self._errors, *self._warnings)
 
     def failure(self, kind: FailureKind, what: str = "", diagnostics: tuple[str, ...] = ()) -> Failure:
-        """A failure with the errors."""
+        """Return a failure with the errors."""
         return Failure(kind, tuple(self._errors), diagnostics, what)
 
 
 class LoadLog:
-    """Where a runtime's lines go: to the loading that is under way, else to Python's log.
+    """A runtime's log: lines go to the loading that is under way, else to Python's log.
 
-    TensorRT logs from threads of its own, so that only the time tells which loading a line is of. Engines log through
+    TensorRT logs from threads of its own, so only the time shows which loading a line belongs to. Engines log through
     their runtime's logger for as long as they run.
 
     Args:
@@ -54,7 +54,7 @@ class LoadLog:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Kept]:
-        """Keep what is said from here on. May be nested; one thread at a time."""
+        """Keep the lines from here on. May be nested; one thread at a time."""
         outer, self._kept = self._kept, Kept()
         try:
             yield self._kept
@@ -73,9 +73,9 @@ class LoadLog:
 
 
 def make_logger(trt: Any, log: LoadLog) -> Any:
-    """An ``ILogger`` of the module ``trt`` that hands errors and warnings to ``log``.
+    """Return an ``ILogger`` of the module ``trt`` that hands errors and warnings to ``log``.
 
-    It must outlive every runtime and engine: TensorRT keeps the first one of a process for ever.
+    It must outlive every runtime and engine: TensorRT keeps the first one of a process forever.
     """
     is_error = {trt.ILogger.INTERNAL_ERROR: True, trt.ILogger.ERROR: True, trt.ILogger.WARNING: False}
 

@@ -1,4 +1,4 @@
-"""What a runtime is given, and what comes of it."""
+"""The contract of loading: a request, and an engine or a failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FailureKind = Literal[
     "killed",
     "timeout",
 ]
-"""How a loading failed.
+"""The kinds of failures.
 
 - ``not_started``: there was no child process.
 - ``toolchain``: TensorRT could not be imported or gave no runtime, or the child died before TensorRT had the plan.
@@ -41,7 +41,7 @@ FailureKind = Literal[
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A plan, and what is recorded of it.
+    """A plan to load, with its recorded properties.
 
     Attributes:
         path: The plan, absolute.
@@ -69,7 +69,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Failure:
-    """A plan that was not loaded, and what was said of it.
+    """The failure of a loading, with what TensorRT said.
 
     Attributes:
         kind: How it failed.
@@ -98,14 +98,14 @@ class Loaded:
 
 
 Trial = Callable[[LoadRequest, Device | None], Failure | None]
-"""Loads a plan on a device in another process; None where that went well.
+"""A function that loads a plan on a device in another process; None for success.
 
 Raises:
     IntegrityError: The plan's bytes do not have its digest.
 """
 
 Deserializer = Callable[[LoadRequest], "Loaded | Failure"]
-"""Loads a plan in this process, on the CUDA device that is current.
+"""A function that loads a plan in this process, on the CUDA device that is current.
 
 Raises:
     IntegrityError: The plan's bytes do not have its digest.
@@ -113,5 +113,5 @@ Raises:
 
 
 def driver_of(device: Device) -> str:
-    """The driver's version, or where it is unknown the CUDA level that it has."""
+    """Return the driver's version, or where it is unknown its CUDA level."""
     return device.driver_version or "CUDA {}.{}".format(*device.cuda_driver_version)

@@ -30,7 +30,7 @@ WORKER = "enginecache.trt.load.worker"
 TIMEOUT_S = 300.0
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-"""What native code dies of by itself. Of any other end a plan is not to blame."""
+"""Signals that native code ends itself by. A plan is not to blame for any other end."""
 
 
 class ProcessTrial:
@@ -49,7 +49,7 @@ class ProcessTrial:
         self._also = also
 
     def __call__(self, request: LoadRequest, device: Device | None) -> Failure | None:
-        """Load the plan in a child; None where that went well.
+        """Load the plan in a child; return None for success.
 
         Raises:
             IntegrityError: The plan's bytes do not have its digest.
@@ -71,7 +71,7 @@ class ProcessTrial:
                     to_plain(request),
                     python=interpreter.path,
                     environment=environment_for(interpreter, environment),
-                    folder="/",  # where no model lies, and no module beside it
+                    folder="/",  # where no model lies, and no module next to it
                     log=log,
                 )
                 worker = stack.enter_context(running)
@@ -103,7 +103,7 @@ class ProcessTrial:
 
 
 def _death(status: int, tail: list[str], *, has_plan: bool) -> Failure:
-    """What it means that the child ended without an outcome."""
+    """Return the failure of a child that ended without an outcome."""
     what = f"the process that tried it ended {describe_status(status)}"
     if is_out_of_memory(tail):
         return Failure("memory", tuple(tail), what=f"{what}, out of memory")

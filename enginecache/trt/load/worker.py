@@ -1,7 +1,7 @@
 """The child process of a trial: ``python -m enginecache.trt.load.worker``.
 
-It loads one plan and says what came of it; see :mod:`enginecache.trt.child` for its pipes. Each line of TensorRT's goes
-to standard error at once, since a crash would take the kept ones with it.
+It loads one plan and reports the result; see :mod:`enginecache.trt.child` for its pipes. Each of TensorRT's lines goes
+to standard error at once: a crash would lose the kept ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(request: LoadRequest, reports: Reports) -> None:
     except IntegrityError as error:
         reports.send({"event": "damaged", "what": error.what, "fix": error.fix})
         return
-    except Exception as error:  # noqa: BLE001  # a fault of ours, or of this machine: never the plan's
+    except Exception as error:  # noqa: BLE001  # a fault of enginecache or of this machine: never the plan's
         outcome = Failure("toolchain", what=f"{type(error).__name__}: {error}")
     if isinstance(outcome, Failure):
         reports.send({"event": "failed", "failure": to_plain(outcome)})
