@@ -208,7 +208,7 @@ def test_shared_blobs_are_for_the_group_under_any_umask(umask, plan, tmp_path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "cache", *folders]} == {0o2770}
 
 
-def test_reading_tells_the_digest_of_what_is_there_not_of_the_name(store, plan):
+def test_reading_returns_the_digest_of_the_bytes_and_not_the_one_in_the_name(store, plan):
     digest = put(store, plan)
     assert store.read(digest).digest == digest
     assert store.read(digest).fingerprint == store.fingerprint(digest)
@@ -275,11 +275,11 @@ def test_quarantine_keeps_the_bytes_elsewhere_each_time(store, plan):
     assert list(store.digests()) == []
 
 
-def test_quarantine_of_a_blob_that_is_gone_is_none(store):
+def test_quarantine_of_a_missing_blob_returns_none(store):
     assert store.quarantine("a" * 64) is None
 
 
-def test_delete_tells_what_it_freed(store, plan):
+def test_delete_returns_the_bytes_freed(store, plan):
     digest = put(store, plan)
     assert store.delete(digest) == plan.stat().st_size
     assert store.delete(digest) == 0
@@ -308,7 +308,7 @@ def test_what_is_no_digest_never_becomes_a_path(store, tmp_path, method, digest)
     assert files_in(tmp_path) == before
 
 
-def test_a_store_whose_folder_is_gone_says_which_and_what_to_do(store, plan, tmp_path):
+def test_a_missing_folder_is_an_error_that_names_it_and_says_what_to_do(store, plan, tmp_path):
     (tmp_path / "cache/tmp").rmdir()
     with pytest.raises(StoreError, match="No such file") as caught:
         store.stage(plan)

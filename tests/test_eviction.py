@@ -228,7 +228,7 @@ def test_usable_is_what_an_installed_toolchain_and_a_gpu_here_can_use(values, to
 # What stays
 
 
-def test_pinned_ones_stay_and_the_shortfall_is_told():
+def test_pinned_engines_stay_and_the_shortfall_is_reported():
     plan = plan_prune([used("a", 400, is_pinned=True), used("b", 300)], [], NOW, max_size_bytes=0, older_than_s=0)
     assert names(plan) == ["b"]
     assert (plan.kept_bytes, plan.shortfall_bytes, plan.staying) == (100, 100, (Staying("pinned", 1, 100),))

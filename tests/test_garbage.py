@@ -39,7 +39,7 @@ def found(root, age_s, named=()):
     return [item.path for item in past], [item.path for item in young]
 
 
-def test_a_fresh_root_has_none(root):
+def test_a_fresh_root_has_no_orphans(root):
     assert found(root, 1e9) == ([], [])
 
 
@@ -220,7 +220,7 @@ def test_delete_takes_files_and_folders_but_not_what_links_in_them_lead_to(root,
     assert target.is_dir()
 
 
-def test_delete_of_what_is_gone_is_done(root, blob):
+def test_deleting_a_missing_file_succeeds(root, blob):
     past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
     blob.unlink()
     assert [delete_garbage(item) for item in past] == [True]

@@ -134,7 +134,7 @@ def test_a_changed_byte_is_seen_although_size_and_mtime_are_as_before(bench, tmp
     assert bench.memo.identify(source).digest != before.digest
 
 
-def test_external_data_that_is_gone_is_an_error_and_not_remembered(bench, tmp_path, settled):
+def test_missing_external_data_is_an_error_and_not_remembered(bench, tmp_path, settled):
     source = ModelSource.of(save(linear(), tmp_path / "model.onnx", external="weights.bin"))
     bench.memo.identify(source)
     (tmp_path / "weights.bin").unlink()
@@ -142,7 +142,7 @@ def test_external_data_that_is_gone_is_an_error_and_not_remembered(bench, tmp_pa
         bench.memo.identify(source)
 
 
-def test_one_file_under_two_names_with_other_weights_beside_it_is_two_models(bench, tmp_path, settled):
+def test_one_file_under_two_names_with_other_weights_next_to_it_is_two_models(bench, tmp_path, settled):
     first = save(linear(seed=1), tmp_path / "a/model.onnx", external="weights.bin")
     second = save(linear(seed=2), tmp_path / "b/model.onnx", external="weights.bin")
     assert first.read_bytes() == second.read_bytes()
@@ -224,7 +224,7 @@ def test_a_verdict_on_one_blob_is_none_on_another(bench, settled):
     assert bench.check(second, 4) is BlobState.WRONG_DIGEST
 
 
-def test_a_blob_that_is_gone_or_of_another_size_is_not_read(bench, settled):
+def test_a_blob_that_is_missing_or_of_another_size_is_not_read(bench, settled):
     digest = bench.put(b"plan")
     assert bench.check(digest, 5) is BlobState.WRONG_SIZE
     bench.store.delete(digest)

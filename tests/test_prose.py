@@ -12,10 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("enginecache", "tests", "docs", "migrations", "benchmarks", "examples")
 TO_DO = (
-    "enginecache/maintenance",
-    "enginecache/storage",
     "tests/test_config.py",
-    "tests/test_recovery.py",
 )
 """Rooms whose prose is still to be rewritten."""
 

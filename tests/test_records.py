@@ -57,7 +57,7 @@ def test_a_record_is_one_line_of_plain_json_that_names_its_schema(records):
     assert (body["schema"], body["digest"], body["entries"], len(body["blake3"])) == (1, DIGEST, ENTRIES, 64)
 
 
-def test_what_is_missing_or_of_another_sort_is_told(records):
+def test_a_missing_record_and_what_is_no_file_are_reported(records):
     assert records.read(DIGEST) == "is missing"
     path = records.path(DIGEST)
     path.symlink_to("/etc/passwd")

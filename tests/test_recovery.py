@@ -112,7 +112,7 @@ def test_a_damaged_registry_is_kept_and_made_anew_with_all_its_engines(open_cach
     found = StoredEngines.verify_folder(cache.config)
     assert [finding.kind for finding in found.findings] == ["registry"]
     assert not found.is_clean
-    assert "from the records beside the engines" in found.findings[0].repair
+    assert "from the records next to the engines" in found.findings[0].repair
     if damage in REFUSED:
         assert damage is missing or cache.root.registry_path.read_bytes() == damaged
         with pytest.raises(RegistryError) as caught:
@@ -362,7 +362,7 @@ def test_processes_that_repair_while_others_get_lose_no_engine(open_cache, tmp_p
 
 
 @pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
-def test_no_side_file_of_the_old_registry_is_left_beside_the_new_one(open_cache, model, suffix):
+def test_no_side_file_of_the_old_registry_is_left_next_to_the_new_one(open_cache, model, suffix):
     cache = open_cache()
     cache.get(model, **ASK)
     path = cache.root.registry_path
@@ -454,15 +454,15 @@ def test_an_entry_is_restored_in_place_of_a_damaged_one(registry):
     assert registry.builds()[0].host == "here"
 
 
-def test_rows_that_name_others_that_are_gone_are_examined_all_the_same(registry):
+def test_rows_that_name_missing_rows_are_examined_too(registry):
     publish(registry, "a")
     publish(registry, "b")
     execute(registry._database.path, f"DELETE FROM blobs WHERE digest = '{entry('a').digest}'")
     execute(registry._database.path, f"DELETE FROM models WHERE digest = '{entry('b').model_digest}'")
     assert registry.entries() == []
     assert {row.problem for row in registry.examine()} == {
-        "the row of its blob is gone",
-        "the row of its model is gone",
+        "the row of its blob is missing",
+        "the row of its model is missing",
     }
     registry.forget_entry(entry("a").key)
     registry.forget_entry(entry("b").key)
@@ -479,7 +479,7 @@ def test_a_forgotten_entry_keeps_its_pin(registry):
     assert registry.find(record.key).is_pinned
 
 
-def test_unfinished_builds_are_told_and_abandoned_once(registry):
+def test_unfinished_builds_are_listed_and_abandoned_once(registry):
     registry.start_build(attempt("a"))
     registry.start_build(attempt("b", 2))
     publish(registry, "c")
@@ -497,7 +497,7 @@ def test_a_lasting_failure_counts_until_the_next_attempt(registry):
         assert registry.lasting_failures() == int(is_lasting)
 
 
-def test_a_flipped_letter_in_a_memo_is_forgotten(registry):
+def test_a_memo_with_a_changed_character_is_forgotten(registry):
     place = Fingerprint(1, 2, 3, 4, 5)
     registry.remember("model", place, {"identity": {"structure": "3" * 64}, "key_version": 2})
     assert registry.recall("model", place) == {"identity": {"structure": "3" * 64}, "key_version": 2}
@@ -515,7 +515,7 @@ def test_a_memo_of_another_file_is_not_taken(registry):
     assert registry.recall("blob", Fingerprint(1, 2, 3, 4, 6)) is None
 
 
-def test_a_record_that_tells_of_another_key_is_of_no_use(open_cache, model):
+def test_a_record_of_another_key_is_not_used(open_cache, model):
     cache = open_cache()
     stored = cache.get(model, **ASK)
     records = RepairRecords(cache.root)
@@ -526,6 +526,6 @@ def test_a_record_that_tells_of_another_key_is_of_no_use(open_cache, model):
         {"key_json": "{}", "key": key_digest(2, "{}")},
     ):
         records.write(stored.digest, [{**fields, **change}])
-        assert records.entries(stored.digest) == "is of no use: it is not about this engine"
+        assert records.entries(stored.digest) == "cannot be used: it is not about this engine"
     records.write(stored.digest, [fields])
     assert records.entries(stored.digest) == [stored.record]

@@ -92,7 +92,7 @@ def test_a_prefix_finds_keys_in_their_order_up_to_the_limit(registry):
 
 
 @pytest.mark.parametrize("prefix", ["%", "_", "a%", "*", "'", '"', "ü", "\x00"])
-def test_no_letter_of_a_prefix_is_special(registry, prefix):
+def test_no_character_of_a_prefix_is_special(registry, prefix):
     publish(registry, "a")
     assert registry.find_prefix(prefix) == []
 
@@ -185,7 +185,7 @@ def test_replaced_entry_loses_its_check(registry):
     assert registry.find(publish(registry, "a", 2).key).check_json is None
 
 
-def test_removing_tells_whether_the_entry_was_there(registry):
+def test_removing_returns_whether_the_entry_was_there(registry):
     record = publish(registry, "a")
     assert registry.remove(record.key)
     assert not registry.remove(record.key)
@@ -261,7 +261,7 @@ def test_standings_of_damaged_rows_are_an_error(sqlite_path, table, change):
     assert "verify --repair" in caught.value.fix
 
 
-def test_an_entry_without_its_model_is_weighed_by_nobody_and_its_blob_is_named(sqlite_path):
+def test_an_entry_without_its_model_is_not_evicted_and_its_blob_is_still_named(sqlite_path):
     registry = Registry(Database(sqlite_path))
     record = publish(registry, "a")
     with contextlib.closing(sqlite3.connect(sqlite_path)) as connection:
@@ -480,7 +480,7 @@ def test_totals_count_what_is_there(registry):
     assert registry.totals() == RegistryTotals(1, 1, 1000, 1, 2, 1, 5.0, 1)
 
 
-def test_a_success_ends_the_failures_before_it_whatever_the_clock_said(registry):
+def test_a_success_ends_the_failures_before_it_whatever_the_clock(registry):
     """The failure is dated after it, by a clock that was ahead."""
     registry.start_build(attempt("a", 9))
     registry.fail_build(attempt("a", 9).id, 1.0, "refused", is_lasting=True)

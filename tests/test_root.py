@@ -529,7 +529,7 @@ def test_what_is_no_id_of_a_build_becomes_no_path(tmp_path, text):
         Root(tmp_path).log_path(text)
 
 
-def test_no_space_for_a_root_is_told_as_that(tmp_path, monkeypatch):
+def test_no_space_for_a_root_is_reported_as_such(tmp_path, monkeypatch):
     def full(**_):
         raise OSError(28, "No space left on device")
 

@@ -82,7 +82,7 @@ def test_a_stripped_plan_needs_no_room_for_weights(tmp_path):
     assert needed_bytes(plan_bytes(model, strip_plan=True)) == SLACK_BYTES
 
 
-def test_too_little_room_is_told_with_both_numbers_and_the_ways_out(disk, model):
+def test_too_little_room_is_an_error_with_both_numbers_and_what_to_do(disk, model):
     root = Root.open(disk / "cache")
     fill(disk, leave_bytes=10 * MIB)
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_too_little_room_is_told_with_both_numbers_and_the_ways_out(disk, model)
     require_space(root, model.name, model.stat().st_size)
 
 
-def test_a_folder_that_is_gone_is_an_error_and_not_a_traceback(tmp_path, model):
+def test_a_missing_folder_is_an_error_and_not_a_traceback(tmp_path, model):
     with pytest.raises(StoreError):
         require_space(Root(tmp_path / "none"), model.name, model.stat().st_size)
 
@@ -336,7 +336,7 @@ def run_limited(code: str, folder: Path, size_bytes: int) -> subprocess.Complete
     )
 
 
-def test_a_limit_on_the_size_of_files_is_told_as_one(open_cache, model):
+def test_a_limit_on_the_size_of_files_is_reported_as_such(open_cache, model):
     cache = open_cache()
     record = cache.get(model, **ASK).record
     code = (

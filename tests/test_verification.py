@@ -137,7 +137,7 @@ def test_a_wrong_mode_is_found_and_set_right(open_cache, model):
     assert cache.get(model, **ASK).outcome == "hit"
 
 
-def test_an_orphan_within_its_grace_time_is_told_and_no_finding(tmp_path, model):
+def test_an_orphan_within_its_grace_time_is_reported_and_is_not_a_finding(tmp_path, model):
     """Without ``open_cache``: young garbage is left, on purpose."""
     cache = fake_cache(tmp_path / "cache")
     entry = cache.get(model, **ASK)
@@ -588,7 +588,7 @@ def running(cache, key, age_s):
     return build
 
 
-def test_an_attempt_whose_process_is_gone_is_abandoned_after_the_grace_time(open_cache, model):
+def test_an_attempt_whose_process_ended_is_abandoned_after_the_grace_time(open_cache, model):
     cache = open_cache(grace_s=100.0)
     key = entry_of("a").key
     running(cache, key, 0.9)
@@ -654,7 +654,7 @@ def test_what_is_no_file_in_a_timing_caches_place_is_found_and_not_deleted(open_
     path.rmdir() if path.is_dir() else path.unlink()
 
 
-def test_a_prune_of_a_folder_that_is_no_cache_yet_makes_none(open_cache):
+def test_a_prune_of_a_folder_that_is_not_a_cache_yet_makes_no_cache(open_cache):
     cache = open_cache(is_made=False, grace_s=0.0)
     cache.root.path.mkdir(mode=0o755)
     staged = cache.root.path / ".enginecache-abcdefgh"

@@ -1,4 +1,4 @@
-"""What goes when the cache is to shrink: decided first, as a frozen plan, and carried out after.
+"""Eviction: which engines a smaller cache loses. Decided first, as a frozen plan, and carried out after.
 
 By size, GreedyDual-Size decides: the blob of least priority goes first, and its priority is the inflation at its last
 use, plus the seconds that it took to build for each GiB that it takes up. With each blob that goes, inflation rises to
@@ -30,7 +30,7 @@ from enginecache.host.toolchain import Toolchain
 from enginecache.storage.registry.rows import InflationStep, Standing
 
 FOREIGN_USE_S = DAY_S
-"""What nothing here can use, and was used within this time, is another container's on the same folder."""
+"""An engine that nothing here can use, and that was used within this time, belongs to another container."""
 
 _GIB = float(1 << 30)
 
@@ -44,8 +44,8 @@ class Garbage:
 
     Attributes:
         path: File or folder.
-        size_bytes: What deleting it frees.
-        what: What it is, for people.
+        size_bytes: Bytes that its deletion frees.
+        what: Its kind, for display.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Going:
-    """An entry that is to go.
+    """An entry that is to be deleted.
 
     Attributes:
         standing: The entry.
@@ -71,7 +71,7 @@ class Going:
 
 @dataclass(frozen=True)
 class Staying:
-    """Blobs whose turn it was, and which may not go.
+    """Blobs that were next in order, but must stay.
 
     Attributes:
         reason: ``pinned``; ``young``: used or published within ``keep_recent``.
@@ -86,15 +86,15 @@ class Staying:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """What a prune would do.
+    """The deletions that a prune would make.
 
     Attributes:
-        entries: To go, first to last; those that share a blob go together, and stand together.
+        entries: To be deleted, first to last; those that share a blob are deleted together, and stand together.
         garbage: Files past their grace time.
-        freed_bytes: What it frees.
+        freed_bytes: Bytes that it frees.
         kept_bytes: Size of the blobs that stay.
         shortfall_bytes: How much of the asked size could not be reached without touching what must stay.
-        staying: What was passed over, by reason.
+        staying: The blobs that were passed over, by reason.
     """
 
     entries: tuple[Going, ...]
@@ -106,12 +106,12 @@ class PrunePlan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if there is nothing to do."""
         return not self.entries and not self.garbage
 
     @property
     def groups(self) -> list[tuple[Going, ...]]:
-        """The entries to go, by blob, in order."""
+        """The entries to delete, by blob, in order."""
         groups: dict[str, list[Going]] = {}
         for going in self.entries:
             groups.setdefault(going.standing.digest, []).append(going)
@@ -119,7 +119,7 @@ class PrunePlan:
 
 
 class _Blob(NamedTuple):
-    """A blob's place in the order, then what decides about it."""
+    """A blob: first its place in the order, then what decides about it."""
 
     is_usable: bool
     priority: float
@@ -129,8 +129,8 @@ class _Blob(NamedTuple):
     is_pinned: bool
     users: list[Standing]
 
-    def beside(self, other: _Blob) -> _Blob:
-        """The blob for the users of both: the best of them speaks for it."""
+    def merged(self, other: _Blob) -> _Blob:
+        """Return the blob with the users of both: the best of them counts."""
         return _Blob(
             self.is_usable or other.is_usable,
             max(self.priority, other.priority),
@@ -154,11 +154,12 @@ def plan_prune(
     is_usable: Callable[[Standing], bool] = lambda _: True,
     built: str | None = None,
 ) -> PrunePlan:
-    """Decide what goes. Deterministic, and changes nothing.
+    """Decide what to delete. Deterministic, and changes nothing.
 
-    A blob goes with all its entries or not at all; the best of them speaks for it. First what is old. Then, while the
-    rest is too large, what cannot be used here, and then by priority. Never what is pinned, or was used or published
-    within ``keep_recent_s``. A last use or a step in the future is one of a clock that was wrong, and counts as now.
+    A blob is deleted with all its entries or not at all; the best of them counts. Old blobs come first. Then, while the
+    rest is too large, those that cannot be used here, and then the others by priority. Nothing is deleted that is
+    pinned, or was used or published within ``keep_recent_s``. A last use or a step in the future comes from a wrong
+    clock, and counts as now.
 
     Args:
         stored: All entries.
@@ -219,19 +220,19 @@ def _blobs(
             [standing],
         )
         other = blobs.get(digest)
-        blobs[digest] = blob if other is None else blob.beside(other)
+        blobs[digest] = blob if other is None else blob.merged(other)
     return list(blobs.values())
 
 
 def rebuild_cost(standing: Standing) -> float:
-    """What it costs to lose an entry, for the room that it takes up: seconds of its build per GiB."""
+    """Return the cost of losing an entry for the room that it takes up: seconds of its build per GiB."""
     return standing.build_seconds * _GIB / max(standing.size_bytes, 1)
 
 
 def _turns(
     blobs: list[_Blob], now: dt.datetime, older_than_s: float | None, *, by_size: bool
 ) -> Iterable[tuple[_Blob, GoingReason]]:
-    """Whose turn it is to go, first to last, and why. Uses ``blobs`` up."""
+    """Yield the blobs in the order of their deletion, each with the reason. Uses ``blobs`` up."""
     if older_than_s is not None:
         old = [blob for blob in blobs if (now - blob.last_used_at).total_seconds() > older_than_s]
         for blob in sorted(old, key=lambda blob: (blob.last_used_at, blob.digest)):
@@ -258,15 +259,15 @@ def _tally(passed_over: Iterable[tuple[StayReason, int]]) -> tuple[Staying, ...]
 
 
 def inflation_after(evicted: Iterable[Going]) -> float | None:
-    """What inflation rises to when these are gone; None where it does not.
+    """Return what inflation rises to when these are deleted; None where it does not rise.
 
-    What went for its age, or because nothing here can use it, was not the least in rank, and says nothing about it.
+    A blob that was deleted for its age, or because nothing here can use it, was not the least in rank.
     """
     return max((going.priority for going in evicted if going.reason == "cheapest"), default=None)
 
 
 def usable_here(toolchains: Sequence[Toolchain], devices: Sequence[Device]) -> Callable[[Standing], bool]:
-    """Which entries a TensorRT and a GPU of this host can use.
+    """Return a function that says whether a TensorRT and a GPU of this host can use an entry.
 
     A host without GPU builds for others: there every target is usable. One without TensorRT says nothing either.
 

@@ -32,10 +32,10 @@ class Finding:
     """One thing that is not as it should be.
 
     Attributes:
-        kind: What sort of thing.
+        kind: Its kind.
         subject: Key of the entry, id of the attempt, or path of the file.
-        text: What is wrong.
-        repair: What ``--repair`` does about it.
+        text: A sentence that says what is wrong.
+        repair: A phrase that says what ``--repair`` does about it.
         is_repaired: Whether it did.
     """
 
@@ -46,7 +46,7 @@ class Finding:
     is_repaired: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {
             "kind": self.kind,
             "subject": self.subject,
@@ -58,12 +58,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is there for a reason, and is no finding.
+    """Files and rows that are there for a reason, and are not findings.
 
     Attributes:
         quarantined: Files of engines that were set aside.
         set_asides: Keys whose engine was found damaged, and was not built anew since.
-        registries: Damaged registries that were set aside; only people delete them.
+        registries: Damaged registries that were set aside; only a person deletes them.
         failures: Keys whose last build failed in a way that would come again.
         unfinished_builds: Attempts under way, or whose process died within the grace time.
     """
@@ -91,13 +91,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         entries: Entries checked.
-        findings: What is wrong.
+        findings: The things that are wrong.
         young_garbage: Files without a row, within their grace time: a publication may still be under way.
-        kept: What is no finding.
+        kept: Things that are not findings.
     """
 
     entries: int
@@ -107,11 +107,11 @@ class Verification:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong, or all of it was repaired."""
+        """True if nothing is wrong, or all of it was repaired."""
         return all(finding.is_repaired for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """The record of ``verify --json``, as plain JSON values."""
+        """Return the record of ``verify --json``, as plain JSON values."""
         return {
             "schema": 1,
             "entries": self.entries,
@@ -126,20 +126,20 @@ class Verification:
 
 
 Repair = Callable[[], object]
-"""Mends a finding; False, or an error, says that it did not."""
+"""Repairs a finding; False, or an error, says that it did not."""
 
 Found = Iterator[tuple[Finding, Repair]]
 
 
 def settle(found: Iterable[tuple[Finding, Repair]], *, repair: bool) -> Iterator[Finding]:
-    """The findings, each mended on the way where that is asked."""
-    for finding, mend in found:
-        yield dataclasses.replace(finding, is_repaired=repair and _is_mended(mend))
+    """Yield the findings, each repaired first if ``repair`` is true."""
+    for finding, fix in found:
+        yield dataclasses.replace(finding, is_repaired=repair and _is_repaired(fix))
 
 
-def _is_mended(mend: Repair) -> bool:
+def _is_repaired(fix: Repair) -> bool:
     try:
-        return mend() is not False
+        return fix() is not False
     except (EngineCacheError, OSError):
         return False
 
@@ -168,7 +168,7 @@ class Check:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return {
             "name": self.name,
             "status": self.status,

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class HasRecord(Protocol):
-    """What knows its row, such as :class:`enginecache.Entry`."""
+    """An object that knows its row, such as :class:`enginecache.Entry`."""
 
     @property
     def record(self) -> EntryRecord:
@@ -161,7 +161,7 @@ class StoredEngines:
         """Do nothing: no file or connection is held between calls, and a cache may be used after its ``with`` block."""
 
     def entries(self, limit: int | None = None) -> list[Used]:
-        """Entries with their last use, newest first.
+        """Return the entries with their last use, newest first.
 
         Args:
             limit: Only the newest so many; None is all.
@@ -174,7 +174,7 @@ class StoredEngines:
         return self._removal.used(self._record(engine))
 
     def starting_with(self, prefix: str, limit: int) -> list[EntryRecord]:
-        """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
+        """Return the entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
         require_count("limit", limit)
         return self._registry.find_prefix(_key_prefix(prefix), limit)
 
@@ -245,17 +245,17 @@ class StoredEngines:
         return self.find(engine) if isinstance(engine, str) else engine.record
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
-        """Attempts to build, newest first."""
+        """Return the attempts to build, newest first."""
         require_count("limit", limit)
         key = None if key is None else _key_prefix(key)
         return self._registry.builds(key, limit)
 
     def log_path(self, build: BuildRecord) -> Path:
-        """The log of an attempt."""
+        """Return the path of an attempt's log."""
         return self.root.log_path(build.id)
 
     def misses(self, limit: int = 100) -> list[MissRecord]:
-        """What was asked and not found, latest first."""
+        """Return the requests that found no engine, latest first."""
         require_count("limit", limit)
         return self._registry.misses(limit)
 
@@ -280,7 +280,7 @@ class StoredEngines:
     # Keeping
 
     def pin(self, engine: Stored) -> None:
-        """Keep the engine whatever a prune wants. Idempotent."""
+        """Exempt the engine from every prune. Idempotent."""
         self._registry.pin(self._record(engine).key)
 
     def unpin(self, engine: Stored) -> None:
@@ -304,7 +304,7 @@ class StoredEngines:
 
         Args:
             max_size_bytes: Bytes that may stay; None takes the configuration's limit.
-            older_than_s: Entries not used for so many seconds go.
+            older_than_s: Entries not used for so many seconds are deleted.
         """
         require_count("max_size_bytes", max_size_bytes)
         require_seconds("older_than_s", older_than_s)
@@ -315,7 +315,7 @@ class StoredEngines:
             return self._removal.plan(past, keep_recent_s, max_size_bytes=limit, older_than_s=older_than_s)
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
-        """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays."""
+        """Carry out a plan and return the bytes freed. Engines pinned, rebuilt or used since the plan was made stay."""
         if not plan.is_empty:
             self.make()
         return self._removal.execute(plan)
@@ -328,7 +328,7 @@ class StoredEngines:
         Args:
             deep: Read every blob's bytes, also where nothing changed since they were last verified: only this sees
                 damage that the medium did under an unchanged fingerprint.
-            repair: Mend what is found; also on a full disk.
+            repair: Repair what is found; also on a full disk.
 
         Raises:
             RegistryError: The registry cannot be looked at.
@@ -337,7 +337,7 @@ class StoredEngines:
         return _verified(self.root, self.config, lambda: self, deep=deep, repair=repair)
 
     def _verify(self, *, deep: bool, repair: bool) -> Verification:
-        """The check of everything but the registry as a file, which is whole."""
+        """Check everything but the registry as a file, which is whole."""
         with self._registry.connected():
             return self._checked(deep=deep, repair=repair)
 
@@ -412,14 +412,14 @@ def _key_prefix(prefix: object) -> str:
 
 
 def _no_key(prefix: object) -> OptionError:
-    fix = "Give a key, or the first letters of one, from `enginecache ls`."
+    fix = "Give a key, or the first characters of one, from `enginecache ls`."
     return OptionError(f"{shown(prefix)} is not a key", fix)
 
 
 def _verified(
     root: Root, config: Config, open_engines: Callable[[], StoredEngines], *, deep: bool, repair: bool
 ) -> Verification:
-    """First the registry as a file, without which nothing else can be looked at."""
+    """Check the registry as a file first: without it nothing else can be checked."""
     from enginecache.maintenance import verify
     from enginecache.maintenance.findings import Verification
 

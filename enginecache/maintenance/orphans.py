@@ -1,6 +1,6 @@
-"""Files in the cache folder that no row names: what crashes and damage leave behind.
+"""Orphans: files in the cache folder that no row names, left by crashes and damage.
 
-Only what has a name that enginecache gives, see :mod:`enginecache.storage.names`: a user's file is never garbage.
+Only files with a name that enginecache gives, see :mod:`enginecache.storage.names`: a user's file is never garbage.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from enginecache.storage.names import (
 )
 
 KEPT_FOR_S = 30 * DAY_S
-"""Quarantined engines and logs are for people, who may look weeks later."""
+"""Quarantined engines and logs are kept for a person, who may look weeks later."""
 
 ARTEFACTS_KEPT_FOR_S = 90 * DAY_S
-"""Since their last use. Those of a TensorRT or driver that is gone, or of a deleted engine, are not used again; to lose
+"""Since their last use. Those of a removed TensorRT or driver, or of a deleted engine, are not used again; losing
 another costs a slower build."""
 
 
@@ -46,14 +46,14 @@ def find_garbage(
     *,
     running: Collection[str] = (),
 ) -> tuple[list[Garbage], list[Garbage]]:
-    """Files that no row names: those past their grace time, and those within it.
+    """Return the files that no row names: those past their grace time, and those within it.
 
     A publication under way looks like garbage until its row is committed; the grace time keeps it safe.
 
     Args:
         root: The cache folder.
         is_named: Whether an entry names the digest.
-        grace_s: Age in seconds from which orphans and temporaries may go.
+        grace_s: Age in seconds from which orphans and temporary files may be deleted.
         now: Seconds since the epoch; default: now.
         running: Ids of the builds under way, whose folders are no garbage, however old.
     """
@@ -84,7 +84,7 @@ def _candidates(
     for path in _temporaries(root, running):
         yield path, "a temporary file", grace_s
     for path, name in files_in(root.quarantine):
-        if is_quarantined(name):  # a registry that was set aside is for people to delete
+        if is_quarantined(name):  # only a person deletes a registry that was set aside
             yield path, "a quarantined engine", KEPT_FOR_S
     for path, name in files_in(root.logs):
         if is_file_of("logs", name):
@@ -108,7 +108,7 @@ def _temporaries(root: Root, running: tuple[str, ...]) -> Iterator[str]:
 
 
 def _unnamed(root: Root, is_named: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-    """Blobs and records that no row names; a record goes with its blob."""
+    """Yield the blobs and records that no row names; a record is deleted with its blob."""
     for folder, prefix in folders_in(root.engines):
         if not is_engines_folder(prefix):
             continue

@@ -23,7 +23,7 @@ def _all_usable() -> Usability:
 
 @dataclass(frozen=True)
 class Used:
-    """An entry and when it was last used; to be published is a use."""
+    """An entry and the time of its last use; its publication is a use."""
 
     record: EntryRecord
     last_used_at: dt.datetime
@@ -44,11 +44,13 @@ class Removal:
         self._usability = usability
 
     def used(self, record: EntryRecord) -> Used:
-        """An entry with its last use."""
+        """Return an entry with its last use."""
         return Used(record, self._last_used.last_used(record.key) or record.created_at)
 
     def remove(self, record: EntryRecord) -> int:
-        """Delete the entry, and its blob if no other entry shares it; the bytes freed. Does nothing if it was replaced.
+        """Delete the entry, and its blob if no other entry shares it; return the bytes freed.
+
+        Does nothing if the entry was replaced.
 
         Raises:
             OptionError: The entry is pinned.
@@ -73,7 +75,7 @@ class Removal:
             garbage: Files past their grace time.
             keep_recent_s: How long an engine stays after its last use, in seconds.
             max_size_bytes: Bytes of blobs that may stay; None is no limit.
-            older_than_s: Entries not used for so many seconds go; None is no limit.
+            older_than_s: Entries not used for so many seconds are deleted; None is no limit.
             built: Digest of the engine that was just built, which stays.
         """
         return plan_prune(
@@ -89,7 +91,7 @@ class Removal:
         )
 
     def enforce(self, max_size_bytes: int, keep_recent_s: float, *, built: str | None = None) -> PrunePlan | None:
-        """Shrink the cache to a size, after a publication; what was done, or None where it fits.
+        """Shrink the cache to a size after a publication; return what was done, or None where it fits.
 
         One query where it fits.
 
@@ -127,9 +129,9 @@ class Removal:
         return (f"the cache is {above}: pinned engines and engines used {within} stay (`keep_recent`)",)
 
     def execute(self, plan: PrunePlan) -> int:
-        """Carry out a plan; the bytes freed. What was pinned, rebuilt or used since the plan was made stays.
+        """Carry out a plan and return the bytes freed. Engines pinned, rebuilt or used since the plan was made stay.
 
-        Atomic for each blob, not for the plan: what an interrupt leaves of it is still to be done. Also on a full disk.
+        Atomic for each blob, not for the whole plan. Works on a full disk.
         """
         self._last_used.age_those_ahead()
         if plan.is_empty:
@@ -152,18 +154,18 @@ class Removal:
         return freed + sum(item.size_bytes for item in plan.garbage if self.delete_garbage(item))
 
     def _inflate(self, evicted: Sequence[Going], started_at: dt.datetime) -> None:
-        """Keep what inflation rose to, from before the eviction on: what is used from now is worth more."""
+        """Record what inflation rose to, with the time before the eviction: uses from then on are worth more."""
         value = inflation_after(evicted)
         if value is not None:
             uses = (standing.last_used_at for standing in self._registry.standings(self._last_used.all()))
             self._registry.record_inflation(InflationStep(started_at, value), min(uses, default=started_at))
 
     def delete_garbage(self, item: Garbage) -> bool:
-        """Delete a file that no row names; False if that failed, or if a row names it by now."""
+        """Delete a file that no row names; return False if that failed, or if a row names it by now."""
         return self._storage.delete_orphan(item.path, lambda: delete_garbage(item))
 
 
 def pinned_error(record: EntryRecord) -> OptionError:
-    """Says that a pinned entry is not deleted."""
+    """Return the error for deleting a pinned entry."""
     short = record.key[:12]
     return OptionError(f"the entry {short} is pinned", f"Run `enginecache unpin {short}`.")

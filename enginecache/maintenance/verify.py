@@ -1,4 +1,4 @@
-"""Is everything as promised? The checks, each finding with the function that mends it."""
+"""Consistency checks of the folder and the registry. Each finding comes with the function that repairs it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _KINDS: dict[BlobState, Kind] = {
 }
 _SHARED_FIELDS = {"model_name", "size_bytes", "is_pinned", "seal"}
 """Not in the record (the pin, the seal), or from a row that others share (the model's first name, the blob's size)."""
-_RESTORE = "take it from the record beside the engine"
+_RESTORE = "take it from the record next to the engine"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def check_registry(root: Root, rebuild: Callable[[], Rebuilt | None], *, repair: bool) -> Finding | None:
-    """Whether the registry is whole as a file; what is wrong with it, mended where that is asked.
+    """Check that the registry is whole as a file; return what is wrong with it, repaired if ``repair`` is true.
 
     Raises:
         SchemaError: A newer release wrote it.
@@ -47,7 +47,7 @@ def check_registry(root: Root, rebuild: Callable[[], Rebuilt | None], *, repair:
     if not why:
         return None
     text = f"the registry {root.registry_path} is damaged: {why}"
-    what = "keep it in quarantine/, and make it anew from the records beside the engines and the pins that can be read"
+    what = "keep it in quarantine/, and make it anew from the records next to the engines and the pins that can be read"
     finding = Finding("registry", str(root.registry_path), text, what)
     if not repair:
         return finding
@@ -64,8 +64,8 @@ def check_registry(root: Root, rebuild: Callable[[], Rebuilt | None], *, repair:
 class EntryChecks:
     """Compares rows, blobs and records.
 
-    Safe while others publish and remove: what changed since the rows were listed is looked at again before it is called
-    a finding, and again, with the store's lock held, before it is mended.
+    Safe while others publish and remove: an entry that changed since the rows were listed is checked again before it is
+    reported, and again, with the store's lock held, before it is repaired.
 
     Args:
         storage: The folder.
@@ -80,7 +80,7 @@ class EntryChecks:
         self._owner = (root.engines if root.engines.exists() else root.path).lstat().st_uid
 
     def check(self, rows: Iterable[ExaminedRow], *, deep: bool) -> Found:
-        """Each finding with the function that mends it.
+        """Yield each finding with the function that repairs it.
 
         Args:
             rows: All rows, from :meth:`~enginecache.storage.registry.registry.Registry.examine`.
@@ -93,13 +93,13 @@ class EntryChecks:
                 yield from self._row(row, problem)
             else:
                 sound.append(row.record)
-        # After the damaged rows: what they are mended with may be beside these blobs.
+        # After the damaged rows: the records that repair them may be next to these blobs.
         for digest, entries in _by_digest(sound).items():
             is_whole = True
-            for entry in entries:  # one by one: what mends the first one's blob leaves none of the others
-                for finding, mend in self._blob(entry, deep=deep):
+            for entry in entries:  # one by one: the repair of the first one's blob removes the others' rows too
+                for finding, fix in self._blob(entry, deep=deep):
                     is_whole = is_whole and finding.kind in {"mode", "owner"}
-                    yield finding, mend
+                    yield finding, fix
             if is_whole:
                 yield from self._record(digest, entries)
 
@@ -114,7 +114,7 @@ class EntryChecks:
             yield Finding("row", subject, text, _RESTORE), lambda: self._storage.restore_row(recorded)
 
     def _recorded(self, row: ExaminedRow) -> EntryRecord | None:
-        """What a damaged row said, from the record beside a blob that is whole; its digest may be what is damaged."""
+        """Return what a damaged row held, from the record next to a whole blob. The row's digest may be damaged too."""
         digests = list(self._records.digests())
         for digest in sorted(digests, key=lambda digest: digest != row.digest):
             found = self._records.entries(digest)
@@ -168,7 +168,7 @@ class EntryChecks:
         )
 
     def _status(self, record: EntryRecord) -> Found:
-        """What is wrong with a blob's mode and owner."""
+        """Yield what is wrong with a blob's mode and owner."""
         path = self._blobs.path(record.digest)
         try:
             status = path.lstat()
@@ -181,12 +181,12 @@ class EntryChecks:
         if status.st_uid != self._owner and not self._root.is_shared:
             text = f"{path} belongs to user {status.st_uid}, and the cache to user {self._owner}"
             yield (
-                Finding("owner", record.key, text, "put an own copy in its place"),
+                Finding("owner", record.key, text, "replace it by this user's copy"),
                 lambda: self._storage.own(record.digest, self._owner),
             )
 
     def _record(self, digest: str, listed: Sequence[EntryRecord]) -> Found:
-        """Compare a blob's record with its rows."""
+        """Yield what differs between a blob's record and its rows."""
         if not _compared(self._records.entries(digest), listed):
             return
         found = _compared(*self._storage.recorded_and_sound(digest))
@@ -203,7 +203,7 @@ class EntryChecks:
 def _compared(
     recorded: list[EntryRecord] | str, rows: Sequence[EntryRecord]
 ) -> list[tuple[str, str, EntryRecord | None]]:
-    """What differs: the subject, a text, and the entry as it should be where the row is to blame."""
+    """Return what differs: the subject, a sentence, and the entry as it should be where the row is damaged."""
     if not rows:
         return []
     if isinstance(recorded, str):
@@ -234,7 +234,7 @@ def _differing(row: EntryRecord, entry: EntryRecord) -> list[str]:
 
 
 def check_folders(root: Root) -> Found:
-    """Modes of the folders below the root; the root itself may be somebody's volume, and was checked when opened."""
+    """Yield wrong modes of the folders below the root; the root was checked when it was opened."""
     inner = [Path(path) for path, name in sorted(folders_in(root.engines)) if is_engines_folder(name)]
     for path in (*(root.path / name for name in FOLDERS), *inner):
         with contextlib.suppress(FileNotFoundError):
@@ -247,20 +247,20 @@ def check_folders(root: Root) -> Found:
 
 
 def check_builds(registry: Registry, locks: FileLocks, grace_s: float) -> Found:
-    """Attempts that say ``running`` and began before the grace time, though nobody holds the lock of their key."""
+    """Yield the attempts that say ``running`` and began before the grace time, though nobody holds their key's lock."""
     now = utc_now()
     for build in registry.unfinished_builds():
         age_s = (now - build.started_at).total_seconds()
         # One that began ahead of the clock was begun by another clock, or this one was set back: the lock tells.
         if -WRONG_CLOCK_S <= age_s < grace_s or is_under_way(build, locks):
             continue
-        text = f"the attempt {build.id[:12]} of {build.started_at:%Y-%m-%d} says running, and its process is gone"
-        finding = Finding("build", build.id, text, "say that it was abandoned")
+        text = f"the attempt {build.id[:12]} of {build.started_at:%Y-%m-%d} says running, but its process has ended"
+        finding = Finding("build", build.id, text, "record that it was abandoned")
         yield finding, lambda build=build: _abandon(registry, locks, build.id, build.key)  # type: ignore[misc]
 
 
 def is_under_way(build: BuildRecord, locks: FileLocks) -> bool:
-    """Whether an attempt that says ``running`` does run: somebody holds its key's lock, or nobody can tell."""
+    """Return whether an attempt that says ``running`` does run: its key's lock is held, or cannot be looked at."""
     if _KEY.fullmatch(build.key) is None:
         return True
     try:
@@ -275,7 +275,7 @@ def _abandon(registry: Registry, locks: FileLocks, build_id: str, key: str) -> N
 
 
 def check_artefacts(root: Root) -> Found:
-    """Read every timing cache and runtime cache; each that is not whole with the function that deletes it."""
+    """Yield each timing cache and runtime cache that is not whole, with the function that deletes it. Reads all."""
     for kind in get_args(ArtefactKind):
         for path, problem in Artefacts(root, kind).check():
             is_ours = _is_regular(path)
@@ -285,7 +285,7 @@ def check_artefacts(root: Root) -> Found:
 
 
 def count_kept(root: Root, registry: Registry) -> Kept:
-    """What is there for a reason."""
+    """Count what is there for a reason."""
     kept = [name for _, name in files_in(root.quarantine) if is_file_of("quarantine", name)]
     return Kept(
         quarantined=sum(map(is_quarantined, kept)),
@@ -297,7 +297,7 @@ def count_kept(root: Root, registry: Registry) -> Kept:
 
 
 def _delete(path: Path) -> bool:
-    """Delete a file; False for a link, a folder or a pipe of its name, which enginecache does not make."""
+    """Delete a file; return False for a link, a folder or a pipe of its name, which enginecache does not make."""
     is_ours = _is_regular(path)
     if is_ours:
         path.unlink(missing_ok=True)
@@ -312,7 +312,7 @@ def _is_regular(path: Path) -> bool:
 
 
 def _set_mode(path: Path, mode: int) -> bool:
-    """Change a folder's mode; False where something else has taken its place, which chmod would follow."""
+    """Change a folder's mode. A link that took its place is not followed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fchmod(descriptor, mode)

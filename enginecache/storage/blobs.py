@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class StagedBlob:
-    """Bytes that are durable but have no name yet.
+    """A plan that is durable but does not have its name yet.
 
     Attributes:
         digest: BLAKE3 of the bytes, 64 hex characters.
@@ -123,11 +123,11 @@ class Blobs:
         return target
 
     def discard(self, staged: StagedBlob) -> None:
-        """Drop staged bytes. Never fails: what stays is garbage, and the error that led here is the one to tell."""
+        """Delete staged bytes. Never fails: a leftover is an orphan, and another error led here."""
         _drop(staged.path)
 
     def fingerprint(self, digest: str) -> Fingerprint | None:
-        """What the file system says of the blob; None where there is no regular file, or its folder is a link."""
+        """Return the blob's fingerprint; None where there is no regular file, or its folder is a link."""
         if not is_real_folder(self.path(digest).parent):
             return None
         with _translated("an engine cannot be read"):
@@ -176,16 +176,15 @@ class Blobs:
         return target
 
     def retire(self, digest: str) -> None:
-        """Move the blob's ctime, which its age as garbage counts from; no error if it is gone."""
+        """Move the blob's ctime, from which an orphan's age counts: its path may be in use. No error if missing."""
         if self.fingerprint(digest) is None:
             return  # chmod would follow a link
         with _translated("an engine cannot be retired"), contextlib.suppress(FileNotFoundError):
             try:
                 self.path(digest).chmod(self._root.blob_mode)
             except PermissionError:
-                # Another user's, in a shared folder. Only a new file of ours is young: its times cannot be set by who
-                # may only read it, nor may it be linked (fs.protected_hardlinks), and a rename that goes there and back
-                # leaves a moment without it.
+                # Another user's, in a shared folder. Only a new file is young: a user who may only read it can neither
+                # set its times nor link it (fs.protected_hardlinks), and a rename leaves a moment without it.
                 self._replace_by_copy(digest)
 
     def _replace_by_copy(self, digest: str) -> None:
@@ -193,7 +192,7 @@ class Blobs:
         if staged.digest == digest:
             self.publish(staged)
         else:
-            self.discard(staged)  # damaged: whoever is given its path is told so
+            self.discard(staged)  # damaged: whoever is given its path gets an error
 
     def delete(self, digest: str) -> int:
         """Delete the blob and its record; readers that have it mapped keep their bytes.
@@ -221,7 +220,7 @@ class Blobs:
         return status.st_size
 
     def digests(self) -> Iterator[str]:
-        """Digests of all blobs; files of other names are not blobs."""
+        """Yield the digests of all blobs; files of other names are not blobs."""
         with _translated("the engines cannot be listed"):
             for folder, prefix in sorted(folders_in(self._root.engines)):
                 found = (digest_of_blob(prefix, name) for _, name in files_in(folder))
@@ -229,7 +228,7 @@ class Blobs:
 
 
 def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
-    """Copy ``source`` to ``target``; the digest and size in bytes of what was copied."""
+    """Copy ``source`` to ``target``; return the digest of what was copied and its size in bytes."""
     size = 0
     with contextlib.closing(StreamDigest()) as stream:
         while piece := source.read(CHUNK_BYTES):

@@ -19,7 +19,7 @@ def make_folder(path: Path, mode: int, workspace: Path, fill: Callable[[Path], o
     """Make a folder with exactly this mode, durably, or leave the one that is there. Idempotent; safe across processes.
 
     It appears under its name with its mode: ``mkdir`` alone gives the mode that the umask leaves, and a crash before
-    the ``chmod`` would shut the group out for ever.
+    the ``chmod`` would shut the group out forever.
 
     Args:
         path: The folder.

@@ -1,4 +1,4 @@
-"""The cache's folder: who may use it, what lies where, and with which modes.
+"""The cache's folder: its users, its layout and its modes.
 
 Whoever may write to the root or to a folder in it can put code there. So, for each of these folders::
 
@@ -50,7 +50,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def build_folder_prefix(build_id: str) -> str:
-    """What the name of a build's folder in ``tmp/`` begins with."""
+    """Return the beginning of the name of a build's folder in ``tmp/``."""
     return f"build-{build_id[:12]}-"
 
 
@@ -95,7 +95,7 @@ class Root:
 
     @property
     def quarantine(self) -> Path:
-        """Blobs that failed a check, kept for whoever wants to know why."""
+        """Blobs that failed a check, kept for inspection."""
         return self.path / "quarantine"
 
     @property
@@ -110,7 +110,7 @@ class Root:
 
     @property
     def tmp(self) -> Path:
-        """Work under way; what is old there is garbage."""
+        """Work under way; old files there are orphans."""
         return self.path / "tmp"
 
     @property
@@ -130,7 +130,7 @@ class Root:
         return (root[0], root[5]) != (engines[0], engines[5])
 
     def artefacts(self, kind: ArtefactKind) -> Path:
-        """What only saves time: one file a slot."""
+        """Return the folder of one kind of side caches: one file a slot."""
         return self.path / kind
 
     def blob_path(self, digest: str) -> Path:
@@ -144,7 +144,7 @@ class Root:
         return self.engines / digest[:2] / f"{digest}.engine"
 
     def log_path(self, build_id: str) -> Path:
-        """The log of an attempt. Only an id becomes a path: a damaged row's may be any text.
+        """Return the path of an attempt's log. Only an id becomes a path: a damaged row may hold any string.
 
         Raises:
             StoreError: ``build_id`` is not one.
@@ -224,7 +224,7 @@ class Root:
         """Open a cache that is private to its group. Idempotent; what was interrupted is finished.
 
         Raises:
-            StoreError: Another user's is in it: only its owner may.
+            StoreError: Another user owns it: only the owner may.
         """
         if not self.is_shared:
             with _translated(self.path):
@@ -269,7 +269,7 @@ def _lstat(path: Path) -> os.stat_result | None:
 
 
 def _is_cache(path: Path, status: os.stat_result) -> bool:
-    """Whether the folder is a cache; False where it is empty and may become one.
+    """Return whether the folder is a cache; False where it is empty and may become one.
 
     Raises:
         StoreError: It must not be used.
@@ -298,7 +298,7 @@ def _folder_mode(is_shared: bool) -> int:
 
 
 def _is_shared(path: Path) -> bool:
-    """Whether the group may use a root. ``engines/`` tells, as the root itself may be a volume that somebody made."""
+    """Return whether the group may use a root. Looks at ``engines/``: the root may be somebody's volume."""
     engines = path / "engines"
     return _is_for_group((engines if engines.exists() else path).lstat())
 
@@ -308,10 +308,10 @@ def _is_for_group(status: os.stat_result) -> bool:
 
 
 def _share(path: Path) -> None:
-    """Open a root to its group: everything that enginecache made in it, then ``engines/``, whose mode tells it is done.
+    """Open a root to its group: all that enginecache made in it, and ``engines/`` last, whose mode marks the end.
 
     Raises:
-        StoreError: What is in it is another user's: only its owner may.
+        StoreError: Another user owns it: only the owner may.
     """
     root = Root(path, is_shared=True)
     status = path.lstat()
@@ -340,7 +340,7 @@ def _hand_to_group(path: str, group: int, mode: int) -> None:
         # A file with a second name is that of whoever gave it one, too: it keeps its mode.
         if stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
             os.chown(f"/proc/self/fd/{descriptor}", -1, group)
-            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101  no path of ours
+            os.chmod(f"/proc/self/fd/{descriptor}", mode)  # noqa: PTH101  of a descriptor
     finally:
         os.close(descriptor)
 
@@ -381,7 +381,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 
 def _is_trusted(path: Path, status: os.stat_result) -> bool:
-    """Whether the folder's owner may choose which engines this process runs."""
+    """Return whether the folder's owner may choose which engines this process runs."""
     if status.st_uid in {os.geteuid(), 0}:
         return True
     if _is_for_group(status) and status.st_gid in {os.getegid(), *os.getgroups()}:
@@ -390,7 +390,7 @@ def _is_trusted(path: Path, status: os.stat_result) -> bool:
 
 
 def _owner_of_new_file(path: Path) -> int | None:
-    """Who owns what this process makes there; None where it can make nothing."""
+    """Return the owner of files that this process makes there; None where it can make none."""
     try:
         with tempfile.TemporaryFile(dir=path) as file:
             return os.fstat(file.fileno()).st_uid
@@ -407,7 +407,7 @@ def _foreign(path: Path, status: os.stat_result) -> StoreError:
 
 
 def _closed(path: Path, status: os.stat_result) -> StoreError:
-    """The error for another user's folder that cannot be looked into: it need not be a cache, so nobody may take it."""
+    """Return the error for another user's folder that cannot be read: it need not be a cache, so nobody may take it."""
     owner = _user_name(status.st_uid)
     message = f"{path} belongs to {owner}, and user {os.geteuid()} may not look into it"
     fix = f"Run as {owner}, or name another with --dir or ENGINECACHE_DIR."

@@ -1,4 +1,4 @@
-"""When each entry was last used.
+"""Last use of each entry.
 
 Kept in the times of empty files, outside the blobs: touching a blob changes its ctime, and so the fingerprint that says
 it was verified. A touch takes no lock, so a hit waits for nobody.
@@ -29,7 +29,7 @@ _LATEST_S = dt.datetime.max.replace(tzinfo=dt.timezone.utc).timestamp() - 1.0
 
 
 class UseLog:
-    """Last use by key. Best effort: a root that cannot be written keeps serving."""
+    """Last uses by key. Best effort: a root that cannot be written keeps serving."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -50,14 +50,14 @@ class UseLog:
                 os.close(descriptor)
 
     def last_used(self, key: str) -> dt.datetime | None:
-        """When the entry was last used; None where no use was noted."""
+        """Return when the entry was last used; None where no use was noted."""
         try:
             return _last_use(self._path(key).lstat(), time.time())
         except OSError:
             return None
 
     def all(self) -> dict[str, dt.datetime]:
-        """The last use of every entry that has a note, in one pass over the folder."""
+        """Return the last use of every entry that has a note, in one pass over the folder."""
         found: dict[str, dt.datetime] = {}
         now_s = time.time()
         for path, status in self._notes():
@@ -65,7 +65,7 @@ class UseLog:
         return found
 
     def age_those_ahead(self) -> None:
-        """Let the days of notes begin that a clock wrote which was ahead. Best effort."""
+        """Start the day after which a note by a clock that was ahead is corrected. Best effort."""
         now_s = time.time()
         for path, status in self._notes():
             if status.st_ctime > now_s and status.st_mtime > now_s:
@@ -87,7 +87,7 @@ class UseLog:
                     yield path, status
 
     def forget(self, key: str) -> None:
-        """Drop the note of an entry that is gone."""
+        """Delete the note of an entry that was deleted."""
         with contextlib.suppress(OSError):
             self._path(key).unlink(missing_ok=True)
 

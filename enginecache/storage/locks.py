@@ -148,7 +148,7 @@ class FileLocks:
         waiting: WaitingCallback | None,
         is_done: Callable[[], bool] | None,
     ) -> bool:
-        """Whether the lock was had; the other way out is that ``is_done``."""
+        """Return whether the lock was taken; False if ``is_done`` was true first."""
         started: float | None = None
         said = 0
         while True:
@@ -162,12 +162,12 @@ class FileLocks:
             else:
                 return True
             now = time.monotonic()
-            # Waiting begins when the first try has failed: however busy the machine is, who waits is told for whom.
+            # Waiting begins when the first try has failed: however busy the machine is, the holder is reported.
             started = now if started is None else started
             waited = now - started
             if timeout_s is not None and waited >= timeout_s:
                 raise self._timed_out(name, timeout_s)
-            if waiting is not None and waited >= said * SAY_EVERY_S:  # at once, too: for whom
+            if waiting is not None and waited >= said * SAY_EVERY_S:  # at once, too
                 said += 1
                 waiting(Waiting(self.holder(name), waited))
             time.sleep(POLL_S if timeout_s is None else min(POLL_S, timeout_s - waited))
@@ -178,7 +178,7 @@ class FileLocks:
         return LockTimeoutError(message, "Wait longer with --timeout, or look at that process; it may still succeed.")
 
     def holder(self, name: str) -> Holder | None:
-        """Who wrote that it has the lock; for people, since a killed holder's note stays until the next one."""
+        """Return who wrote that it holds the lock. For display: a killed holder's note stays until the next one."""
         try:
             found = json.loads(self._holder_path(name).read_text(encoding="utf-8"))
             return Holder(str(found["host"]), int(found["pid"]), float(found["since"]))
@@ -202,10 +202,10 @@ class FileLocks:
                 raise
 
     def _open_to_group(self, path: Path) -> None:
-        """Make a lock file that has its mode when it gets its name, or give one of ours the mode that it lacks.
+        """Make a lock file that has its mode when it gets its name, or give this user's file the mode that it lacks.
 
         filelock makes one with the mode that the umask leaves, and changes it then: a crash between the two would keep
-        the rest of the group out for ever.
+        the rest of the group out forever.
         """
         try:
             status = path.lstat()
@@ -238,7 +238,7 @@ def _not_taken(path: Path, error: OSError) -> StoreError:
 
 
 def describe_holder(holder: Holder | None) -> str:
-    """Return the holder's name for people."""
+    """Return the holder's name for messages."""
     return "another process" if holder is None else f"process {holder.pid} on {holder.host}"
 
 

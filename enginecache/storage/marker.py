@@ -1,4 +1,4 @@
-"""The file that says that a folder is a cache of enginecache's: ``CACHEDIR.TAG``.
+"""The marker of a cache folder: ``CACHEDIR.TAG``.
 
 Its first line is the standard one, for which backup tools skip the folder. Its second line is enginecache's own, with
 the format of what is in the folder. Without it, a folder is used only where it is empty, and nothing in it is touched.
@@ -37,7 +37,7 @@ _NAMES_SHOWN = 3
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a folder is a cache; False where it is as good as empty, and may become one. Makes nothing.
+    """Return whether a folder is a cache; False where it is as good as empty, and may become one. Makes nothing.
 
     Raises:
         StoreError: It holds something else, or a later release's cache.
@@ -62,7 +62,7 @@ def is_marked(folder: Path) -> bool:
 
 
 def write_marker(folder: Path, mode: int) -> bool:
-    """Mark an empty folder as a cache, durably and at once; whether this call did. Safe across processes.
+    """Mark an empty folder as a cache, durably and at once; return whether this call did. Safe across processes.
 
     Args:
         folder: The folder.
@@ -90,7 +90,7 @@ def write_marker(folder: Path, mode: int) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    """The marker's text; None where there is none. One that is no small regular file has no text."""
+    """Return the marker's text; None where there is no marker, an empty string where it is no small regular file."""
     try:
         return (read_regular(path, _MAX_BYTES) or b"").decode("ascii", "replace")
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def _read(path: Path) -> str | None:
 
 
 def _names_in(folder: Path) -> list[str]:
-    """Names that are there, without those of an empty volume and what a process that died in making a cache left."""
+    """Return the names in a folder, without those of an empty volume and of a cache whose making was interrupted."""
     return sorted(name for name in os.listdir(folder) if name not in _EMPTY_VOLUMES and not is_staged(name))  # noqa: PTH208
 
 

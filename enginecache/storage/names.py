@@ -16,11 +16,11 @@ from typing import Literal
 Kind = Literal["folder", "blob", "file"]
 
 TEMPORARY_PREFIX = ".enginecache-"
-"""Begins the names of what is given another name as soon as it is complete, next to where that will be."""
+"""Begins temporary names next to the final ones, which files and folders get as soon as they are complete."""
 
 _HEX = r"[0-9a-f]{64}"
 _RANDOM = r"[a-z0-9_]{8}"
-"""What ``tempfile`` appends to a prefix. Source: CPython, ``tempfile._RandomNameSequence``."""
+"""The characters that ``tempfile`` appends to a prefix. Source: CPython, ``tempfile._RandomNameSequence``."""
 
 _STAGED = re.compile(re.escape(TEMPORARY_PREFIX) + _RANDOM)
 _TEMPORARY_FILE = re.compile(rf"(?:blob|record|holder|lock|timing-caches|runtime-caches)-{_RANDOM}")
@@ -44,32 +44,32 @@ _FILES = {
 
 
 def is_staged(name: str) -> bool:
-    """Whether a process that makes a cache, or a folder in it, left this name behind when it died."""
+    """Return whether a process that died in making a cache, or a folder in it, left this name behind."""
     return _STAGED.fullmatch(name) is not None
 
 
 def is_temporary_file(name: str) -> bool:
-    """Whether a file of this name in ``tmp/`` is work under way, or left by a crash."""
+    """Return whether a file of this name in ``tmp/`` is work under way, or was left by a crash."""
     return _TEMPORARY_FILE.fullmatch(name) is not None
 
 
 def is_temporary_folder(name: str) -> bool:
-    """Whether a folder of this name in ``tmp/`` is: a build's, or that of another piece of work."""
+    """Return whether a folder of this name in ``tmp/`` is a build's, or that of other work."""
     return _TEMPORARY_FOLDER.fullmatch(name) is not None
 
 
 def is_engines_folder(name: str) -> bool:
-    """Whether a folder of this name in ``engines/`` holds blobs."""
+    """Return whether a folder of this name in ``engines/`` holds blobs."""
     return _ENGINES_FOLDER.fullmatch(name) is not None
 
 
 def digest_of_blob(folder: str, name: str) -> str | None:
-    """The digest in the name of a blob in this folder of ``engines/``; None for any other name."""
+    """Return the digest in the name of a blob in this folder of ``engines/``; None for any other name."""
     return _digest_in(_BLOB, folder, name)
 
 
 def digest_of_record(folder: str, name: str) -> str | None:
-    """The digest in the name of a repair record, likewise."""
+    """Return the digest in the name of a repair record in this folder of ``engines/``; None for any other name."""
     return _digest_in(_RECORD, folder, name)
 
 
@@ -79,31 +79,31 @@ def _digest_in(pattern: re.Pattern[str], folder: str, name: str) -> str | None:
 
 
 def is_quarantined(name: str) -> bool:
-    """Whether a file of this name in ``quarantine/`` is an engine that was set aside."""
+    """Return whether a file of this name in ``quarantine/`` is an engine that was set aside."""
     return _QUARANTINED.fullmatch(name) is not None
 
 
 def is_file_of(folder: str, name: str) -> bool:
-    """Whether enginecache makes files of this name in this folder of the root; an empty name is the root itself."""
+    """Return whether enginecache makes files of this name in this folder of the root; an empty folder is the root."""
     return folder in _FILES and _FILES[folder].fullmatch(name) is not None
 
 
 def files_in(folder: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """Path and name of each regular file; none where the folder cannot be listed. Links are not followed."""
+    """Yield path and name of each regular file; none where the folder cannot be listed. Links are not followed."""
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         yield from [(item.path, item.name) for item in found if item.is_file(follow_symlinks=False)]
 
 
 def folders_in(folder: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
-    """The same of folders."""
+    """Yield path and name of each folder; none where the parent cannot be listed. Links are not followed."""
     with contextlib.suppress(OSError), os.scandir(folder) as found:
         yield from [(item.path, item.name) for item in found if item.is_dir(follow_symlinks=False)]
 
 
 def owned(root: Path) -> Iterator[tuple[str, Kind]]:
-    """Path and kind of all that enginecache made below a root, ``engines/`` itself last; not the root.
+    """Yield path and kind of all that enginecache made below a root, ``engines/`` itself last; not the root.
 
-    What is in a temporary folder is its builder's, and is given whole.
+    All that is in a temporary folder counts, whatever its name.
     """
     for path, name in files_in(root):
         if is_file_of("", name):

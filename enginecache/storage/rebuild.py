@@ -1,9 +1,9 @@
 """Rebuild a lost registry from the records next to the blobs.
 
-Comes back: every engine whose bytes have the digest in their name, and whose record is whole; pins, as far as the
-damaged file still tells them. Does not: attempts to build and their reasons, remembered failures, misses, what came of
-loading, eviction's inflation, and the memo of files, which are all made anew in the course of time. An engine that was
-deleted while another entry shared its blob may come back too.
+These come back: every engine whose bytes have the digest in their name, and whose record is whole; pins, as far as they
+can be read in the damaged file. These do not: attempts to build and their reasons, remembered failures, misses,
+outcomes of loading, eviction's inflation, and the memo of files, which all come again in the course of time. An engine
+that was deleted while another entry shared its blob may come back too.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What a new registry was made of.
+    """The contents of a new registry.
 
     Attributes:
         kept: Where the damaged file is now; None where there was none.
         entries: Entries that came back.
         pins: Pins that came back.
-        lost_blobs: Stored engines that nothing tells the key of: without a whole record, or not whole themselves.
+        lost_blobs: Stored engines whose key is not known: without a whole record, or not whole themselves.
     """
 
     kept: Path | None
@@ -56,10 +56,10 @@ class Rebuilt:
 
 
 def require_registry(root: Root) -> None:
-    """Refuse a root whose registry is gone while its engines are there: a new one would forget them all.
+    """Refuse a root whose registry is missing while its engines are there: a new one would forget them all.
 
     Raises:
-        RegistryError: So it is.
+        RegistryError: It is missing.
     """
     why = _absence(root)
     if why:
@@ -68,7 +68,7 @@ def require_registry(root: Root) -> None:
 
 
 def find_registry_damage(root: Root) -> str:
-    """What is wrong with the registry as a file; empty for nothing.
+    """Return what is wrong with the registry as a file; an empty string for nothing.
 
     Raises:
         RegistryError: It cannot be looked at.
@@ -82,7 +82,7 @@ def _absence(root: Root) -> str:
     path = root.registry_path
     # Asked again: the first one may have been made, and used, while the folder was looked through.
     if _is_absent(path) and any(RepairRecords(root).digests()) and _is_absent(path):
-        return "it is empty, or gone, and there are engines"
+        return "it is empty or missing, and there are engines"
     return ""
 
 
@@ -117,7 +117,7 @@ class RegistryRebuild:
         self._checked: dict[tuple[str, Fingerprint], bool] = {}
 
     def run(self) -> Rebuilt | None:
-        """Set a damaged registry aside, and put one in its place that has what the records tell; None if it is whole.
+        """Set a damaged registry aside, and put one in its place that is made of the records; None if it is whole.
 
         Raises:
             RegistryError: The new one cannot be written, or the old one is locked.
@@ -132,11 +132,11 @@ class RegistryRebuild:
                 pins = _readable_pins(self._root.registry_path)
                 new = self._make(Path(folder) / "registry.sqlite", entries, pins)
                 kept = self._exchange(new)
-                lost = self._keep_for_people(entries)
+                lost = self._keep_unnamed(entries)
         return Rebuilt(kept, len(entries), len(pins), lost)
 
     def _entries(self) -> list[EntryRecord]:
-        """What the records tell of whole blobs: the newest of each key."""
+        """Return the entries in the records of whole blobs: the newest of each key."""
         newest: dict[str, EntryRecord] = {}
         for digest in self._records.digests():
             found = self._records.entries(digest)
@@ -166,12 +166,12 @@ class RegistryRebuild:
         return path
 
     def _exchange(self, new: Path) -> Path | None:
-        """Put the new file in the old one's place, atomically; where the old one is now."""
+        """Put the new file in the old one's place, atomically; return where the old one is now."""
         old = self._root.registry_path
         kept = self._root.quarantine / f"registry.{time.time_ns()}.sqlite"
         try:
             with _write_locked(old):
-                # Before the registry: a journal that is left beside a new one would be rolled back into it.
+                # Before the registry: a journal that is left next to a new one would be rolled back into it.
                 for suffix in _SIDE_FILES:
                     _set_aside(old.with_name(old.name + suffix), kept.with_name(kept.name + suffix))
                 is_there = old.exists()
@@ -185,8 +185,8 @@ class RegistryRebuild:
             raise StoreError(*describe_os_error(error, doing, kept, in_cache=True)) from error
         return kept if is_there else None
 
-    def _keep_for_people(self, entries: Iterable[EntryRecord]) -> int:
-        """Make blobs young that came back under no key: they are garbage only after the grace time. How many."""
+    def _keep_unnamed(self, entries: Iterable[EntryRecord]) -> int:
+        """Make blobs young that came back under no key: they are orphans only after the grace time. Return how many."""
         named = {entry.digest for entry in entries}
         lost = [digest for digest in self._store.digests() if digest not in named]
         for digest in lost:
@@ -212,7 +212,7 @@ def _link_or_move(old: Path, kept: Path) -> None:
 
 @contextlib.contextmanager
 def _write_locked(path: Path) -> Iterator[None]:
-    """With the registry's write lock, where SQLite can still take it: where it cannot, nobody can."""
+    """Hold the registry's write lock, where SQLite can still take it: where it cannot, nobody can."""
     if _is_absent(path):
         yield
         return
@@ -227,7 +227,7 @@ def _write_locked(path: Path) -> Iterator[None]:
 
 
 def _readable_pins(path: Path) -> list[str]:
-    """The pins in a damaged registry, as far as they can be read."""
+    """Return the pins in a damaged registry, as far as they can be read."""
     found: list[str] = []
     if _is_absent(path):
         return found

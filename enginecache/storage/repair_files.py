@@ -1,7 +1,7 @@
-"""A small record beside each blob: the rows that name it, for the day when the registry is lost.
+"""Repair records: a small file next to each blob with the rows that name it, in case the registry is lost.
 
-Only a repair reads them; the row stays the one truth. So writing one is no part of a publication's success, and what is
-not whole counts as absent.
+Only a repair reads them; the row stays the one truth. So a publication succeeds without its record, and one that is not
+whole counts as absent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RepairRecords:
         self._root = root
 
     def path(self, digest: str) -> Path:
-        """Where the record of a blob is, whether it is there or not.
+        """Return where the record of a blob is, whether it is there or not.
 
         Raises:
             StoreError: ``digest`` is not one.
@@ -68,7 +68,7 @@ class RepairRecords:
             ) from error
 
     def read(self, digest: str) -> list[Fields] | str:
-        """The rows as they were recorded; or what is wrong, as a text that goes on from "its repair record"."""
+        """Return the rows as they were recorded; or a string that goes on from "its repair record"."""
         try:
             content = read_regular(self.path(digest), MAX_BYTES)
         except FileNotFoundError:
@@ -87,16 +87,16 @@ class RepairRecords:
             return "is not as it was written"
 
     def entries(self, digest: str) -> list[EntryRecord] | str:
-        """Return the entries in a blob's record; or what is wrong, as a text that goes on from "its repair record"."""
+        """Return the entries in a blob's record; or a string that goes on from "its repair record"."""
         found = self.read(digest)
         if isinstance(found, str):
             return found
         try:
             entries = [EntryRecord.from_json(fields) for fields in found]
         except ValueError as error:
-            return f"is of no use: {error}"
+            return f"cannot be used: {error}"
         if any(entry.digest != digest or entry.flaw for entry in entries):
-            return "is of no use: it is not about this engine"
+            return "cannot be used: it is not about this engine"
         return entries
 
     def set_aside(self, digest: str) -> None:
@@ -117,14 +117,14 @@ class RepairRecords:
             raise StoreError(*describe_os_error(error, doing, path, in_cache=True)) from error
 
     def delete(self, digest: str) -> None:
-        """Delete the record; no error if it is gone, or cannot be deleted: it is garbage then."""
+        """Delete the record; no error if it is missing, or cannot be deleted: it is an orphan then."""
         with contextlib.suppress(OSError):
             path = self.path(digest)
             if is_real_folder(path.parent) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
 
     def digests(self) -> Iterator[str]:
-        """Digests that there is a record for, whether their blobs are there or not, in their order."""
+        """Yield the digests that have a record, whether their blobs are there or not, in their order."""
         for folder, prefix in sorted(folders_in(self._root.engines)):
             found = (digest_of_record(prefix, name) for _, name in files_in(folder))
             yield from sorted(digest for digest in found if digest is not None)

@@ -1,4 +1,4 @@
-"""Files that save time and decide nothing: TensorRT's timing caches and TensorRT-RTX's runtime caches.
+"""Side caches: TensorRT's timing caches and TensorRT-RTX's runtime caches, which save time and decide nothing.
 
 Losing one costs a slower build or start, and never an engine. So one that is not whole counts as absent: it is never
 given to TensorRT, and is no error.
@@ -29,7 +29,7 @@ _SLOT = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a slot holds.
+    """The content of a slot.
 
     Attributes:
         data: TensorRT's bytes.
@@ -58,11 +58,11 @@ class Artefacts:
         self._folder = root.artefacts(kind)
 
     def slot(self, fields: Fields) -> str:
-        """Name of the slot for what an artefact belongs to: 64 hex characters."""
+        """Return the name of the slot for these fields: 64 hex characters."""
         return digest_of(f"enginecache/{self._kind}/v1\n{canonical_json(fields)}".encode("ascii"))
 
     def read(self, slot: str) -> Artefact | None:
-        """What the slot holds; None where that is nothing, or not whole. Notes the use, which garbage goes by.
+        """Return what the slot holds; None where that is nothing, or not whole. Notes the use, which renews it.
 
         Raises:
             StoreError: ``slot`` is no name of one.
@@ -76,7 +76,7 @@ class Artefacts:
         return found
 
     def replace(self, slot: str, data: bytes) -> str:
-        """Put ``data`` in the slot, whatever was there; its digest.
+        """Put ``data`` in the slot, whatever was there; return its digest.
 
         Raises:
             StoreError: It cannot be written, or is larger than :data:`MAX_BYTES`.
@@ -95,7 +95,7 @@ class Artefacts:
         return digest
 
     def check(self) -> Iterator[tuple[Path, str]]:
-        """What has a slot's name and is not what it should be, with what is wrong; each may go. Reads every byte."""
+        """Yield each file of a slot's name that is not whole, with what is wrong; all may be deleted. Reads all."""
         names = os.listdir(self._folder) if self._folder.exists() else []  # noqa: PTH208  only the names are looked at
         for name in sorted(filter(_SLOT.fullmatch, names)):
             found = self._inspect(self._folder / name)
@@ -111,7 +111,7 @@ class Artefacts:
         return f"enginecache {self._kind} v1 {slot} {digest}\n".encode("ascii")
 
     def _inspect(self, path: Path) -> Artefact | str | None:
-        """What a file holds, or what is wrong with it; None where there is none."""
+        """Return what a file holds, or what is wrong with it; None where there is none."""
         try:
             content = read_regular(path, MAX_BYTES + 1024)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Room on the cache's file system: asked for before a build, and a little of it kept for repairs."""
+"""Space on the cache's file system: checked before a build, and a little of it kept for repairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLACK_BYTES = 16 << 20
 """For logs, the registry and its journal, a timing cache, and plans of small models."""
 
 RESERVE_BYTES = 1 << 20
-"""What the registry needs to write its journal for one transaction, many times over."""
+"""Many times what the registry needs to write its journal for one transaction."""
 
 
 def needed_bytes(model_bytes: int) -> int:
@@ -38,10 +38,10 @@ def needed_bytes(model_bytes: int) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """What this user may still write to the folder's file system; quotas are not known to it.
+    """Return how many bytes this user may still write to the folder's file system, without regard to quotas.
 
     Raises:
-        OSError: The folder is gone, or the file system does not say.
+        OSError: The folder is missing, or the file system does not say.
     """
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
@@ -82,7 +82,7 @@ def require_space(root: Root, model_name: str, model_bytes: int) -> None:
 
 
 def require_writable(root: Root) -> None:
-    """Say before anything is done that nothing can be stored. Cheap; a full disk is another matter.
+    """Refuse a folder that cannot be written, before anything is done. Cheap; does not see a full disk.
 
     Raises:
         StoreError: This user may not write to the folder, or its file system is read-only.
@@ -95,7 +95,7 @@ def require_writable(root: Root) -> None:
 
 
 class Reserve:
-    """A file that takes up room until a full disk must be mended.
+    """A file that takes up room until a full disk must be repaired.
 
     A registry cannot be opened for writing on a full disk, so that nothing could be deleted either. Best effort: a file
     system that compresses, or keeps snapshots, may have nothing to give back.
@@ -112,7 +112,7 @@ class Reserve:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is there in full. Cheap."""
+        """True if it is there in full. Cheap."""
         try:
             status = self.path.lstat()
         except OSError:
@@ -135,9 +135,9 @@ class Reserve:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """The room is free while the block runs, and is taken up again after it. May be nested.
+        """Free the room while the block runs, and take it up again after it. May be nested.
 
-        Whoever else writes may take it meanwhile: then what runs in the block fails as on any full disk.
+        Another process may take it meanwhile: then the block fails as on any full disk.
         """
         with contextlib.suppress(OSError):
             # Truncated, not deleted: a full file system may have no room for the change of a folder.
@@ -157,7 +157,7 @@ def _require_own(descriptor: int) -> None:
     """Refuse a file with a second name: its bytes are also those of whoever gave it one.
 
     Raises:
-        OSError: So it is, or it is no regular file.
+        OSError: It has one, or is not a regular file.
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:

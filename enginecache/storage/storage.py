@@ -1,4 +1,4 @@
-"""One opened cache folder. Blobs and rows change together here alone, under a lock that nobody else takes."""
+"""Storage: one opened cache folder. Only here blobs and rows change together, under a lock that nobody else takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works here, what does not, and what to do. Changes nothing, and makes no folder."""
+"""``doctor``: checks of the settings, folder, GPUs and toolchains. Changes nothing, and makes no folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings, and the cache's folder with its registry."""
+"""Checks of the settings, and of the cache's folder with its registry."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LOW_SPACE_BYTES = 5 << 30
 LOW_INODES = 1000
 """Some sixty builds' worth: a build makes up to sixteen files, most of them for a moment."""
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gpfs", "fuse.")
-"""How the names of file systems begin that are not, or may not be, of this host alone. Source: Linux, proc(5)."""
+"""Beginnings of the names of file systems that other hosts may use too. Source: Linux, proc(5)."""
 
 
 def check_settings() -> Check:
-    """Where the settings come from."""
+    """Return where the settings come from."""
     path = config_path()
     if path is None:
         facts: dict[str, object] = {"path": None, "exists": False}
@@ -46,13 +46,13 @@ def check_settings() -> Check:
 
 
 def check_variables(environ: Mapping[str, str] | None = None) -> Iterator[Check]:
-    """A warning for each variable that looks like a setting and is none."""
+    """Yield a warning for each variable that looks like a setting and is not one."""
     for text in unknown_variables(environ):
         yield Check("variables", "warning", text, "Correct its name, or unset it.")
 
 
 def check_root(config: Config) -> Iterator[Check]:
-    """The folder, its file system, its space and its registry."""
+    """Yield the checks of the folder, its file system, its space and its registry."""
     try:
         root = Root.find(config.dir, config.shared)
         if root.is_made:
@@ -101,7 +101,7 @@ def _group_name(gid: int) -> str:
 
 
 def check_parents(root: Path) -> Iterator[Check]:
-    """A warning where somebody else could put another folder in the root's place while a program uses it."""
+    """Yield a warning where somebody else could replace the root by another folder while a program uses it."""
     trusted = {os.geteuid(), 0, root.stat().st_uid}
     for folder in root.resolve().parents:
         status = folder.stat()
@@ -119,7 +119,7 @@ def check_parents(root: Path) -> Iterator[Check]:
 
 
 def check_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> Iterator[Check]:
-    """A warning where locks and renames may not be what they are on a local file system."""
+    """Yield a warning where locks and renames may not work as on a local file system."""
     kinds = {}
     with contextlib.suppress(OSError):
         for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():

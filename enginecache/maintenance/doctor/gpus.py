@@ -17,12 +17,12 @@ _COMPARED = {"name": "name", "compute_capability": "compute capability", "sm_cou
 
 @dataclass(frozen=True)
 class Gpus:
-    """What each source answered; where one did not, its error is set and its tuple is empty.
+    """The answers of each source; where one failed, its error is set and its tuple is empty.
 
     Attributes:
-        devices: What a ``get`` chooses from: the GPUs that CUDA shows, in CUDA's order.
+        devices: The GPUs that a ``get`` chooses from: those that CUDA shows, in CUDA's order.
         nvml: All GPUs of the host.
-        cuda: What CUDA itself says that it shows.
+        cuda: The GPUs that CUDA itself lists.
     """
 
     devices: tuple[Device, ...]
@@ -38,7 +38,7 @@ def look(
     nvml: Callable[[], tuple[NvmlGpu, ...]],
     cuda: Callable[[], tuple[Device, ...]],
 ) -> Gpus:
-    """Ask all three. What only CUDA tells is added to the devices."""
+    """Ask all three, and add to the devices what only CUDA knows."""
     devices, problem = _answer(find_devices)
     gpus, nvml_problem = _answer(nvml)
     shown, cuda_problem = _answer(cuda)
@@ -55,7 +55,7 @@ def _answer(ask: Callable[[], tuple[_Found, ...]]) -> tuple[tuple[_Found, ...], 
 
 
 def check_gpus(gpus: Gpus, environ: Mapping[str, str]) -> Iterator[Check]:
-    """A line for each GPU, and one for each thing that decides which these are."""
+    """Yield a line for each GPU, and one for each thing that decides which GPUs there are."""
     if gpus.problem is not None:
         yield Check("gpu", "warning", gpus.problem.what, gpus.problem.fix)
     for device in gpus.devices:
@@ -107,7 +107,7 @@ def _check_mig(gpus: Sequence[NvmlGpu]) -> Iterator[Check]:
 
 
 def _check_sources(gpus: Gpus) -> Iterator[Check]:
-    """Whether NVML and CUDA can be asked, and say the same."""
+    """Check that NVML and CUDA can be asked, and give the same answer."""
     if not gpus.nvml and not gpus.cuda:
         return
     if gpus.nvml_problem is not None:
@@ -125,7 +125,7 @@ def _check_sources(gpus: Gpus) -> Iterator[Check]:
 
 
 def _is_not_there(error: NoDeviceError) -> bool:
-    """Whether pycuda is missing or broken, which says nothing of CUDA."""
+    """Return whether pycuda is missing or broken, which says nothing about CUDA."""
     return error.__cause__ is None or isinstance(error.__cause__, ImportError)
 
 

@@ -1,4 +1,4 @@
-"""Which TensorRT is here, what it does for the GPUs that are here, and what makes other precisions."""
+"""Checks of the installed TensorRT flavours: the GPUs that they serve, and the precisions that they build."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginecache.trt.interpreter import interpreters
 
 
 def check_toolchains(findings: Sequence[ToolchainFinding], devices: Sequence[Device]) -> Iterator[Check]:
-    """A line for each flavour, and one more where nothing can be built."""
+    """Yield a line for each flavour, and one more where nothing can be built."""
     usable = [finding.toolchain for finding in findings if finding.toolchain is not None]
     for finding in findings:
         if finding.toolchain is None:
@@ -33,7 +33,7 @@ def check_toolchains(findings: Sequence[ToolchainFinding], devices: Sequence[Dev
 
 
 def check_builder(config: Config, environ: Mapping[str, str]) -> Check:
-    """The Python that runs a builder, and the variables that change what it builds or that it is not given."""
+    """Check the Python that runs a builder, and the variables that change its plans or are kept from it."""
     also = config.pass_environment
     conditions, left_out = keyed(environ, also), warnings(environ, also)
     facts: dict[str, Any] = {"python": None, "environment": dict(conditions), "removed": list(left_out)}
@@ -74,7 +74,7 @@ def _what_it_builds(toolchain: Toolchain) -> str:
 
 
 def _obstacle(toolchain: Toolchain, device: Device) -> str:
-    """Why no plan of this TensorRT runs on the device; empty where one does, as far as is known here."""
+    """Return why no plan of this TensorRT runs on the device; an empty string where one does, as far as is known."""
     supported = supported_targets(toolchain)
     if supported is not None and device.compute_capability not in supported:
         product = f"{PRODUCTS[toolchain.flavour]} {toolchain.version}"
@@ -95,7 +95,7 @@ def _fix(toolchain: Toolchain, device: Device) -> str:
 
 
 def _builds(toolchain: Toolchain, devices: Sequence[Device]) -> bool:
-    """Whether it builds anything here: TensorRT-RTX does so for GPUs that are elsewhere."""
+    """Return whether it builds anything here: TensorRT-RTX also builds for GPUs of other hosts."""
     return toolchain.flavour == "tensorrt-rtx" or not all(_obstacle(toolchain, device) for device in devices)
 
 
@@ -110,7 +110,7 @@ def _facts(toolchain: Toolchain) -> dict[str, Any]:
 
 
 def check_precision(findings: Sequence[ToolchainFinding], version: Callable[[str], str | None]) -> Check:
-    """Whether --fp16 and --bf16 can be had where the precision is the graph's.
+    """Check that --fp16 and --bf16 are available where the graph decides the precision.
 
     A warning only where such a TensorRT is here and no converter is.
     """
@@ -127,7 +127,7 @@ def check_precision(findings: Sequence[ToolchainFinding], version: Callable[[str
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed distribution; None where it is not installed."""
+    """Return the version of an installed distribution; None where it is not installed."""
     from importlib import metadata
 
     try:

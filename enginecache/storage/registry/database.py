@@ -91,7 +91,7 @@ class Database:
 
     @property
     def is_made(self) -> bool:
-        """Whether the file has tables. Looks at the file until it has; never makes it, as opening would."""
+        """True if the file has tables. Looks at the file until it has; never makes it, as opening would."""
         if not self._is_made:
             self._is_made = self._has_tables()
         return self._is_made
@@ -340,7 +340,7 @@ def unavailable(path: Path, error: Exception) -> EngineCacheError:
 
 
 def _folder_error(folder: Path) -> OSError | None:
-    """Why a folder cannot be opened, or get a file such as the registry's journal.
+    """Return why a folder cannot be opened, or cannot get a file such as the registry's journal.
 
     Never the registry itself: closing it would drop the locks of this process's connections.
     """
@@ -353,7 +353,7 @@ def _folder_error(folder: Path) -> OSError | None:
 
 
 def fix_for(error: Exception, path: Path) -> str:
-    """What to do about what SQLite says.
+    """Return what to do about an error of SQLite's.
 
     Source: SQLite, "Result and Extended Result Codes": a full disk is SQLITE_FULL, but a quota that is met (EDQUOT) and
     a file that may not grow (EFBIG, from ``ulimit -f``) are SQLITE_IOERR, "disk I/O error".
@@ -394,7 +394,7 @@ _OUTSIDE = (
     "permission denied",
     "interrupted",
 )
-"""What SQLite says when the file itself is not to blame. Its codes are in Python from 3.11 on.
+"""SQLite's words for causes outside the file. Its codes are in Python from 3.11 on.
 
 Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
 """

@@ -1,4 +1,4 @@
-"""The stored engines, in SQL."""
+"""Rows of the stored engines."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ _NEWEST_FIRST = (entries.c.created_at.desc(), entries.c.key)
 
 
 class Entries(Session):
-    """The entries, with their models, blobs and pins."""
+    """Queries on the entries, with their models, blobs and pins."""
 
     def find(self, key: str) -> EntryRecord | None:
-        """The entry of exactly this key."""
+        """Return the entry of exactly this key."""
         with self._looking() as connection:
             rows = connection.execute(_FIND, (key,)).fetchall()
             records = [_looked_up(row) for row in rows]
@@ -82,7 +82,7 @@ class Entries(Session):
         return records[0] if records else None
 
     def has_entry(self, key: str, build_id: str | None = None) -> bool:
-        """Whether the key has an entry, and that of this attempt if one is named."""
+        """Return whether the key has an entry, and if an attempt is named, whether it is of that."""
         with self._looking() as connection:
             found = connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone()
         return found is not None and build_id in {None, found[0]}
@@ -93,7 +93,7 @@ class Entries(Session):
             return ",".join(build_id for (build_id,) in connection.execute(_SIBLINGS, (model_digest,)))
 
     def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
-        """Entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
+        """Return the entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
         with self._looking() as connection:
             rows = connection.execute(_FIND_PREFIX, (prefix, f"{prefix}g", limit)).fetchall()
             records = [_looked_up(row) for row in rows]
@@ -104,12 +104,12 @@ class Entries(Session):
         return records
 
     def entries(self, limit: int | None = None) -> list[EntryRecord]:
-        """Entries, newest first: all, or the newest ``limit``."""
+        """Return the entries, newest first: all, or the newest ``limit``."""
         with self._reading() as connection:
             return [_entry(row) for row in connection.execute(_ENTRY.order_by(*_NEWEST_FIRST).limit(limit))]
 
     def standings(self, noted: Mapping[str, dt.datetime]) -> list[Standing]:
-        """What eviction weighs of every entry, in no order; ``noted`` says when keys were last used."""
+        """Return what eviction weighs of every entry, in no order; ``noted`` says when keys were last used."""
         # Joined here: SQLite looks each row's blob and model up in a tree, which takes twice as long. Through the
         # driver, because SQLAlchemy's rows and types take as long again (measured 2026-11, 100,000 entries).
         with self._looking() as connection:
@@ -124,7 +124,7 @@ class Entries(Session):
             ]
 
     def relatives(self, structure: str, weights: str) -> Iterator[EntryRecord]:
-        """Entries of models that share the structure or the weights, newest first."""
+        """Return the entries of models that share the structure or the weights, newest first."""
         related = sa.or_(models.c.structure == structure, models.c.weights == weights)
         with self._reading() as connection:
             rows = connection.execute(_ENTRY.where(related).order_by(*_NEWEST_FIRST)).all()
@@ -148,7 +148,7 @@ class Entries(Session):
         return found is not None
 
     def remove(self, key: str, *, digest: str | None = None) -> bool:
-        """Delete the entry; False if it was gone, pinned, or no longer has ``digest``."""
+        """Delete the entry; return False if it is missing, pinned, or no longer has ``digest``."""
         chosen = sa.delete(entries).where(entries.c.key == key, entries.c.key.not_in(sa.select(pins.c.key)))
         if digest is not None:
             chosen = chosen.where(entries.c.digest == digest)
@@ -159,7 +159,7 @@ class Entries(Session):
         return removed is not None
 
     def forget_blob(self, digest: str, reason: str) -> list[str]:
-        """Delete every entry of a blob that is no longer good, and note why; the keys that lost their engine."""
+        """Delete every entry of a damaged blob, and record why; return the keys that lost their engine."""
         with self._writing() as connection:
             named = sa.select(entries.c.key, models.c.name).where(entries.c.digest == digest).order_by(entries.c.key)
             found = connection.execute(named.outerjoin_from(entries, models)).all()
@@ -189,22 +189,22 @@ class Entries(Session):
             return set(connection.scalars(sa.select(entries.c.key)))
 
     def named(self) -> set[str]:
-        """The blobs that a row names, also a damaged row."""
+        """Return the blobs that a row names, also a damaged row."""
         with self._looking() as connection:
             return {digest for (digest,) in connection.execute("SELECT digest FROM entries")}
 
     def is_referenced(self, digest: str) -> bool:
-        """Whether any entry names the blob."""
+        """Return whether any entry names the blob."""
         with self._reading() as connection:
             return connection.execute(sa.select(entries.c.key).where(entries.c.digest == digest)).first() is not None
 
     def entries_of(self, digest: str) -> list[EntryRecord]:
-        """The entries that name the blob, in the order of their keys; not those whose row is damaged."""
+        """Return the entries that name the blob, in the order of their keys; not those whose row is damaged."""
         rows = self._examine(_EXAMINED.where(_in_table(entries.c.digest == digest)).order_by(entries.c.key))
         return [row.record for row in rows if row.record is not None and row.digest == digest]
 
     def examine(self) -> list[ExaminedRow]:
-        """Every entry's row, also those that nothing else shows, because a row that they name is gone."""
+        """Return every entry's row, also those that nothing else shows, because a row that they name is missing."""
         return self._examine(_EXAMINED.order_by(*_NEWEST_FIRST))
 
     def _examine(self, chosen: sa.Select[Any]) -> list[ExaminedRow]:
@@ -228,22 +228,22 @@ class Entries(Session):
                 connection.execute(upsert(pins, {"key": key, "pinned_at": utc_now()}, {}))
 
     def pin(self, key: str) -> None:
-        """Keep the entry whatever ``prune`` wants. Idempotent."""
+        """Exempt the entry from every prune. Idempotent."""
         with self._writing() as connection:
             connection.execute(upsert(pins, {"key": key, "pinned_at": utc_now()}, {}))
 
     def unpin(self, key: str) -> None:
-        """Let the entry go when ``prune`` wants. Idempotent."""
+        """Allow a prune to delete the entry again. Idempotent."""
         with self._writing() as connection:
             connection.execute(sa.delete(pins).where(pins.c.key == key))
 
     def stored_bytes(self) -> int:
-        """Bytes of all blobs that an entry names, each counted once."""
+        """Return the bytes of all blobs that an entry names, each counted once. Quick."""
         with self._reading() as connection:
             return _stored(connection)[1]
 
     def totals(self) -> RegistryTotals:
-        """Counts and sums."""
+        """Return counts and sums."""
         is_stored = sa.exists().where(entries.c.key == pins.c.key)
         by_state = sa.select(builds.c.state, sa.func.count(), sa.func.sum(builds.c.build_seconds))
         by_state = by_state.where(builds.c.reason != "interrupted")  # Ctrl-C is no failure
@@ -264,7 +264,7 @@ class Entries(Session):
 
 
 def _stored(connection: sa.Connection) -> tuple[int, int]:
-    """How many blobs an entry names, and their bytes.
+    """Return how many blobs are named by an entry, and their bytes.
 
     All but the unnamed, of which there are few: two passes along indexes, in a third of the time of looking each named
     one up (measured 2026-11).
@@ -275,10 +275,10 @@ def _stored(connection: sa.Connection) -> tuple[int, int]:
 
 
 def _in_table(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """The condition, met through an index, with every value read from the table.
+    """Return the condition, met through an index, with every value read from the table.
 
     With one bit of an index flipped it leads to another row. SQLite does not compare the two, and where a query names
-    an indexed column it gives the index's value beside the other row's rest (seen with 3.40.1): another engine under
+    an indexed column it gives the index's value with the rest of the other row (seen with 3.40.1): another engine under
     the key that was asked for.
     """
     return _ROW.in_(sa.select(_ROW).select_from(entries).where(condition))
@@ -330,7 +330,7 @@ def _examined(values: dict[str, Any]) -> ExaminedRow:
     parents = {"model": values["model_name"], "blob": values["size_bytes"], "attempt": attempt}
     absent = [name for name, value in parents.items() if value is None]
     if absent:
-        return ExaminedRow(key, digest, None, f"the row of its {absent[0]} is gone")
+        return ExaminedRow(key, digest, None, f"the row of its {absent[0]} is missing")
     try:
         return ExaminedRow(key, digest, _entry_of(values))
     except (ValueError, TypeError) as error:
@@ -361,7 +361,7 @@ def _put_entry(connection: sa.Connection, entry: EntryRecord) -> None:
 
 
 def _build_of(entry: EntryRecord) -> dict[str, Any]:
-    """The row of the attempt that made an entry, as far as the entry tells."""
+    """Return the row of the attempt that made an entry, as far as the entry has it."""
     started_at = entry.created_at - dt.timedelta(seconds=min(entry.build_seconds, 1e9))
     return {
         "id": entry.build_id,
@@ -376,6 +376,6 @@ def _build_of(entry: EntryRecord) -> dict[str, Any]:
 
 
 def _drop_blob_if_unnamed(connection: sa.Connection, digest: str | None) -> None:
-    """Forget a blob that no entry names, except a quarantined one, whose reason is still wanted."""
+    """Delete the row of a blob that no entry names, except a quarantined one, whose reason is still wanted."""
     is_named = sa.exists().where(entries.c.digest == digest)
     connection.execute(sa.delete(blobs).where(blobs.c.digest == digest, ~is_named, blobs.c.quarantine_reason.is_(None)))

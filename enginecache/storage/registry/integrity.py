@@ -1,4 +1,4 @@
-"""Is the registry's file whole? Told apart: damage, and a disk that is full, a lock, or a mode."""
+"""Integrity of the registry's file: damage, as opposed to a full disk, a lock or a mode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from enginecache.storage.registry.tables import METADATA
 
 
 def find_damage(database: Database, mode: int) -> str:
-    """What is wrong with the file as a database; empty for nothing.
+    """Return what is wrong with the file as a database; an empty string for nothing.
 
     Reads all of it: each page, each index against its table, each value of each row. An older schema is upgraded first,
     as whatever opens the registry does.
@@ -53,7 +53,7 @@ def find_damage(database: Database, mode: int) -> str:
 
 
 def _damage_in(error: Exception, path: Path) -> str:
-    """What an error says of the file's content.
+    """Return what an error says about the file's content.
 
     Raises:
         RegistryError: It says something else.
@@ -81,7 +81,7 @@ def _check_pages(database: Database) -> None:
 
 
 def _try_to_write(connection: sqlite3.Connection) -> None:
-    """Begin a change and take it back: one bit of the header makes it a file that may only be read."""
+    """Begin a change and roll it back: one flipped bit of the header makes the file read-only."""
     connection.execute("BEGIN IMMEDIATE")  # alone it would only read such a file
     try:
         connection.execute("PRAGMA user_version = 0")

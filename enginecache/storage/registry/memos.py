@@ -1,4 +1,4 @@
-"""What was found in files, in SQL: kept for the boot and the mount in which they were read."""
+"""Memos: what was found in files, kept for the boot and the mount in which they were read; and answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from enginecache.storage.registry.rows import AnswerRecord, MemoKind
 from enginecache.storage.registry.tables import answers, entries, file_memo
 
 MAX_OF_OTHER_BOOTS = 100
-"""The newest, for other hosts that share the folder: their boots are not to be told from earlier ones of this host."""
+"""The newest, for other hosts that share the folder: their boots look like earlier ones of this host."""
 
 MAX_ANSWERS = 1000
 """Of command lines; the newest are kept."""
@@ -39,7 +39,7 @@ _RECALL = """
 
 
 class Memos(Session):
-    """Memos of files.
+    """Queries on the memos of files, and on the answers to command lines.
 
     Where this user cannot write the registry, they are kept in a file of the user's runtime folder, which is in memory
     and ends with the boot or the session.
@@ -59,7 +59,7 @@ class Memos(Session):
         return None if found is None else _unsealed(found[0], row)
 
     def remember(self, kind: MemoKind, fingerprint: Fingerprint, found: dict[str, Any]) -> None:
-        """Keep what was found in a file; a registry that is busy, or not made yet, just forgets."""
+        """Keep what was found in a file. Never waits, never fails: a busy registry just forgets."""
         place = self._row(kind, fingerprint)
         if place is None or not self._database.is_made:
             return
@@ -84,7 +84,7 @@ class Memos(Session):
             connection.execute(sa.delete(answers).where(sa.or_(is_without_entry, is_outdated, sa.not_(is_kept))))
 
     def _row(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
-        """The place of a memo; None where there can be none."""
+        """Return the place of a memo; None where there can be none."""
         if not self._boot:
             return None
         # Device, inode and mount are unsigned 64-bit numbers; SQLite's integers are signed.
@@ -131,7 +131,7 @@ class Memos(Session):
 
 
 def _signed(time_ns: int) -> int:
-    """A time as one of SQLite's integers, which end in the year 2262: a file can be given a later date.
+    """Return a time as one of SQLite's integers, which end in the year 2262: a file can be given a later date.
 
     Two dates that are 584 years apart become one. The ctimes of a file never are.
     """
@@ -145,7 +145,7 @@ def _replace(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) ->
 
 
 def _prune(connection: sa.Connection, boot: str) -> None:
-    """Delete what no reading can use: rows of other boots, and the oldest of too many."""
+    """Delete rows of other boots, which nothing can use, and the oldest of too many."""
     number = sa.literal_column("rowid", sa.Integer)
     newest = sa.select(sa.func.max(number)).select_from(file_memo).scalar_subquery()
     is_other = sa.or_(file_memo.c.boot < boot, file_memo.c.boot > boot)  # two ranges of the index; != would be none
@@ -154,7 +154,7 @@ def _prune(connection: sa.Connection, boot: str) -> None:
 
 
 def _user_file(*, is_made: bool) -> Path | None:
-    """The file in the runtime folder; None where there is no folder that nobody but this user may write to."""
+    """Return the file in the runtime folder; None where there is no folder that only this user may write to."""
     folder = runtime_folder()
     if folder is None:
         return None
@@ -174,13 +174,13 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _seal(found: dict[str, Any], place: dict[str, Any]) -> str:
-    """Digest of a memo with what it is about: a flipped bit in a model's digest would make another key of it."""
+    """Return the digest of a memo and its place: a flipped bit in a model's digest would make another key of it."""
     # On one thread: starting others costs a hit a millisecond.
     return blake3.blake3(canonical_json({"found": found, "place": place}).encode("ascii")).hexdigest()
 
 
 def _unsealed(text: str | None, place: dict[str, Any]) -> dict[str, Any] | None:
-    """What a memo's text says; None where it is not what was written."""
+    """Return what a memo holds; None where it is not what was written."""
     try:
         found = json.loads(text or "null")
         seal = found.pop(_SEAL)

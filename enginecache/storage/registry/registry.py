@@ -25,7 +25,7 @@ class Registry(Entries, Memos):
     """
 
     def start_build(self, build: BuildRecord) -> None:
-        """Record an attempt; others of the same key that still say ``running`` are abandoned."""
+        """Record an attempt; others of its key that still say ``running`` are abandoned: the caller has its lock."""
         row = {column.name: getattr(build, column.name) for column in builds.c}
         with self._writing() as connection:
             still = sa.and_(builds.c.key == build.key, builds.c.state == "running")
@@ -40,7 +40,7 @@ class Registry(Entries, Memos):
             connection.execute(sa.update(builds).where(running).values(failed))
 
     def attempts_since_success(self, key: str) -> list[BuildRecord]:
-        """The attempts at the key since the last that succeeded, newest first."""
+        """Return the attempts at the key since the last that succeeded, newest first."""
         # By the rows' numbers, which are in the order of writing: a clock may have been wrong meanwhile.
         later = builds.alias("later")
         is_later = sa.literal_column("later.rowid") >= sa.literal_column("builds.rowid")
@@ -51,7 +51,7 @@ class Registry(Entries, Memos):
             return [BuildRecord(**row._mapping) for row in rows]  # noqa: SLF001
 
     def builds(self, key: str | None = None, limit: int = 100) -> list[BuildRecord]:
-        """Attempts, newest first."""
+        """Return the attempts, newest first."""
         chosen = sa.select(builds).order_by(builds.c.started_at.desc(), builds.c.id).limit(limit)
         if key is not None:
             chosen = chosen.where(builds.c.key == key)
@@ -59,19 +59,19 @@ class Registry(Entries, Memos):
             return [BuildRecord(**row._mapping) for row in connection.execute(chosen)]  # noqa: SLF001  the public way to names
 
     def unfinished_builds(self) -> list[BuildRecord]:
-        """The attempts that say ``running``, oldest first."""
+        """Return the attempts that say ``running``, oldest first."""
         chosen = sa.select(builds).where(builds.c.state == "running").order_by(builds.c.started_at, builds.c.id)
         with self._reading() as connection:
             return [BuildRecord(**row._mapping) for row in connection.execute(chosen)]  # noqa: SLF001
 
     def abandon_build(self, build_id: str) -> None:
-        """Record that the attempt's process died first. Nothing, if it no longer runs."""
+        """Record that the attempt's process died first. Nothing if it no longer runs. The caller has the key's lock."""
         running = sa.and_(builds.c.id == build_id, builds.c.state == "running")
         with self._writing() as connection:
             connection.execute(sa.update(builds).where(running).values(_GONE))
 
     def lasting_failures(self) -> int:
-        """How many keys there are whose latest attempt failed, and would fail again."""
+        """Return how many keys there are whose latest attempt failed, and would fail again."""
         later = builds.alias("later")
         is_later = sa.literal_column("later.rowid") > sa.literal_column("builds.rowid")
         is_latest = ~sa.exists().where(later.c.key == builds.c.key, is_later)
@@ -108,7 +108,7 @@ class Registry(Entries, Memos):
             connection.execute(upsert(misses, {"key": key, "count": 1, **what}, counted))
 
     def misses(self, limit: int = 100) -> list[MissRecord]:
-        """Misses, latest first."""
+        """Return the misses, latest first."""
         named = sa.select(entries.c.key, models.c.name).join(models, models.c.digest == entries.c.model_digest)
         asked, nearest = named.subquery("asked"), named.subquery("nearest")
         lost = set_asides.c.model_name
@@ -127,13 +127,17 @@ class Registry(Entries, Memos):
             ]
 
     def inflation(self) -> list[InflationStep]:
-        """The steps of eviction's inflation that are kept, oldest first."""
+        """Return the steps of eviction's inflation that are kept, oldest first."""
         chosen = sa.select(inflation.c.at, inflation.c.value).order_by(inflation.c.at)
         with self._reading() as connection:
             return [InflationStep(at, value) for at, value in connection.execute(chosen)]
 
     def record_inflation(self, step: InflationStep, oldest_use: dt.datetime) -> None:
-        """Keep a step, and forget those that ended before ``oldest_use``."""
+        """Keep a step, and delete those that ended before ``oldest_use``: no entry was used while they were in force.
+
+        Inflation never falls: a lower value than the latest is raised to that. Steps later than this one come from a
+        wrong clock, and move to its time.
+        """
         in_force = sa.select(sa.func.max(inflation.c.at)).where(inflation.c.at <= min(oldest_use, step.at))
         with self._writing() as connection:
             highest = connection.scalar(sa.select(sa.func.max(inflation.c.value)))

@@ -1,4 +1,4 @@
-"""What the registry's rows say, as records."""
+"""Rows of the registry, as records."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ BuildState = Literal["running", "succeeded", "failed", "abandoned"]
 MemoKind = Literal["model", "blob", "plugin"]
 LoadOutcome = Literal["loaded", "refused", "bad"]
 
-REPAIR_FIX = "Run `enginecache verify`; `enginecache verify --repair --yes` mends what it finds."
+REPAIR_FIX = "Run `enginecache verify`; `enginecache verify --repair --yes` repairs what it finds."
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def damaged_registry(path: Path, why: object) -> RegistryError:
-    """The error for a registry whose rows make no sense."""
+    """Return the error for a registry whose rows make no sense."""
     return RegistryError(f"the registry {path} is damaged: {why}", REPAIR_FIX)
 
 
@@ -43,7 +43,7 @@ class EntryRecord:
         key_json: The key's canonical text.
         key_version: Version of that text.
         model_digest: Digest of structure and weights together.
-        model_name: File name that it was first seen under; for people.
+        model_name: File name that it was first seen under; for display.
         digest: Digest of the blob, 64 hex characters of BLAKE3.
         size_bytes: Size of the blob.
         backend: TensorRT flavour that built it.
@@ -95,7 +95,7 @@ class EntryRecord:
 
     @property
     def is_as_written(self) -> bool:
-        """Whether its row has the right seal."""
+        """True if its row has the right seal."""
         return self.seal is None or self.seal == self.right_seal
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class EntryRecord:
 
     @property
     def flaw(self) -> str:
-        """What no row that this program wrote has; empty for nothing. Costs some 30 us."""
+        """A defect that no row has which enginecache wrote; an empty string for none. Costs some 30 us."""
         if self.key != key_digest(self.key_version, self.key_json):
             return "its key is not that of its text"
         if not self.is_as_written:
@@ -229,10 +229,10 @@ _FORMS: dict[str, Form] = {
 
 
 class Standing(NamedTuple):
-    """What decides whether an entry stays when the cache is to shrink.
+    """The facts by which eviction decides about an entry.
 
     Attributes:
-        last_used_at: To be published is a use.
+        last_used_at: Its publication is a use.
         others: As in :class:`EntryRecord`.
     """
 
@@ -295,7 +295,7 @@ class BuildRecord:
 
 @dataclass(frozen=True)
 class MissRecord:
-    """What was asked and not found.
+    """A request that found no engine.
 
     Attributes:
         key: What was asked.
@@ -342,7 +342,7 @@ class SetAside:
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """What came of loading a blob.
+    """The outcome of loading a blob.
 
     Attributes:
         digest: The blob.
@@ -392,7 +392,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class InflationStep:
-    """What eviction's inflation rose to; see :mod:`enginecache.maintenance.eviction`.
+    """A step of eviction's inflation; see :mod:`enginecache.maintenance.eviction`.
 
     Attributes:
         at: When.

@@ -25,20 +25,20 @@ class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:  # noqa: ARG002
-        """To UTC, and naive for SQLite."""
+        """Convert to UTC, without a time zone."""
         return None if value is None else value.astimezone(dt.timezone.utc).replace(tzinfo=None)
 
     def process_result_value(self, value: dt.datetime | None, dialect: Any) -> dt.datetime | None:  # noqa: ARG002
-        """Aware again."""
+        """Add the time zone again."""
         return None if value is None else value.replace(tzinfo=dt.timezone.utc)
 
 
 def stored_time(text: str) -> dt.datetime:
-    """What :class:`UtcDateTime` stored, as SQLite has it.
+    """Return the time that :class:`UtcDateTime` stored, from SQLite's string.
 
     Raises:
-        ValueError: It is no time.
-        TypeError: It is no text.
+        ValueError: It is not a time.
+        TypeError: It is not a string.
     """
     return dt.datetime.fromisoformat(text + "+00:00")
 
@@ -118,7 +118,7 @@ set_asides = sa.Table(
 loads = sa.Table(
     "loads",
     METADATA,
-    # No foreign key to blobs: that a plan was bad is worth knowing after it is gone.
+    # No foreign key to blobs: that a plan was bad is worth knowing after its deletion.
     sa.Column("digest", HEX, primary_key=True),
     sa.Column("device", sa.Text, primary_key=True),
     sa.Column("toolchain", sa.Text, primary_key=True),
