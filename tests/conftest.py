@@ -67,4 +67,4 @@ def open_cache(tmp_path: Path) -> Iterator[Callable[..., EngineCache]]:
         found = cache.verify(deep=True)
         assert found.is_clean, found
         # A rebuild leaves the blob that it replaced for the grace time; nothing else may stay.
-        assert {item.what for item in found.young_garbage} <= {"a stored engine without a row"}, found
+        assert {item.what for item in found.young_orphans} <= {"a stored engine without a row"}, found

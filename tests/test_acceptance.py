@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     with EngineCache.open(dir=folder) as cache:
         found = cache.verify(deep=True, repair=True)
     assert found.is_clean, found
-    assert not found.young_garbage, found
+    assert not found.young_orphans, found
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from records import hex_of
 
 from enginecache.errors import StoreError
 from enginecache.files.digest import digest_of
-from enginecache.maintenance.orphans import ARTEFACTS_KEPT_FOR_S, find_garbage
+from enginecache.maintenance.orphans import ARTEFACTS_KEPT_FOR_S, find_orphans
 from enginecache.storage import side_caches
 from enginecache.storage.folder import Root
 from enginecache.storage.side_caches import Artefacts
@@ -242,7 +242,7 @@ def test_it_is_garbage_when_it_was_long_unused_and_reading_is_use(root, kept):
     assert file_of(root, OTHER).stat().st_mtime == pytest.approx(past)
 
     def found(age_s):
-        return [item.path for item in find_garbage(root, lambda _: False, 0.0, now=time.time() + age_s)[0]]
+        return [item.path for item in find_orphans(root, lambda _: False, 0.0, now=time.time() + age_s)[0]]
 
     assert found(ARTEFACTS_KEPT_FOR_S - 60) == []
     assert found(ARTEFACTS_KEPT_FOR_S + 60) == sorted([file_of(root), file_of(root, OTHER)])

@@ -262,7 +262,7 @@ def test_blob_goes_again_when_its_row_cannot_be_committed(cache, monkeypatch, mo
     monkeypatch.setattr(cache._registry, "publish", publish)
     with pytest.raises(RegistryError):
         cache.get(model, dims=DIMS)
-    assert cache.verify(deep=True).young_garbage == ()
+    assert cache.verify(deep=True).young_orphans == ()
     monkeypatch.undo()
     assert cache.get(model, dims=DIMS).outcome == ("hit" if is_committed else "built")
 
@@ -724,7 +724,7 @@ def test_path_that_a_hit_hands_out_while_its_entry_is_pruned_stays_good(cache, m
     assert cache.execute_prune(plan) == 0
     assert hits[0].outcome == "hit"
     assert hits[0].path.exists()
-    assert [item.path for item in cache.verify().young_garbage] == [hits[0].path]
+    assert [item.path for item in cache.verify().young_orphans] == [hits[0].path]
     assert cache.get(model, dims=DIMS).path == hits[0].path
 
 

@@ -13,7 +13,7 @@ from enginecache.cli import fast_path
 from enginecache.files.units import utc_now
 from enginecache.host import evidence
 from enginecache.maintenance.eviction import plan_prune
-from enginecache.maintenance.orphans import KEPT_FOR_S, find_garbage
+from enginecache.maintenance.orphans import KEPT_FOR_S, find_orphans
 from enginecache.maintenance.verify import check_builds
 from enginecache.pipeline import hit_cache
 from enginecache.pipeline.failures import failure_in_force
@@ -171,13 +171,13 @@ def test_absurd_limits_and_clocks_plan_nothing_that_is_not_old(open_cache, model
         (1000 * DAY_S, 0, False),
     ],
 )
-def test_garbage_is_as_old_as_its_ctime_where_its_mtime_is_ahead(root, monkeypatch, changed_s, dated_s, is_past):
+def test_an_orphan_is_as_old_as_its_ctime_where_its_mtime_is_ahead(root, monkeypatch, changed_s, dated_s, is_past):
     path = root.logs / "0123456789abcdef0123456789abcdef.log"
     path.touch()
     given, now_s = os.lstat(path), time.time()
     times = (now_s, now_s + dated_s, now_s + changed_s)
     monkeypatch.setattr(os, "lstat", lambda _path: os.stat_result((*given[:7], *times)))
-    past, _ = find_garbage(root, lambda _: True, DAY_S, now=now_s)
+    past, _ = find_orphans(root, lambda _: True, DAY_S, now=now_s)
     assert [item.path for item in past if item.path == path] == [path] * is_past
 
 

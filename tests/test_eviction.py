@@ -17,7 +17,7 @@ from enginecache.files.units import DAY_S
 from enginecache.maintenance import eviction
 from enginecache.maintenance.eviction import (
     FOREIGN_USE_S,
-    Garbage,
+    Orphan,
     Staying,
     inflation_after,
     rebuild_cost,
@@ -284,11 +284,11 @@ def test_the_best_of_its_entries_speaks_for_a_shared_blob():
     assert names(plan_prune(stored, [], NOW, max_size_bytes=GIB)) == ["c"]
 
 
-def test_garbage_goes_always_and_counts():
-    rubbish = Garbage(Path("orphan"), 7, "an orphan")
+def test_orphans_are_always_deleted_and_counted():
+    rubbish = Orphan(Path("orphan"), 7, "an orphan")
     plan = plan_prune([used("a", 400)], [rubbish], NOW)
     assert not plan.is_empty
-    assert (plan.garbage, plan.freed_bytes, plan.kept_bytes) == ((rubbish,), 7, 100)
+    assert (plan.orphans, plan.freed_bytes, plan.kept_bytes) == ((rubbish,), 7, 100)
 
 
 # Any plan

@@ -177,7 +177,7 @@ def test_a_replaced_entrys_blob_is_young_garbage(open_cache, model):
     new = cache.get(model, **ASK, rebuild=True)
     assert new.digest != old.digest
     assert files_in(cache, "engines") == sorted([f"{new.digest}.engine", f"{new.digest}.json", f"{old.digest}.engine"])
-    assert [item.path for item in cache.verify().young_garbage] == [old.path]
+    assert [item.path for item in cache.verify().young_orphans] == [old.path]
     assert cache.stats().blobs == 1
 
 

@@ -229,7 +229,7 @@ def test_an_engine_without_a_whole_record_or_not_whole_itself_does_not_come_back
     assert "2 stored engines have no whole record" in repaired.findings[0].text
     assert [used.record.key for used in open_cache().entries()] == [kept.key]
     # Not deleted at once: somebody may have a copy of the registry.
-    assert {item.path for item in repaired.young_garbage} == {unrecorded.path, damaged.path}
+    assert {item.path for item in repaired.young_orphans} == {unrecorded.path, damaged.path}
     assert cache.get(model, dims={"batch": (1, 2, 5)}).outcome == "built"
     assert cache.get(model, dims={"batch": (1, 2, 6)}).outcome == "built"
 
@@ -416,7 +416,7 @@ def test_the_set_aside_registry_is_never_garbage(open_cache, model, monkeypatch)
     later = kept.stat().st_ctime + 400 * DAY_S
     with monkeypatch.context() as patch:
         patch.setattr("enginecache.maintenance.orphans.time.time", lambda: later)
-        past, _ = cache._garbage()
+        past, _ = cache._orphans()
     assert kept not in [item.path for item in past]
 
 

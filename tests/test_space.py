@@ -47,7 +47,7 @@ def open_on(disk, tmp_path):
     for cache in opened:
         found = cache.verify(deep=True)
         assert found.is_clean, found
-        assert found.young_garbage == (), found
+        assert found.young_orphans == (), found
 
 
 def assert_nothing_is_left(cache: EngineCache) -> None:

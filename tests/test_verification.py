@@ -52,7 +52,7 @@ DAMAGE = {remove: "dangling", make_a_folder: "dangling", cut_short: "size", flip
 
 def test_an_empty_cache_is_clean(open_cache):
     found = open_cache().verify(deep=True)
-    assert (found.entries, found.findings, found.young_garbage, found.is_clean) == (0, (), (), True)
+    assert (found.entries, found.findings, found.young_orphans, found.is_clean) == (0, (), (), True)
 
 
 def test_whole_entries_are_clean(open_cache, model):
@@ -144,7 +144,7 @@ def test_an_orphan_within_its_grace_time_is_reported_and_is_not_a_finding(tmp_pa
     cache._registry.remove(entry.key)
     found = cache.verify(repair=True)
     assert (found.findings, found.is_clean) == ((), True)
-    assert [item.path for item in found.young_garbage] == [entry.path]
+    assert [item.path for item in found.young_orphans] == [entry.path]
     assert entry.path.exists()
 
 
@@ -162,9 +162,9 @@ def test_an_orphan_that_got_a_row_since_the_list_was_made_stays(open_cache, mode
     cache = open_cache(grace_s=0.0)
     entry = cache.get(model, **ASK)
     cache._registry.remove(entry.key)
-    (item,) = cache._garbage()[0]
+    (item,) = cache._orphans()[0]
     cache.get(model, **ASK)
-    assert not cache._removal.delete_garbage(item)
+    assert not cache._removal.delete_orphan(item)
     assert entry.path.exists()
 
 
@@ -492,7 +492,7 @@ def test_a_record_without_an_engine_is_garbage_after_the_grace_time(tmp_path, mo
     cache.remove(stored.record)
     stray = RepairRecords(cache.root).path(stored.digest)
     stray.write_bytes(text)
-    assert [item.path for item in cache.verify(repair=True).young_garbage] == [stray]
+    assert [item.path for item in cache.verify(repair=True).young_orphans] == [stray]
     later = fake_cache(tmp_path / "cache", grace_s=0.0)
     assert kinds(later.verify(repair=True)) == ["orphan"]
     assert not stray.exists()

@@ -182,7 +182,7 @@ def prune(
 
 
 def _summary(plan: PrunePlan) -> str:
-    files = f" and {count(len(plan.garbage), 'stray file')}" if plan.garbage else ""
+    files = f" and {count(len(plan.orphans), 'stray file')}" if plan.orphans else ""
     return f"{count(len(plan.entries), 'engine')}{files} ({format_size(plan.freed_bytes)})"
 
 
@@ -190,8 +190,8 @@ def _print_plan(plan: PrunePlan) -> None:
     rows = [_going_row(going) for going in plan.entries]
     if rows:
         print_rows(_COLUMNS, rows)
-    if plan.garbage:
-        rows = [[str(item.path), item.what, item.size_bytes] for item in plan.garbage]
+    if plan.orphans:
+        rows = [[str(item.path), item.what, item.size_bytes] for item in plan.orphans]
         print_rows((Column("file"), Column("what"), Column("size", "size")), rows)
 
 
@@ -232,7 +232,7 @@ def _plan_json(plan: PrunePlan, freed: int, *, is_dry_run: bool) -> dict[str, ob
             for going in plan.entries
         ],
         "garbage": [
-            {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what} for item in plan.garbage
+            {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what} for item in plan.orphans
         ],
         "planned_bytes": plan.freed_bytes,
         "freed_bytes": freed,
@@ -294,8 +294,8 @@ def _print_findings(found: Verification) -> None:
     ]
     if rows:
         print_rows(columns, rows)
-    for item in found.young_garbage:
-        say(f"garbage within its grace time: {item.path} ({item.what})")
+    for item in found.young_orphans:
+        say(f"orphan within its grace time: {item.path} ({item.what})")
     for lost in found.kept.set_asides:
         say(f"not built anew since: {lost.key[:12]} ({lost.model_name}): {lost}")
     kept = (

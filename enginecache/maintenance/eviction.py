@@ -39,7 +39,7 @@ StayReason = Literal["pinned", "young"]
 
 
 @dataclass(frozen=True)
-class Garbage:
+class Orphan:
     """A file that no row names.
 
     Attributes:
@@ -90,7 +90,7 @@ class PrunePlan:
 
     Attributes:
         entries: To be deleted, first to last; those that share a blob are deleted together, and stand together.
-        garbage: Files past their grace time.
+        orphans: Files past their grace time.
         freed_bytes: Bytes that it frees.
         kept_bytes: Size of the blobs that stay.
         shortfall_bytes: How much of the asked size could not be reached without touching what must stay.
@@ -98,7 +98,7 @@ class PrunePlan:
     """
 
     entries: tuple[Going, ...]
-    garbage: tuple[Garbage, ...]
+    orphans: tuple[Orphan, ...]
     freed_bytes: int
     kept_bytes: int
     shortfall_bytes: int = 0
@@ -107,7 +107,7 @@ class PrunePlan:
     @property
     def is_empty(self) -> bool:
         """True if there is nothing to do."""
-        return not self.entries and not self.garbage
+        return not self.entries and not self.orphans
 
     @property
     def groups(self) -> list[tuple[Going, ...]]:
@@ -144,7 +144,7 @@ class _Blob(NamedTuple):
 
 def plan_prune(
     stored: Sequence[Standing],
-    garbage: Iterable[Garbage],
+    orphans: Iterable[Orphan],
     now: dt.datetime,
     keep_recent_s: float,
     *,
@@ -163,7 +163,7 @@ def plan_prune(
 
     Args:
         stored: All entries.
-        garbage: Files past their grace time.
+        orphans: Files past their grace time.
         now: The time.
         keep_recent_s: How long a blob stays after its last use, in seconds.
         max_size_bytes: Bytes of blobs that may stay; None is no limit.
@@ -187,11 +187,11 @@ def plan_prune(
             kept_bytes -= blob.size_bytes
         else:
             staying[blob.digest] = (why, blob.size_bytes)
-    rubbish = tuple(garbage)
+    orphans = tuple(orphans)
     return PrunePlan(
         entries=tuple(Going(user, why, blob.priority) for blob, why in going.values() for user in blob.users),
-        garbage=rubbish,
-        freed_bytes=total_bytes - kept_bytes + sum(item.size_bytes for item in rubbish),
+        orphans=orphans,
+        freed_bytes=total_bytes - kept_bytes + sum(item.size_bytes for item in orphans),
         kept_bytes=kept_bytes,
         shortfall_bytes=0 if max_size_bytes is None else max(kept_bytes - max_size_bytes, 0),
         staying=_tally(staying.values()),

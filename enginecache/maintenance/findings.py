@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from enginecache.errors import EngineCacheError
-from enginecache.maintenance.eviction import Garbage
+from enginecache.maintenance.eviction import Orphan
 from enginecache.storage.registry.rows import SetAside
 
 Kind = Literal[
@@ -96,13 +96,13 @@ class Verification:
     Attributes:
         entries: Entries checked.
         findings: The things that are wrong.
-        young_garbage: Files without a row, within their grace time: a publication may still be under way.
+        young_orphans: Files without a row, within their grace time: a publication may still be under way.
         kept: Things that are not findings.
     """
 
     entries: int
     findings: tuple[Finding, ...]
-    young_garbage: tuple[Garbage, ...] = field(default=())
+    young_orphans: tuple[Orphan, ...] = field(default=())
     kept: Kept = field(default=Kept())
 
     @property
@@ -119,7 +119,7 @@ class Verification:
             "findings": [finding.to_json() for finding in self.findings],
             "garbage_in_grace": [
                 {"path": str(item.path), "size_bytes": item.size_bytes, "what": item.what}
-                for item in self.young_garbage
+                for item in self.young_orphans
             ],
             "kept": self.kept.to_json(),
         }

@@ -311,7 +311,7 @@ class StoredEngines:
         limit = self.config.max_size_bytes if max_size_bytes is None else max_size_bytes
         keep_recent_s = self.config.keep_recent_s
         with self._registry.connected():
-            past, _ = self._garbage()
+            past, _ = self._orphans()
             return self._removal.plan(past, keep_recent_s, max_size_bytes=limit, older_than_s=older_than_s)
 
     def execute_prune(self, plan: eviction.PrunePlan) -> int:
@@ -347,7 +347,7 @@ class StoredEngines:
 
         findings = list(settle(self._found(deep=deep), repair=repair))
         # After the repairs: an entry that they forgot leaves a file.
-        past, young = self._garbage()
+        past, young = self._orphans()
         findings += settle(map(self._orphan, past), repair=repair)
         kept = verify.count_kept(self.root, self._registry)
         return Verification(self.stats().entries, tuple(findings), tuple(young), kept)
@@ -379,13 +379,13 @@ class StoredEngines:
             verify.check_builds(self._registry, self._storage.locks, self.config.grace_s),
         )
 
-    def _orphan(self, item: eviction.Garbage) -> tuple[Finding, Callable[[], bool]]:
+    def _orphan(self, item: eviction.Orphan) -> tuple[Finding, Callable[[], bool]]:
         from enginecache.maintenance.findings import Finding
 
         finding = Finding("orphan", str(item.path), item.what, "delete the file")
-        return finding, lambda: self._removal.delete_garbage(item)
+        return finding, lambda: self._removal.delete_orphan(item)
 
-    def _garbage(self) -> tuple[list[eviction.Garbage], list[eviction.Garbage]]:
+    def _orphans(self) -> tuple[list[eviction.Orphan], list[eviction.Orphan]]:
         from enginecache.maintenance import orphans, verify
 
         if not self.root.is_made:
@@ -393,7 +393,7 @@ class StoredEngines:
         named = self._registry.named()
         unfinished = self._registry.unfinished_builds()
         running = [build.id for build in unfinished if verify.is_under_way(build, self._storage.locks)]
-        return orphans.find_garbage(self.root, named.__contains__, self.config.grace_s, running=running)
+        return orphans.find_orphans(self.root, named.__contains__, self.config.grace_s, running=running)
 
     def _usability(self) -> Callable[[Standing], bool]:
         from enginecache.maintenance import eviction

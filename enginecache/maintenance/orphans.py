@@ -1,6 +1,6 @@
 """Orphans: files in the cache folder that no row names, left by crashes and damage.
 
-Only files with a name that enginecache gives, see :mod:`enginecache.storage.names`: a user's file is never garbage.
+Only files with a name that enginecache gives, see :mod:`enginecache.storage.names`: a user's file is never an orphan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from enginecache.files.units import DAY_S
-from enginecache.maintenance.eviction import Garbage
+from enginecache.maintenance.eviction import Orphan
 from enginecache.storage.folder import ArtefactKind, Root, build_folder_prefix
 from enginecache.storage.names import (
     digest_of_blob,
@@ -38,28 +38,28 @@ ARTEFACTS_KEPT_FOR_S = 90 * DAY_S
 another costs a slower build."""
 
 
-def find_garbage(
+def find_orphans(
     root: Root,
     is_named: Callable[[str], bool],
     grace_s: float,
     now: float | None = None,
     *,
     running: Collection[str] = (),
-) -> tuple[list[Garbage], list[Garbage]]:
+) -> tuple[list[Orphan], list[Orphan]]:
     """Return the files that no row names: those past their grace time, and those within it.
 
-    A publication under way looks like garbage until its row is committed; the grace time keeps it safe.
+    A publication under way looks like an orphan until its row is committed; the grace time keeps it safe.
 
     Args:
         root: The cache folder.
         is_named: Whether an entry names the digest.
         grace_s: Age in seconds from which orphans and temporary files may be deleted.
         now: Seconds since the epoch; default: now.
-        running: Ids of the builds under way, whose folders are no garbage, however old.
+        running: Ids of the builds under way, whose folders are no orphans, however old.
     """
     now = time.time() if now is None else now
-    past: list[Garbage] = []
-    young: list[Garbage] = []
+    past: list[Orphan] = []
+    young: list[Orphan] = []
     folders = tuple(map(build_folder_prefix, running))
     for path, what, limit_s in _candidates(root, is_named, grace_s, folders):
         with contextlib.suppress(FileNotFoundError):
@@ -68,11 +68,11 @@ def find_garbage(
             changed_s = status.st_ctime if status.st_mtime > now else max(status.st_mtime, status.st_ctime)
             is_past = now - changed_s >= limit_s
             if is_past or limit_s == grace_s:
-                (past if is_past else young).append(Garbage(Path(path), _size_bytes(Path(path)), what))
+                (past if is_past else young).append(Orphan(Path(path), _size_bytes(Path(path)), what))
     return sorted(past, key=_path), sorted(young, key=_path)
 
 
-def _path(item: Garbage) -> Path:
+def _path(item: Orphan) -> Path:
     return item.path
 
 
@@ -126,8 +126,8 @@ def _size_bytes(path: Path) -> int:
     return sum(item.lstat().st_size for item in path.rglob("*") if item.is_file())
 
 
-def delete_garbage(item: Garbage) -> bool:
-    """Delete one item, an engine with its repair record; False if that failed, or if its name is not garbage's."""
+def delete_orphan(item: Orphan) -> bool:
+    """Delete one item, an engine with its repair record; False if that failed, or if its name is not an orphan's."""
     try:
         if item.path.is_dir() and not item.path.is_symlink():
             if is_staged(item.path.name):

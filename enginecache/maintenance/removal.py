@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from enginecache.errors import EngineCacheError, OptionError
 from enginecache.files.units import format_duration, format_size, utc_now
-from enginecache.maintenance.eviction import Garbage, Going, PrunePlan, inflation_after, plan_prune
-from enginecache.maintenance.orphans import delete_garbage
+from enginecache.maintenance.eviction import Going, Orphan, PrunePlan, inflation_after, plan_prune
+from enginecache.maintenance.orphans import delete_orphan
 from enginecache.storage.registry.rows import EntryRecord, InflationStep, Standing
 from enginecache.storage.space import Reserve
 from enginecache.storage.storage import Storage
@@ -62,7 +62,7 @@ class Removal:
 
     def plan(
         self,
-        garbage: Iterable[Garbage],
+        orphans: Iterable[Orphan],
         keep_recent_s: float,
         *,
         max_size_bytes: int | None = None,
@@ -72,7 +72,7 @@ class Removal:
         """Decide what a prune would delete. Deletes nothing.
 
         Args:
-            garbage: Files past their grace time.
+            orphans: Files past their grace time.
             keep_recent_s: How long an engine stays after its last use, in seconds.
             max_size_bytes: Bytes of blobs that may stay; None is no limit.
             older_than_s: Entries not used for so many seconds are deleted; None is no limit.
@@ -80,7 +80,7 @@ class Removal:
         """
         return plan_prune(
             self._registry.standings(self._last_used.all()),
-            garbage,
+            orphans,
             utc_now(),
             keep_recent_s,
             max_size_bytes=max_size_bytes,
@@ -151,7 +151,7 @@ class Removal:
                     evicted.extend(group)
         finally:
             self._inflate(evicted, started_at)
-        return freed + sum(item.size_bytes for item in plan.garbage if self.delete_garbage(item))
+        return freed + sum(item.size_bytes for item in plan.orphans if self.delete_orphan(item))
 
     def _inflate(self, evicted: Sequence[Going], started_at: dt.datetime) -> None:
         """Record what inflation rose to, with the time before the eviction: uses from then on are worth more."""
@@ -160,9 +160,9 @@ class Removal:
             uses = (standing.last_used_at for standing in self._registry.standings(self._last_used.all()))
             self._registry.record_inflation(InflationStep(started_at, value), min(uses, default=started_at))
 
-    def delete_garbage(self, item: Garbage) -> bool:
+    def delete_orphan(self, item: Orphan) -> bool:
         """Delete a file that no row names; return False if that failed, or if a row names it by now."""
-        return self._storage.delete_orphan(item.path, lambda: delete_garbage(item))
+        return self._storage.delete_orphan(item.path, lambda: delete_orphan(item))
 
 
 def pinned_error(record: EntryRecord) -> OptionError:

@@ -167,7 +167,7 @@ def test_prune_without_a_limit_deletes_no_engine_and_says_how_to(cli, stored, mo
 def test_prune_lists_stray_files(cli, stored, folder, monkeypatch):
     (folder / "tmp" / "blob-leftover").write_bytes(b"x" * 100)
     assert "nothing to delete" in cli("prune").err
-    assert "garbage within its grace time" in cli("verify").err
+    assert "orphan within its grace time" in cli("verify").err
     monkeypatch.setenv("ENGINECACHE_GRACE", "0")
     ran = cli("prune", "--yes")
     assert ran.rows == [[str(folder / "tmp" / "blob-leftover"), "a temporary file", "100"]]

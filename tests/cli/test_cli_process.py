@@ -163,7 +163,7 @@ def test_interrupted_build_is_exit_130_and_leaves_a_clean_cache(tmp_path, monkey
     cache = EngineCache(Config(dir=tmp_path / "cache"))
     found = cache.verify(deep=True)
     assert found.is_clean
-    assert not found.young_garbage
+    assert not found.young_orphans
 
 
 @pytest.mark.parametrize("variables", [{}, {"OPENBLAS_NUM_THREADS": "4"}])

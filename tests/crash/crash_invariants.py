@@ -13,7 +13,7 @@ from crash_operations import Operation
 
 from enginecache.cache import EngineCache
 from enginecache.files.digest import digest_of
-from enginecache.maintenance.orphans import find_garbage
+from enginecache.maintenance.orphans import find_orphans
 from enginecache.storage import marker
 
 YEAR_S = 365 * 24 * 3600
@@ -29,7 +29,7 @@ def assert_holds(operation: Operation, case: Path, *, is_acknowledged: bool) -> 
     assert_registry_is_sound(cache)
     found = cache.verify(deep=True)
     assert {finding.kind for finding in found.findings} <= operation.findings | {"record"}, found.findings
-    assert {item.what for item in found.young_garbage} <= GARBAGE, found.young_garbage
+    assert {item.what for item in found.young_orphans} <= GARBAGE, found.young_orphans
     assert_accounted_for(cache)
     operation.always(case)
     for name in operation.kept:
@@ -61,7 +61,7 @@ def assert_accounted_for(cache: EngineCache) -> None:
     named = {root.registry_path, *(root.path / name for name in ("registry.sqlite-journal", "reserve", marker.NAME))}
     named |= {cache.path(used.record) for used in cache.entries()}
     digests = {used.record.digest for used in cache.entries()}
-    past, _ = find_garbage(root, digests.__contains__, 0, time.time() + YEAR_S)
+    past, _ = find_orphans(root, digests.__contains__, 0, time.time() + YEAR_S)
     named |= {item.path for item in past}
     named |= {path.with_suffix(".json") for path in named if path.suffix == ".engine"}
     # Small files that are never deleted while their key may be asked for again.
@@ -80,7 +80,7 @@ def assert_garbage_goes(case: Path) -> None:
     before = {used.record.key for used in cache.entries()}
     cache.execute_prune(cache.plan_prune())
     found = cache.verify(deep=True)
-    assert (found.findings, found.young_garbage) == ((), ())
+    assert (found.findings, found.young_orphans) == ((), ())
     assert {used.record.key for used in cache.entries()} == before
 
 

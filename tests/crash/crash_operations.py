@@ -116,7 +116,7 @@ def repair(case: Path) -> None:
 def is_clean(case: Path) -> None:
     with cache_in(case) as cache:
         found = cache.verify(deep=True)
-    assert (found.findings, found.young_garbage) == ((), ())
+    assert (found.findings, found.young_orphans) == ((), ())
 
 
 def migrate(case: Path) -> None:

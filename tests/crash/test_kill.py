@@ -34,7 +34,7 @@ SHORT = (EXAMPLE, "--dim", "batch=1:2:4", "--target", "sm_89")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a cache that is verified at the end: garbage within its grace time is all that may be left."""
+    """The folder of a cache that is verified at the end: orphan within its grace time is all that may be left."""
     folder = tmp_path / "cache"
     yield folder
     with EngineCache.open(dir=folder) as cache:
@@ -53,7 +53,7 @@ def garbage(folder: Path) -> list[str]:
     with EngineCache.open(dir=folder) as cache:
         found = cache.verify(deep=True)
     assert found.findings == (), found
-    return [item.what for item in found.young_garbage]
+    return [item.what for item in found.young_orphans]
 
 
 def assert_builds(folder: Path, arguments: tuple) -> None:
@@ -100,7 +100,7 @@ def test_killed_parent_leaves_no_builder_and_no_lock(folder):
     assert garbage(folder) == ["a temporary file"]
     done = run("verify", folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "garbage within its grace time" in done.stderr
+    assert "orphan within its grace time" in done.stderr
     assert_builds(folder, LONG)
     assert [state for state, _ in states(folder)] == ["succeeded", "abandoned"]
 

@@ -141,7 +141,7 @@ def test_command_lines_on_a_cold_key_make_one_build(tmp_path):
         assert len(list(cache.root.logs.iterdir())) == 1  # a log for each builder that was started
         found = cache.verify(deep=True)
     assert found.findings == ()
-    assert found.young_garbage == ()
+    assert found.young_orphans == ()
 
 
 def test_processes_on_a_cold_key_of_a_new_folder_make_one_build(tmp_path, open_cache, model):

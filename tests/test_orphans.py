@@ -11,7 +11,7 @@ from records import hex_of
 
 import enginecache
 from enginecache.files.units import DAY_S
-from enginecache.maintenance.orphans import KEPT_FOR_S, delete_garbage, find_garbage
+from enginecache.maintenance.orphans import KEPT_FOR_S, delete_orphan, find_orphans
 from enginecache.storage.blobs import Blobs
 from enginecache.storage.folder import ArtefactKind, Root, build_folder_prefix
 from enginecache.storage.names import is_temporary_file, is_temporary_folder, owned
@@ -34,8 +34,8 @@ def blob(root, tmp_path):
 
 
 def found(root, age_s, named=()):
-    """Paths of past and of young garbage, when everything is ``age_s`` seconds old."""
-    past, young = find_garbage(root, set(named).__contains__, GRACE_S, now=time.time() + age_s)
+    """Paths of past and of young orphans, when everything is ``age_s`` seconds old."""
+    past, young = find_orphans(root, set(named).__contains__, GRACE_S, now=time.time() + age_s)
     return [item.path for item in past], [item.path for item in young]
 
 
@@ -47,7 +47,7 @@ def test_a_named_blob_is_none_at_any_age(root, blob):
     assert found(root, 1e9, [blob.stem]) == ([], [])
 
 
-def test_an_orphan_is_garbage_after_its_grace_time(root, blob):
+def test_an_unnamed_blob_is_an_orphan_after_its_grace_time(root, blob):
     assert found(root, GRACE_S - 5) == ([], [blob])
     assert found(root, GRACE_S + 5) == ([blob], [])
 
@@ -62,12 +62,12 @@ def test_a_record_goes_with_its_blob(root, blob):
     record.touch()
     assert found(root, 1e9, [blob.stem]) == ([], [])
     assert found(root, 0) == ([], [blob])
-    (item,), _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
-    assert delete_garbage(item)
+    (item,), _ = find_orphans(root, lambda _: False, 0.0, now=time.time() + 5)
+    assert delete_orphan(item)
     assert not record.exists()
 
 
-def test_a_record_without_its_blob_is_garbage_once_no_row_names_it(root, blob):
+def test_a_record_without_its_blob_is_an_orphan_once_no_row_names_it(root, blob):
     record = blob.with_suffix(".json")
     record.touch()
     blob.unlink()
@@ -76,7 +76,7 @@ def test_a_record_without_its_blob_is_garbage_once_no_row_names_it(root, blob):
 
 
 @pytest.mark.parametrize("suffix", ["", "-journal", "-wal"])
-def test_a_registry_that_was_set_aside_is_never_garbage(root, suffix):
+def test_a_registry_that_was_set_aside_is_never_an_orphan(root, suffix):
     (root.quarantine / f"registry.1790000000000000000.sqlite{suffix}").touch()
     assert found(root, 1e9) == ([], [])
 
@@ -132,7 +132,7 @@ def look(folder) -> dict:
     }
 
 
-def test_what_enginecache_did_not_write_is_no_garbage_at_any_age(root, blob):
+def test_what_enginecache_did_not_write_is_never_an_orphan_at_any_age(root, blob):
     put_foreign(root)
     assert found(root, 1e9, [blob.stem]) == ([], [])
 
@@ -169,41 +169,41 @@ def test_every_temporary_name_in_the_code_is_one_that_is_deleted_later():
             assert is_temporary_file(made) or is_temporary_folder(made), made
 
 
-def test_what_a_death_in_the_making_of_a_folder_left_is_garbage(root):
+def test_what_a_death_in_the_making_of_a_folder_left_is_an_orphan(root):
     left = [root.path / ".enginecache-a1_b2c3d", root.tmp / ".enginecache-a1_b2c3d"]
     for path in left:
         path.mkdir()
-    past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
+    past, _ = find_orphans(root, lambda _: False, 0.0, now=time.time() + 5)
     assert [item.path for item in past] == sorted(left)
     (left[0] / "precious").touch()
-    assert [delete_garbage(item) for item in past] == [False, True]
+    assert [delete_orphan(item) for item in past] == [False, True]
 
 
-def test_a_build_folder_is_garbage_with_all_that_is_in_it(root):
+def test_a_build_folder_is_an_orphan_with_all_that_is_in_it(root):
     folder = root.tmp / f"{build_folder_prefix('ab' * 16)}a1_b2c3d"
     (folder / "inner").mkdir(parents=True)
     (folder / "inner/plan").write_bytes(b"x" * 100)
     (folder / "log").write_bytes(b"x" * 10)
     (folder / "link").symlink_to("/etc")
-    (item,), _ = find_garbage(root, lambda _: False, GRACE_S, now=time.time() + GRACE_S + 5)
+    (item,), _ = find_orphans(root, lambda _: False, GRACE_S, now=time.time() + GRACE_S + 5)
     assert (item.path, item.size_bytes) == (folder, 110)
 
 
 @pytest.mark.parametrize("name", [f"quarantine/{'ab' * 32}.1790000000000000000.engine", f"logs/{'ab' * 16}.log"])
-def test_quarantine_and_logs_are_kept_longer_and_are_not_young_garbage(root, name):
+def test_quarantine_and_logs_are_kept_longer_and_are_not_young_orphans(root, name):
     path = root.path / name
     path.touch()
     assert found(root, GRACE_S + 5) == ([], [])
     assert found(root, KEPT_FOR_S + 5) == ([path], [])
 
 
-def test_locks_and_uses_are_never_garbage(root):
+def test_locks_and_uses_are_never_orphans(root):
     (root.locks / "key.lock").touch()
     (root.uses / hex_of("key")).touch()
     assert found(root, 1e9) == ([], [])
 
 
-def test_a_clock_that_was_set_back_makes_nothing_garbage(root, blob):
+def test_a_clock_that_was_set_back_makes_nothing_an_orphan(root, blob):
     assert found(root, -1e6) == ([], [blob])
 
 
@@ -214,13 +214,13 @@ def test_delete_takes_files_and_folders_but_not_what_links_in_them_lead_to(root,
     folder = root.tmp / "registry-a1_b2c3d"
     (folder / "deep").mkdir(parents=True)
     (folder / "link").symlink_to(target)
-    past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
-    assert [delete_garbage(item) for item in past] == [True] * 2
+    past, _ = find_orphans(root, lambda _: False, 0.0, now=time.time() + 5)
+    assert [delete_orphan(item) for item in past] == [True] * 2
     assert list(root.tmp.iterdir()) == []
     assert target.is_dir()
 
 
 def test_deleting_a_missing_file_succeeds(root, blob):
-    past, _ = find_garbage(root, lambda _: False, 0.0, now=time.time() + 5)
+    past, _ = find_orphans(root, lambda _: False, 0.0, now=time.time() + 5)
     blob.unlink()
-    assert [delete_garbage(item) for item in past] == [True]
+    assert [delete_orphan(item) for item in past] == [True]
