@@ -11,9 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("enginecache", "tests", "docs", "migrations", "benchmarks", "examples")
-TO_DO = (
-    "tests/test_config.py",
-)
+TO_DO = ("tests/test_config.py",)
 """Rooms whose prose is still to be rewritten."""
 
 HABITS = {

@@ -171,7 +171,7 @@ def test_a_registry_that_fails_while_a_failure_is_recorded_does_not_hide_it(tmp_
         cache.get(model, **ASK)
 
 
-def test_a_replaced_entrys_blob_is_young_garbage(open_cache, model):
+def test_the_blob_of_a_replaced_entry_is_a_young_orphan(open_cache, model):
     cache = open_cache(NumberedBuilder())
     old = cache.get(model, **ASK)
     new = cache.get(model, **ASK, rebuild=True)
