@@ -17,7 +17,7 @@ def test_get_prints_the_path_alone_and_talks_on_standard_error(cli, model, build
     assert ran.code == 0
     assert Path(ran.out.rstrip("\n")).read_bytes().startswith(b"vtrt")
     assert ran.out.count("\n") == 1
-    assert "building model.onnx: 50% Building engine" in ran.err
+    assert "building model.onnx: Building engine, step 3 of 6" in ran.err
     assert "built in" in ran.err
     assert "no engine of this model is stored" in ran.err
 

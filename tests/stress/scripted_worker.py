@@ -30,7 +30,7 @@ def main() -> None:
     if (script / "refuse").exists():
         reports.send({"event": "error", "class": "BuildError", "what": REASON, "fix": "Change the model."})
         end_process(1)
-    content = hashlib.sha256(Path(request["path"]).read_bytes()).digest()
+    content = hashlib.sha256(Path(request["source"]["path"]).read_bytes()).digest()
     Path(request["work_dir"], "plan.engine").write_bytes(b"vtrt" + content * 3000)
     reports.send(encode_done(Reach.from_texts(["8.9"]), "1.7.1.116", (), took_timing_cache=False))
     end_process(0)
