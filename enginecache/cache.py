@@ -88,7 +88,7 @@ class EngineCache(StoredEngines):
             "python": python,
         }
         super().__init__(dir if isinstance(dir, Settings) else chosen_settings(dir, given))
-        self._memo = FileMemo(self._registry)
+        self._memo = FileMemo(self._storage.reader)
         self._lookup = Lookup(self._storage)
         self._hits = RecentHits(self._storage, frozenset(self.config.pass_environment))
         self._builder = builder
@@ -188,7 +188,7 @@ class EngineCache(StoredEngines):
             started: When the call began.
         """
         before = self._hits.situation(name) if self.remembers_hits else None
-        with self._registry.connected():
+        with self._storage.reader.connected():
             resolved = self._resolve(request)
             found = Miss((_REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
             if isinstance(found, Match):
@@ -318,7 +318,7 @@ class EngineCache(StoredEngines):
         """
         ask = _given(locals(), _EXPLAIN_DEFAULTS)
         self._storage.look(self.config.shared)
-        with self._registry.connected():
+        with self._storage.reader.connected():
             return self._lookup.explain(self._resolve(Request.of(model, ask)))
 
     def _resolve(self, request: Request) -> Resolved:

@@ -126,7 +126,7 @@ def test_another_image_in_the_models_place_is_seen_at_once(open_cache, tmp_path,
 
 def test_the_plan_that_is_kept_is_one_that_was_checked(served, model, monkeypatch):
     served._hits._hits.clear()
-    monkeypatch.setattr(type(served._registry), "recall", lambda *_: None)  # it lies in another mount by now
+    monkeypatch.setattr(type(served._storage.reader), "recall", lambda *_: None)  # it lies in another mount by now
     served.get(model, **ASK)
     assert not is_recalled(served, model)
 
@@ -402,7 +402,7 @@ def test_the_registry_is_asked_until_another_change_would_show(monkeypatch, chan
 def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, monkeypatch):
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     asked = []
-    monkeypatch.setattr(type(served._registry), "has_entry", lambda *of: asked.append(of) or True)
+    monkeypatch.setattr(type(served._storage.reader), "has_entry", lambda *of: asked.append(of) or True)
     now_s = time.monotonic() + hit_cache.LOOK_EVERY_S
     monkeypatch.setattr(hit_cache, "time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns))
     for seconds in range(1, 4):

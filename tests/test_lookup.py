@@ -197,7 +197,7 @@ def test_a_registry_whose_queries_contradict_each_other_is_an_error_and_no_endle
     registry = mock.Mock(wraps=cache._registry)
     registry.find.side_effect = lambda _key: None  # as with a damaged index; the other queries see the row
     storage = Storage(cache.root)
-    storage.registry = registry
+    storage.registry = storage.reader = registry
     lookup = Lookup(storage)
     with pytest.raises(RegistryError, match="indexes do not agree"):
         lookup.find(key)

@@ -56,7 +56,7 @@ class Bench:
 
     def _storage(self) -> Storage:
         storage = Storage(self.root)
-        storage.registry, storage.blobs = self.registry, self.store
+        storage.reader, storage.blobs = self.registry, self.store
         return storage
 
     def check(self, digest: str, size_bytes: int, *, force: bool = False) -> BlobState:

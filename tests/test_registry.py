@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from records import EPOCH, attempt, entry, fields_of, hex_of, publish, standing
+from sqlalchemy.dialects import sqlite
 from waiting import LIMIT_S
 
 from enginecache.errors import OptionError, RegistryError
 from enginecache.files.canonical import canonical_json
 from enginecache.files.fingerprint import Fingerprint
-from enginecache.storage.registry import memos
+from enginecache.storage.registry import memos, reader, tables
 from enginecache.storage.registry.database import Database
 from enginecache.storage.registry.registry import Registry
-from enginecache.storage.registry.rows import AnswerRecord, InflationStep, RegistryTotals
+from enginecache.storage.registry.rows import AnswerRecord, InflationStep, RegistryTotals, stored_time, time_text
 from enginecache.storage.registry.schema import ensure_schema
 
 BIG = Fingerprint(2**64 - 1, 2**64 - 2, 2**40, 1_790_000_000_123_456_789, 1_790_000_000_987_654_321, 2**64 - 3)
@@ -895,3 +897,27 @@ def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeyp
     monkeypatch.setattr(memos, "MAX_ANSWERS", 2)
     remember("d", record)
     assert answers() == ["a", "d"]
+
+
+def test_the_queries_of_a_hit_name_the_columns_and_times_of_the_tables():
+    """They go through the driver alone, and would not notice a change of the tables."""
+    assert tuple(column.name for column in tables.entries.c) == reader.COLUMNS
+    assert {column.name for column in tables.file_memo.primary_key} == {*memos._PLACE}
+    assert [column.name for column in tables.answers.primary_key] == ["command"]
+    bind = sa.DateTime().dialect_impl(sqlite.dialect()).bind_processor(sqlite.dialect())
+    for time_ in (EPOCH, EPOCH.replace(microsecond=1), EPOCH.astimezone(dt.timezone(dt.timedelta(hours=2)))):
+        assert time_text(time_) == bind(tables.UtcDateTime().process_bind_param(time_, None))
+        assert stored_time(time_text(time_)) == time_
+
+
+def test_a_reader_and_the_registry_see_the_same_rows(tmp_path):
+    database = Database(tmp_path / "registry.sqlite")
+    ensure_schema(database, 0o600)
+    registry, light = Registry(database), reader.RegistryReader(database)
+    stored = publish(registry, "a")
+    assert light.find(stored.key) == registry.find(stored.key) == stored
+    answer = AnswerRecord("a" * 64, stored.key, stored.build_id, b"\0w", b"s", b"p", "f" * 64, None)
+    light.remember_answer(answer)
+    (row,) = sqlite3.connect(database.path).execute("SELECT command, watched, siblings, at FROM answers")
+    assert row[:3] == ("a" * 64, b"\0w", None)
+    assert stored_time(row[3]).tzinfo is not None

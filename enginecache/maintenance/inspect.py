@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from enginecache.maintenance import eviction
     from enginecache.maintenance.findings import Finding, Found, Verification
     from enginecache.maintenance.removal import Removal, Used
+    from enginecache.storage.registry.registry import Registry
 
 
 class HasRecord(Protocol):
@@ -71,8 +72,11 @@ class StoredEngines:
         self.config = config = config.config if isinstance(config, Settings) else config
         self.root = Root.find(config.dir, config.shared)
         self._storage = Storage(self.root)
-        self._registry = self._storage.registry
         self._storage.prepare(self.config.shared)
+
+    @property
+    def _registry(self) -> Registry:
+        return self._storage.registry
 
     @functools.cached_property
     def _removal(self) -> Removal:
@@ -275,7 +279,7 @@ class StoredEngines:
 
     def remember_answer(self, answer: AnswerRecord) -> None:
         """Let :mod:`enginecache.cli.fast_path` answer a command line; see :mod:`enginecache.cli.remember`."""
-        self._registry.remember_answer(answer)
+        self._storage.reader.remember_answer(answer)
 
     # Keeping
 

@@ -69,8 +69,7 @@ class FailureMemory:
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._registry = storage.registry
-        self._root = storage.root
+        self._storage = storage
 
     def find(self, key: EngineKey, ttl_s: float) -> KnownFailure | None:
         """Return the failure that forbids a new attempt now, or None.
@@ -79,7 +78,7 @@ class FailureMemory:
             key: What is to be built.
             ttl_s: How long a first failure counts, in seconds.
         """
-        return failure_in_force(self._registry.attempts_since_success(key.digest), utc_now(), ttl_s)
+        return failure_in_force(self._storage.registry.attempts_since_success(key.digest), utc_now(), ttl_s)
 
     def require_none(self, key: EngineKey, ttl_s: float, outdated: Collection[str] = ()) -> None:
         """Refuse to build what failed a short while ago.
@@ -94,7 +93,7 @@ class FailureMemory:
         """
         failure = self.find(key, ttl_s)
         if failure is not None and failure.build.id not in outdated:
-            raise failure.error(self._root.log_path(failure.build.id))
+            raise failure.error(self._storage.root.log_path(failure.build.id))
 
 
 def is_lasting(error: BaseException) -> bool:

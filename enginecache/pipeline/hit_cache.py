@@ -133,7 +133,7 @@ class RecentHits:
         self._also = also
         self._root = storage.root.path
         self._path = str(storage.root.registry_path)
-        self._registry = storage.registry
+        self._reader = storage.reader
         self._uses = storage.last_used
         self._hits: dict[Name, _Hit] = {}
 
@@ -209,7 +209,7 @@ class RecentHits:
         except (OSError, ValueError):
             return None
         # The plan may have been exchanged, with its file system, since it was checked.
-        is_checked = self._registry.recall("blob", fingerprints[-1]) == {"digest": entry.digest}
+        is_checked = self._reader.recall("blob", fingerprints[-1]) == {"digest": entry.digest}
         if not is_checked or not are_telling(things, paths, since_ns=since_ns):
             return None
         return _Hit(entry, tuple(zip(paths, fingerprints, strict=True)), before, things, seen)
@@ -224,7 +224,7 @@ class RecentHits:
                 now = self._state()
                 if now != seen:
                     seen = now if _are_settled(now) else None
-                    return self._registry.has_entry(key)
+                    return self._reader.has_entry(key)
             return False
 
         return is_there
@@ -255,10 +255,10 @@ class RecentHits:
         hit.checked = None
         record = hit.entry.record
         is_settled = _are_settled(state)
-        if not self._registry.has_entry(record.key, record.build_id):
+        if not self._reader.has_entry(record.key, record.build_id):
             return False
         siblings = hit.entry.siblings
-        if siblings is not None and self._registry.siblings(record.model_digest) != siblings:
+        if siblings is not None and self._reader.siblings(record.model_digest) != siblings:
             return False  # one of exactly the asked key, or of a narrower reach, may be among them now
         if is_settled:
             hit.checked = state

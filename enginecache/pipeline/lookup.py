@@ -81,7 +81,7 @@ class Lookup:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._registry = storage.registry
+        self._reader = storage.reader
         self._failures = FailureMemory(storage)
 
     def serve(self, key: EngineKey, accept: Accept) -> Match | Miss:
@@ -104,7 +104,7 @@ class Lookup:
         """
         damaged: list[Reason] = []
         for _ in range(MAX_LOOKS):
-            record = self._registry.find(key.digest)
+            record = self._reader.find(key.digest)
             if record is not None:
                 if record.key_json != key.text:
                     message = f"the row of {key.digest[:12]} is damaged: it has the text of another key"
@@ -114,7 +114,7 @@ class Lookup:
                 continue
             found = self._find_wider(key, damaged, force_check=force_check)
             # Read after the search: an engine of exactly this key that was published meanwhile comes before any other.
-            if isinstance(found, Miss) or not self._registry.has_entry(key.digest):
+            if isinstance(found, Miss) or not self._reader.has_entry(key.digest):
                 return found
         raise _contradiction()
 
@@ -123,7 +123,7 @@ class Lookup:
 
         The use is noted before the row is read: a prune that takes the row after this sees it, and leaves the blob.
         """
-        with self._registry.connected():
+        with self._reader.connected():
             return self._find_in_use(key)
 
     def _find_in_use(self, key: EngineKey) -> Match | Miss:
@@ -144,7 +144,7 @@ class Lookup:
 
     def _find_wider(self, key: EngineKey, damaged: list[Reason], *, force_check: bool) -> Match | Miss:
         for looks in itertools.count():
-            related = list(self._registry.relatives(key.model_structure, key.model_weights))
+            related = list(self._storage.registry.relatives(key.model_structure, key.model_weights))
             if looks > len(related) + MAX_LOOKS:
                 break
             candidates = _judged(key, related)
@@ -170,7 +170,7 @@ class Lookup:
 
     def _unmatched(self, key: EngineKey, candidates: tuple[Candidate, ...]) -> Miss:
         """Say that the engine was damaged, if so, and in which fields the nearest one differs."""
-        damaged = self._registry.set_aside(key.digest)
+        damaged = self._storage.registry.set_aside(key.digest)
         lost = () if damaged is None else (Reason("set_aside", str(damaged)),)
         nearest = Miss((), candidates).nearest
         if nearest is None:
@@ -182,7 +182,7 @@ class Lookup:
 
     def _candidates(self, key: EngineKey) -> tuple[Candidate, ...]:
         """Return what is stored of models that share graph or weights with the key's, best first."""
-        return _judged(key, self._registry.relatives(key.model_structure, key.model_weights))
+        return _judged(key, self._storage.registry.relatives(key.model_structure, key.model_weights))
 
     def _is_candidate_whole(self, candidate: Candidate) -> bool:
         """Return whether the candidate's blob is there and has its digest; a damaged one is quarantined."""
@@ -214,7 +214,7 @@ class Lookup:
             served, candidates = self.compatible(miss, resolved.accept), miss.candidates
             reasons = miss.reasons if served is None else (*miss.reasons, *served.reasons)
         failure = self._failures.find(key, resolved.config.failure_ttl_s) if served is None else None
-        last = next(iter(self._registry.builds(key.digest, limit=1)), None)
+        last = next(iter(self._storage.registry.builds(key.digest, limit=1)), None)
         failed = last if last is not None and last.state == "failed" else None
         return Explanation(
             verdict="miss" if served is None else "compatible" if served.outcome == "compatible" else "hit",
@@ -244,7 +244,7 @@ class Lookup:
         differing = [] if nearest is None else [difference.field for difference in nearest.verdict.differing]
         nearest_key = None if nearest is None else nearest.record.key
         with contextlib.suppress(RegistryError):  # a build says soon enough that nothing can be written
-            self._registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
+            self._storage.registry.record_miss(key.digest, miss.reasons[0].code, nearest_key, differing)
 
 
 def _judged(key: EngineKey, related: Iterable[EntryRecord]) -> tuple[Candidate, ...]:

@@ -14,14 +14,14 @@ from enginecache.files.plain import from_plain, to_plain
 from enginecache.key.key import KEY_VERSION
 from enginecache.key.options import PluginLibrary
 from enginecache.model import ModelIdentity, ModelSource, has_changed, identify
-from enginecache.storage.registry.registry import Registry
+from enginecache.storage.registry.memos import Memos
 
 
 class FileMemo:
     """Identities of models and digests of plugin libraries, by the stat fingerprints of their files."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, memos: Memos) -> None:
+        self._memos = memos
 
     def identify(self, source: ModelSource, *, force: bool = False) -> ModelIdentity:
         """Return the model's identity, from the memo if none of its files has changed.
@@ -42,7 +42,7 @@ class FileMemo:
             fingerprint = Fingerprint.of_path(source.path)
         except (OSError, ValueError):  # ValueError: a NUL in the path
             return None  # identify says why
-        found = self._registry.recall("model", fingerprint) if has_kernel_times(fingerprint) else None
+        found = self._memos.recall("model", fingerprint) if has_kernel_times(fingerprint) else None
         if found is None or found.get("key_version") != KEY_VERSION:
             return None
         identity = from_plain(ModelIdentity, found["identity"])
@@ -61,7 +61,7 @@ class FileMemo:
         """Remember an identity that was just computed, if a later change to its files would be detected."""
         if identity.is_settled and source.path is not None:
             found = {"key_version": KEY_VERSION, "identity": to_plain(identity)}
-            self._registry.remember("model", identity.files[0].fingerprint, found)
+            self._memos.remember("model", identity.files[0].fingerprint, found)
 
     def plugin(self, path: Path) -> PluginLibrary:
         """Return a plugin library with the digest of its bytes, from the memo if the file has not changed.
@@ -73,7 +73,7 @@ class FileMemo:
         try:
             with path.open("rb", buffering=0) as file:
                 before = Fingerprint.of_descriptor(file.fileno())
-                found = self._registry.recall("plugin", before) if has_kernel_times(before) else None
+                found = self._memos.recall("plugin", before) if has_kernel_times(before) else None
                 if found is not None:
                     return PluginLibrary(path, found["digest"])
                 with contextlib.closing(StreamDigest()) as stream:
@@ -90,5 +90,5 @@ class FileMemo:
                 )
             ) from error
         if before == after and after.is_conclusive(now_ns):
-            self._registry.remember("plugin", after, {"digest": digest})
+            self._memos.remember("plugin", after, {"digest": digest})
         return PluginLibrary(path, digest)

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import filelock
+from typing import TYPE_CHECKING
 
 from enginecache.errors import LockTimeoutError, StoreError
 from enginecache.files.os_errors import describe_os_error
 from enginecache.storage.durable import make_folder
 from enginecache.storage.folder import Root
+
+if TYPE_CHECKING:
+    import filelock
 
 SAY_EVERY_S = 1.0
 POLL_S = 0.05
@@ -96,6 +98,8 @@ class FileLocks:
         self._make_folder(path)
         if self._root.is_shared:
             self._open_to_group(path)
+        import filelock  # here, since a hit takes no lock
+
         # A soft lock would outlive its process.
         lock = filelock.FileLock(path, mode=self._root.file_mode, thread_local=False, fallback_to_soft=False)
         if not self._acquire(lock, name, timeout_s, waiting, is_done):
@@ -154,7 +158,7 @@ class FileLocks:
         while True:
             try:
                 lock.acquire(timeout=0)
-            except filelock.Timeout:
+            except TimeoutError:  # filelock's Timeout is one
                 if is_done is not None and is_done():
                     return False
             except OSError as error:

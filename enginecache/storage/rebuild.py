@@ -26,8 +26,6 @@ from enginecache.storage.folder import Root
 from enginecache.storage.locks import FileLocks
 from enginecache.storage.registry import schema
 from enginecache.storage.registry.database import BUSY_TIMEOUT_S, Database
-from enginecache.storage.registry.integrity import find_damage
-from enginecache.storage.registry.registry import Registry
 from enginecache.storage.registry.rows import EntryRecord
 from enginecache.storage.repair_files import RepairRecords
 
@@ -75,6 +73,8 @@ def find_registry_damage(root: Root) -> str:
     """
     if _is_absent(root.registry_path):
         return _absence(root)
+    from enginecache.storage.registry.integrity import find_damage
+
     return find_damage(Database(root.registry_path), root.file_mode)
 
 
@@ -162,6 +162,8 @@ class RegistryRebuild:
     def _make(self, path: Path, entries: Iterable[EntryRecord], pins: Iterable[str]) -> Path:
         database = Database(path)
         schema.ensure_schema(database, self._root.file_mode)
+        from enginecache.storage.registry.registry import Registry
+
         Registry(database).restore(entries, pins)
         return path
 

@@ -1,4 +1,7 @@
-"""Connections to the registry's database, its transactions, and the one statement of SQLite's own dialect.
+"""Connections to the registry's database, and its transactions.
+
+``looking`` and ``noting`` go through the driver alone, and are all that a hit needs: SQLAlchemy takes longer to load
+than a hit may take, so the first of the other methods imports it.
 
 The journal is a rollback journal that is truncated at each commit (``TRUNCATE``), with ``synchronous=FULL``: what was
 committed survives a power loss. A registry that another program left in WAL mode is taken out of it by the first
@@ -12,39 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
-
-import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.pool import NullPool
+from typing import TYPE_CHECKING, cast
 
 from enginecache.errors import EngineCacheError, OutOfMemoryError, RegistryError, ResourceError
 from enginecache.files.mounts import boot_id
 from enginecache.files.os_errors import describe_os_error, free_inodes, is_out_of_descriptors
 from enginecache.storage.registry.rows import REPAIR_FIX, damaged_registry
-from enginecache.storage.registry.tables import METADATA
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 BUSY_TIMEOUT_S = 60.0
-
-
-def upsert(table: sa.Table, row: Mapping[str, Any], update: Mapping[str, Any] | None = None) -> sa.Executable:
-    """Return the statement that inserts a row, or updates the one that has its primary key.
-
-    Args:
-        table: The table.
-        row: Values by column.
-        update: What to set in a row that is there already; all of ``row`` by default, nothing where it is empty.
-    """
-    statement = sqlite.insert(table).values(dict(row))
-    update = row if update is None else update
-    if not update:
-        return statement.on_conflict_do_nothing()
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(update))
 
 
 class _Connection(sqlite3.Connection):
@@ -85,9 +72,16 @@ class Database:
         self._may_make = may_make
         self._is_made = False
         self._kept: dict[tuple[int, int], _Connection | None] = {}
+
+    @functools.cached_property
+    def _source(self) -> sa.Engine:
+        import sqlalchemy as sa
+        from sqlalchemy.pool import NullPool
+
         # NullPool: nothing but `connected` decides how long a connection lives.
-        self._source = sa.create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
-        sa.event.listen(self._source, "begin", _begin)
+        source = sa.create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
+        sa.event.listen(source, "begin", _begin)
+        return source
 
     @property
     def is_made(self) -> bool:
@@ -168,6 +162,29 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
+    def noting(self) -> Iterator[sqlite3.Connection]:
+        """Like :meth:`writing` without waiting for another writer, through the driver alone.
+
+        Raises:
+            RegistryError: As :meth:`writing`.
+        """
+        self._require_made()
+        with (
+            self._translated(),
+            contextlib.closing(self._connect()) as connection,
+            _timeout(connection, 0.0, self._busy_timeout_s),
+        ):
+            _configure(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+
+    @contextlib.contextmanager
     def writing(self, *, waits: bool = True) -> Iterator[sa.Connection]:
         """Yield a transaction that holds the write lock from its first statement: commits at the end, or not at all.
 
@@ -180,10 +197,13 @@ class Database:
         Raises:
             RegistryError: The database cannot be opened or written, stayed busy for the time-out, or is not made yet.
         """
-        if not (self._may_make or self.is_made):
-            raise RegistryError(f"there is no registry {self.path} yet", "`enginecache get` makes it.")
+        self._require_made()
         with self._begun("IMMEDIATE", timeout_s=None if waits else 0.0) as connection:
             yield connection
+
+    def _require_made(self) -> None:
+        if not (self._may_make or self.is_made):
+            raise RegistryError(f"there is no registry {self.path} yet", "`enginecache get` makes it.")
 
     @contextlib.contextmanager
     def migrating(self) -> Iterator[sa.Connection]:
@@ -208,17 +228,22 @@ class Database:
     def _begun(
         self, kind: str = "DEFERRED", *, foreign_keys: str = "ON", timeout_s: float | None = None
     ) -> Iterator[sa.Connection]:
+        import sqlalchemy as sa
+
         options = {"enginecache_begin": kind, "enginecache_foreign_keys": foreign_keys}
-        with self._translated(), self._source.connect().execution_options(**options) as connection:
-            driver = cast("sqlite3.Connection", connection.connection.driver_connection)
-            with _timeout(driver, timeout_s, self._busy_timeout_s), connection.begin():
-                yield connection
+        try:
+            with self._translated(), self._source.connect().execution_options(**options) as connection:
+                driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+                with _timeout(driver, timeout_s, self._busy_timeout_s), connection.begin():
+                    yield connection
+        except sa.exc.DBAPIError as error:
+            raise unavailable(self.path, error) from error
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise unavailable(self.path, error) from error
 
 
@@ -241,6 +266,8 @@ class Session:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         """Like :meth:`Database.reading`; a value of an impossible type means a damaged registry too."""
+        import sqlalchemy as sa
+
         try:
             with self._database.reading() if self._database.is_made else _no_rows() as connection:
                 yield connection
@@ -261,6 +288,15 @@ class Session:
             raise damaged_registry(self._database.path, error) from error
 
     @contextlib.contextmanager
+    def _noting(self) -> Iterator[sqlite3.Connection]:
+        """Like :meth:`Database.noting`; see :meth:`_writing`."""
+        try:
+            with self._database.noting() as connection:
+                yield connection
+        except UnicodeDecodeError as error:
+            raise damaged_registry(self._database.path, error) from error
+
+    @contextlib.contextmanager
     def _writing(self, *, waits: bool = True) -> Iterator[sa.Connection]:
         """Like :meth:`Database.writing`; SQLite quotes damaged text in its errors, and Python cannot read it."""
         try:
@@ -273,6 +309,11 @@ class Session:
 @contextlib.contextmanager
 def _no_rows() -> Iterator[sa.Connection]:
     """Yield a registry without rows, in memory."""
+    import sqlalchemy as sa
+    from sqlalchemy.pool import NullPool
+
+    from enginecache.storage.registry.tables import METADATA
+
     with sa.create_engine("sqlite://", poolclass=NullPool).connect() as connection:
         METADATA.create_all(connection)
         yield connection
@@ -309,13 +350,18 @@ def _timeout(connection: sqlite3.Connection, timeout_s: float | None, usual_s: f
         connection.execute(f"PRAGMA busy_timeout = {usual_s * 1000:.0f}")
 
 
+def _configure(connection: _Connection) -> None:
+    """Choose the journal, before the first transaction that may write."""
+    if not connection.is_configured:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+        connection.is_configured = True
+
+
 def _begin(connection: sa.Connection) -> None:
     options = connection.get_execution_options()
     driver = cast("_Connection", connection.connection.driver_connection)
-    if not driver.is_configured:
-        connection.exec_driver_sql("PRAGMA synchronous = FULL")
-        connection.exec_driver_sql("PRAGMA journal_mode = TRUNCATE")
-        driver.is_configured = True
+    _configure(driver)
     connection.exec_driver_sql(f"PRAGMA foreign_keys = {options['enginecache_foreign_keys']}")
     connection.exec_driver_sql(f"BEGIN {options['enginecache_begin']}")
 
@@ -402,8 +448,7 @@ Source: SQLite, ``sqlite3ErrStr`` in main.c, 3.40.
 
 def tells_damage(error: object) -> bool:
     """Return whether an error of SQLite's is about the file's content, not about the disk, a lock or the modes."""
-    if isinstance(error, sa.exc.DBAPIError):
-        error = error.orig
+    error = getattr(error, "orig", error)  # of SQLAlchemy's
     if isinstance(error, UnicodeDecodeError):
         return True
     return isinstance(error, sqlite3.Error) and not any(text in str(error) for text in _OUTSIDE)

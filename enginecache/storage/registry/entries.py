@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,9 +11,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from enginecache.files.units import utc_now
-from enginecache.storage.registry.database import Session, upsert
-from enginecache.storage.registry.rows import MIXED_UP, EntryRecord, ExaminedRow, RegistryTotals, SetAside, Standing
-from enginecache.storage.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, stored_time
+from enginecache.storage.registry.reader import RegistryReader, capabilities_of, entry_of
+from enginecache.storage.registry.rows import (
+    EntryRecord,
+    ExaminedRow,
+    RegistryTotals,
+    SetAside,
+    Standing,
+    stored_time,
+)
+from enginecache.storage.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, upsert
 
 _ENTRY = sa.select(
     entries,
@@ -42,66 +48,14 @@ _EXAMINED = sa.select(
     .outerjoin(blobs, blobs.c.digest == entries.c.digest)
     .outerjoin(builds, builds.c.id == entries.c.build_id)
 )
-_NAMES = (*(column.name for column in entries.c), "model_name", "size_bytes", "is_pinned")
-_FOUND = f"""
-    SELECT {", ".join(f"entries.{column.name}" for column in entries.c)}, models.name, blobs.size_bytes,
-           pins.key IS NOT NULL
-    FROM entries
-    JOIN models ON models.digest = entries.model_digest
-    JOIN blobs ON blobs.digest = entries.digest
-    LEFT JOIN pins ON pins.key = entries.key
-"""  # noqa: S608  columns' names
-_FIND = _FOUND + "WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key = ?)"  # noqa: S608
-"""The entry of a key; see :func:`_in_table`."""
-_FIND_PREFIX = f"""
-    {_FOUND} WHERE entries.rowid IN (SELECT rowid FROM entries WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)
-    ORDER BY entries.key
-"""  # noqa: S608
-"""A range, not LIKE: it uses the primary key's index, and no character of the prefix is special."""
-_SIBLINGS = "SELECT build_id FROM entries WHERE model_digest = ? ORDER BY key"
 _SIZES = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(blobs.c.size_bytes), 0)).select_from(blobs)
 _UNNAMED = sa.select(blobs.c.digest).where(~sa.exists().where(entries.c.digest == blobs.c.digest))
 _ROW: sa.ColumnElement[int] = sa.literal_column("entries.rowid")
 _NEWEST_FIRST = (entries.c.created_at.desc(), entries.c.key)
 
 
-class Entries(Session):
+class Entries(RegistryReader):
     """Queries on the entries, with their models, blobs and pins."""
-
-    def find(self, key: str) -> EntryRecord | None:
-        """Return the entry of exactly this key."""
-        with self._looking() as connection:
-            rows = connection.execute(_FIND, (key,)).fetchall()
-            records = [_looked_up(row) for row in rows]
-            if any(record.key != key for record in records[:1]):
-                raise ValueError(f"the row of {key[:12]} is that of {records[0].key[:12]}")
-            if len(records) > 1:
-                raise ValueError(f"{key[:12]} has {len(records)} rows")
-            if records:
-                _require_seal(records[0])
-        return records[0] if records else None
-
-    def has_entry(self, key: str, build_id: str | None = None) -> bool:
-        """Return whether the key has an entry, and if an attempt is named, whether it is of that."""
-        with self._looking() as connection:
-            found = connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone()
-        return found is not None and build_id in {None, found[0]}
-
-    def siblings(self, model_digest: str) -> str:
-        """Return the attempts that made the model's entries, in the order of their keys, joined by commas."""
-        with self._looking() as connection:
-            return ",".join(build_id for (build_id,) in connection.execute(_SIBLINGS, (model_digest,)))
-
-    def find_prefix(self, prefix: str, limit: int = 8) -> list[EntryRecord]:
-        """Return the entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
-        with self._looking() as connection:
-            rows = connection.execute(_FIND_PREFIX, (prefix, f"{prefix}g", limit)).fetchall()
-            records = [_looked_up(row) for row in rows]
-            for record in records:
-                if not record.key.startswith(prefix):
-                    raise ValueError(f"a row of the keys that begin with {prefix} is that of {record.key[:12]}")
-                _require_seal(record)
-        return records
 
     def entries(self, limit: int | None = None) -> list[EntryRecord]:
         """Return the entries, newest first: all, or the newest ``limit``."""
@@ -284,26 +238,8 @@ def _in_table(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return _ROW.in_(sa.select(_ROW).select_from(entries).where(condition))
 
 
-def _require_seal(record: EntryRecord) -> None:
-    if not record.is_as_written:
-        raise ValueError(f"the row of {record.key[:12]}: {MIXED_UP}")
-
-
-def _looked_up(row: tuple[Any, ...]) -> EntryRecord:
-    values = dict(zip(_NAMES, row, strict=True))
-    values["created_at"] = stored_time(values["created_at"])
-    return _entry_of(values)
-
-
 def _entry(row: sa.Row[Any]) -> EntryRecord:
-    return _entry_of(dict(row._mapping))  # noqa: SLF001  the public way to a row's names
-
-
-def _entry_of(values: dict[str, Any]) -> EntryRecord:
-    values["compute_capabilities"] = _capabilities(values["compute_capabilities"])
-    values["is_pinned"] = bool(values["is_pinned"])
-    values["seal"] = values["seal"] or ""
-    return EntryRecord.of_values(values)
+    return entry_of(dict(row._mapping))  # noqa: SLF001  the public way to a row's names
 
 
 def _standing(
@@ -314,14 +250,9 @@ def _standing(
     if not (type(size_bytes) is int and size_bytes >= 0 and type(seconds) is float and 0 <= seconds < math.inf):
         raise ValueError(f"{str(key)[:12]} has {size_bytes!r:.30} bytes and took {seconds!r:.30} s")
     used_at = noted.get(key) or stored_time(created_at)
-    reach = _capabilities(capabilities)
+    reach = capabilities_of(capabilities)
     # By place: by name it takes half as long again.
     return Standing(key, digest, name, size_bytes, backend, version, reach, build_id, seconds, used_at, is_pinned)
-
-
-@functools.lru_cache
-def _capabilities(text: str) -> tuple[str, ...]:
-    return tuple(json.loads(text))
 
 
 def _examined(values: dict[str, Any]) -> ExaminedRow:
@@ -332,7 +263,7 @@ def _examined(values: dict[str, Any]) -> ExaminedRow:
     if absent:
         return ExaminedRow(key, digest, None, f"the row of its {absent[0]} is missing")
     try:
-        return ExaminedRow(key, digest, _entry_of(values))
+        return ExaminedRow(key, digest, entry_of(values))
     except (ValueError, TypeError) as error:
         return ExaminedRow(key, digest, None, str(error))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import blake3
-import sqlalchemy as sa
 
 from enginecache.config import runtime_folder
 from enginecache.errors import RegistryError
@@ -18,8 +19,7 @@ from enginecache.files.canonical import canonical_json
 from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.units import utc_now
 from enginecache.storage.registry.database import Database, Session
-from enginecache.storage.registry.rows import AnswerRecord, MemoKind
-from enginecache.storage.registry.tables import answers, entries, file_memo
+from enginecache.storage.registry.rows import AnswerRecord, MemoKind, time_text
 
 MAX_OF_OTHER_BOOTS = 100
 """The newest, for other hosts that share the folder: their boots look like earlier ones of this host."""
@@ -30,6 +30,21 @@ MAX_ANSWERS = 1000
 MAX_MEMOS = 250_000
 """Of all boots and mounts; each start of a container adds its own. More than twice the largest cache that is tested."""
 
+_FORGET_ANSWERS = """
+    DELETE FROM answers
+    WHERE key NOT IN (SELECT key FROM entries)
+       OR (boot != :boot AND rowid NOT IN (SELECT rowid FROM answers ORDER BY rowid DESC LIMIT :others))
+       OR rowid NOT IN (SELECT rowid FROM answers ORDER BY rowid DESC LIMIT :all)
+"""
+"""Those without an entry, and all but the newest. A command's digest names its boot, so other boots' are useless."""
+_FORGET_OTHER_BOOTS = """
+    DELETE FROM file_memo
+    WHERE (boot < :boot OR boot > :boot) AND rowid <= (SELECT max(rowid) FROM file_memo) - :kept
+"""
+"""Two ranges of the index; ``!=`` would be none."""
+_FORGET_OLDEST = "DELETE FROM file_memo WHERE rowid <= (SELECT max(rowid) FROM file_memo) - :kept"
+_PLACE = ("boot", "kind", "mount", "device", "inode")
+"""Primary key of a memo."""
 _SEAL = "blake3"
 _RECALL = """
     SELECT found FROM file_memo
@@ -67,21 +82,16 @@ class Memos(Session):
         if self._is_read_only():
             self._remember_for_user(row)
             return
-        with contextlib.suppress(RegistryError), self._writing(waits=False) as connection:
+        with contextlib.suppress(RegistryError), self._noting() as connection:
             self._keep(connection, row)
 
     def remember_answer(self, answer: AnswerRecord) -> None:
         """Keep an answer, in place of the one to the same command line; a busy registry just forgets."""
-        row = {**vars(answer), "boot": self._boot, "at": utc_now()}
-        # A command's digest has the boot in it, so those of other boots are of no use.
-        number = sa.literal_column("rowid", sa.Integer)
-        newest = sa.select(number).select_from(answers).order_by(number.desc())
-        is_kept = number.in_(newest.limit(MAX_ANSWERS))
-        is_outdated = sa.and_(answers.c.boot != self._boot, number.not_in(newest.limit(MAX_OF_OTHER_BOOTS)))
-        is_without_entry = answers.c.key.not_in(sa.select(entries.c.key))
-        with contextlib.suppress(RegistryError), self._writing(waits=False) as connection:
-            _replace(connection, answers, row)
-            connection.execute(sa.delete(answers).where(sa.or_(is_without_entry, is_outdated, sa.not_(is_kept))))
+        row = {**vars(answer), "boot": self._boot, "at": time_text(utc_now())}
+        forgotten = {"boot": self._boot, "others": MAX_OF_OTHER_BOOTS, "all": MAX_ANSWERS}
+        with contextlib.suppress(RegistryError), self._noting() as connection:
+            _replace(connection, "answers", row, ("command",))
+            connection.execute(_FORGET_ANSWERS, forgotten)
 
     def _row(self, kind: MemoKind, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """Return the place of a memo; None where there can be none."""
@@ -99,8 +109,8 @@ class Memos(Session):
             "ctime_ns": _signed(fingerprint.ctime_ns),
         }
 
-    def _keep(self, connection: sa.Connection, row: dict[str, Any]) -> None:
-        _replace(connection, file_memo, row)
+    def _keep(self, connection: sqlite3.Connection, row: dict[str, Any]) -> None:
+        _replace(connection, "file_memo", row, _PLACE)
         if not self._is_pruned:
             _prune(connection, self._boot)
             self._is_pruned = True
@@ -125,8 +135,10 @@ class Memos(Session):
         path = _user_file(is_made=True)
         if path is None:
             return
-        with contextlib.suppress(RegistryError), Database(path, 0.0, may_make=True).writing() as connection:
-            file_memo.create(connection, checkfirst=True)
+        from enginecache.storage.registry.tables import file_memo, making
+
+        with contextlib.suppress(RegistryError), Database(path, 0.0, may_make=True).noting() as connection:
+            connection.execute(making(file_memo))
             self._keep(connection, row)
 
 
@@ -138,19 +150,18 @@ def _signed(time_ns: int) -> int:
     return (time_ns + 2**63) % 2**64 - 2**63
 
 
-def _replace(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+def _replace(connection: sqlite3.Connection, table: str, row: dict[str, Any], place: Sequence[str]) -> None:
     """Insert a row in place of the one of its primary key: by its number it is the newest, whatever the clock says."""
-    connection.execute(sa.delete(table).where(*(column == row[column.name] for column in table.primary_key)))
-    connection.execute(sa.insert(table).values(row))
+    same = " AND ".join(f"{name} = :{name}" for name in place)
+    connection.execute(f"DELETE FROM {table} WHERE {same}", row)  # noqa: S608  names of tables and columns
+    values = ", ".join(f":{name}" for name in row)
+    connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({values})", row)  # noqa: S608
 
 
-def _prune(connection: sa.Connection, boot: str) -> None:
+def _prune(connection: sqlite3.Connection, boot: str) -> None:
     """Delete rows of other boots, which nothing can use, and the oldest of too many."""
-    number = sa.literal_column("rowid", sa.Integer)
-    newest = sa.select(sa.func.max(number)).select_from(file_memo).scalar_subquery()
-    is_other = sa.or_(file_memo.c.boot < boot, file_memo.c.boot > boot)  # two ranges of the index; != would be none
-    connection.execute(sa.delete(file_memo).where(is_other, number <= newest - MAX_OF_OTHER_BOOTS))
-    connection.execute(sa.delete(file_memo).where(number <= newest - MAX_MEMOS))
+    connection.execute(_FORGET_OTHER_BOOTS, {"boot": boot, "kept": MAX_OF_OTHER_BOOTS})
+    connection.execute(_FORGET_OLDEST, {"kept": MAX_MEMOS})
 
 
 def _user_file(*, is_made: bool) -> Path | None:

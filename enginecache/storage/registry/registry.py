@@ -9,16 +9,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from enginecache.files.units import utc_now
-from enginecache.storage.registry.database import upsert
 from enginecache.storage.registry.entries import Entries
-from enginecache.storage.registry.memos import Memos
 from enginecache.storage.registry.rows import BuildRecord, InflationStep, LoadRecord, MissRecord
-from enginecache.storage.registry.tables import builds, entries, inflation, loads, misses, models, set_asides
+from enginecache.storage.registry.tables import builds, entries, inflation, loads, misses, models, set_asides, upsert
 
 _GONE = {"state": "abandoned", "reason": "its process ended before the build did"}
 
 
-class Registry(Entries, Memos):
+class Registry(Entries):
     """The rows of one cache. Here: attempts to build, loads, misses and evictions.
 
     Transactional; safe across threads, forks and processes. Every method may raise ``RegistryError``.

@@ -158,6 +158,21 @@ class EntryRecord:
         return record
 
 
+def stored_time(text: str) -> dt.datetime:
+    """Return the time that the registry stores as this string.
+
+    Raises:
+        ValueError: It is not a time.
+        TypeError: It is not a string.
+    """
+    return dt.datetime.fromisoformat(text + "+00:00")
+
+
+def time_text(time: dt.datetime) -> str:
+    """Return a time as the registry stores it: the inverse of :func:`stored_time`."""
+    return time.astimezone(dt.timezone.utc).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
 MIXED_UP = "it does not belong to its engine as it was published"
 """For a row whose seal is not the right one."""
 

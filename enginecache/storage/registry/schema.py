@@ -13,13 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-
 from enginecache.errors import SchemaError
 from enginecache.storage.registry.database import Database, unavailable
 from enginecache.storage.registry.rows import damaged_registry
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
     from alembic.config import Config
 
 HEAD = "0001"
@@ -150,8 +149,8 @@ def check(database: Database) -> None:
 
 def _texts(connection: sa.Connection) -> tuple[object, ...]:
     """Return the texts of all tables and indexes, and the revision: everything that :func:`check` compares."""
-    tables = connection.execute(sa.text("SELECT type, name, sql FROM sqlite_master ORDER BY type, name"))
-    revision = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+    tables = connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master ORDER BY type, name")
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
     return (*map(tuple, tables), *map(tuple, revision))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -33,14 +35,24 @@ class UtcDateTime(sa.types.TypeDecorator[dt.datetime]):
         return None if value is None else value.replace(tzinfo=dt.timezone.utc)
 
 
-def stored_time(text: str) -> dt.datetime:
-    """Return the time that :class:`UtcDateTime` stored, from SQLite's string.
+def upsert(table: sa.Table, row: Mapping[str, Any], update: Mapping[str, Any] | None = None) -> sa.Executable:
+    """Return the statement that inserts a row, or updates the one that has its primary key.
 
-    Raises:
-        ValueError: It is not a time.
-        TypeError: It is not a string.
+    Args:
+        table: The table.
+        row: Values by column.
+        update: What to set in a row that is there already; all of ``row`` by default, nothing where it is empty.
     """
-    return dt.datetime.fromisoformat(text + "+00:00")
+    statement = sqlite.insert(table).values(dict(row))
+    update = row if update is None else update
+    if not update:
+        return statement.on_conflict_do_nothing()
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=dict(update))
+
+
+def making(table: sa.Table) -> str:
+    """Return the statement that makes a table where it is missing."""
+    return str(sa.schema.CreateTable(table, if_not_exists=True).compile(dialect=sqlite.dialect()))
 
 
 schema_info = sa.Table(
