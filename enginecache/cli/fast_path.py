@@ -21,6 +21,7 @@ from enginecache.host.evidence import ELAPSED, command_of, folder_of, is_as_it_w
 TYPE_CHECKING = False  # see enginecache/__init__.py
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from sqlite3 import Connection
 
 SELECT = """
 SELECT answers.key, answers.watched, answers.said, answers.printed, answers.seal
@@ -87,19 +88,12 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
         f"file:{_quoted(registry)}?mode=ro", timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True
     )
     try:
-        found = connection.execute(SELECT, (command,)).fetchone()
-        if found is None:
-            return False
-        key, watched, said, printed, seal = found
-        if seal != seal_of(command, key, watched, said, printed) or not is_as_it_was(watched):
-            return False
-        # The use is noted before the row is read for good: a prune that takes the row after this sees the use, and
-        # leaves the blob.
-        note_use(f"{folder}/uses/{key}")
-        if connection.execute(SELECT, (command,)).fetchone() != found or not is_as_it_was(watched):
-            return False
+        found = _remembered(connection, folder, command)
     finally:
         connection.close()
+    if found is None:
+        return False
+    said, printed = found
     elapsed_s = time.monotonic() - started_s
     try:
         write_all(2, said.replace(ELAPSED.encode(), b"%.2f" % elapsed_s))
@@ -107,6 +101,22 @@ def answer(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
         said = b""
     write_all(1, printed.replace(ELAPSED.encode(), b"%.6f" % elapsed_s))
     return True
+
+
+def _remembered(connection: Connection, folder: str, command: str) -> tuple[bytes, bytes] | None:
+    """Return what was printed to standard error and output for a command line, if it still holds; note the use."""
+    found = connection.execute(SELECT, (command,)).fetchone()
+    if found is None:
+        return None
+    key, watched, said, printed, seal = found
+    if seal != seal_of(command, key, watched, said, printed) or not is_as_it_was(watched):
+        return None
+    # The use is noted before the row is read for good: a prune that takes the row after this sees the use, and leaves
+    # the blob.
+    note_use(f"{folder}/uses/{key}")
+    if connection.execute(SELECT, (command,)).fetchone() != found or not is_as_it_was(watched):
+        return None
+    return said, printed
 
 
 def _is_trusted(path: str) -> bool:

@@ -165,19 +165,21 @@ def _range_text(shapes: dict[str, Any]) -> str:
     return corners[0] if len(set(corners)) == 1 else "..".join(corners)
 
 
-def _key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the rest of the key's fields, those first that are not as they usually are."""
-    defaults, options = BuildOptions().keyed(), fields.get("options", {})
-    changed = [(f"options.{name}", value) for name, value in options.items() if value != defaults.get(name, value)]
+def _option_facts(options: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the options that were changed, then the names of the others."""
+    defaults = BuildOptions().keyed()
     usual = [name for name, value in options.items() if value == defaults.get(name, value)]
+    changed = [(f"options.{name}", value) for name, value in options.items() if name not in usual]
+    return [*changed, ("options_at_default", usual)]
+
+
+def _key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the other fields of the key: the options, changed ones first, then the fields that are not empty."""
     shown = {"target.compute_capabilities", "toolchain.flavour", "toolchain.version"}
     rest = {name: value for name, value in fields.items() if name not in {"options", "profiles"}}
-    others = [fact for fact in key_facts(rest) if fact[0] not in shown or fact[1] == "portable"]
-    return [
-        *changed,
-        ("options_at_default", usual),
-        *(fact for fact in others if fact[1] is not False and not _is_empty(fact[1])),
-    ]
+    others = [(name, value) for name, value in key_facts(rest) if name not in shown or value == "portable"]
+    filled = [fact for fact in others if fact[1] is not False and not _is_empty(fact[1])]
+    return [*_option_facts(fields.get("options", {})), *filled]
 
 
 def _build_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -168,16 +168,20 @@ def prune(
         freed = 0 if is_declined else cache.execute_prune(plan)
     if json:
         print_json(_plan_json(plan, freed, is_dry_run=dry_run))
-    if is_declined:
-        return
+    if not is_declined:
+        has_limit = max_size_bytes is not None or older_than_s is not None or cache.config.max_size_bytes is not None
+        _say_pruned(plan, freed, cache.config.keep_recent_s, is_dry_run=dry_run, has_limit=has_limit)
+
+
+def _say_pruned(plan: PrunePlan, freed: int, keep_recent_s: float, *, is_dry_run: bool, has_limit: bool) -> None:
     if plan.is_empty:
         say("nothing to delete")
     else:
-        say(f"would delete {_summary(plan)}" if dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
+        say(f"would delete {_summary(plan)}" if is_dry_run else f"deleted {_summary(plan)}; freed {format_size(freed)}")
     if plan.shortfall_bytes:
-        why = ", ".join(_staying_text(staying, cache.config.keep_recent_s) for staying in plan.staying)
+        why = ", ".join(_staying_text(staying, keep_recent_s) for staying in plan.staying)
         say(f"still {format_size(plan.shortfall_bytes)} over the limit; kept: {why}")
-    elif max_size_bytes is None and older_than_s is None and cache.config.max_size_bytes is None:
+    elif not has_limit:
         say("no limit was given: give --max-size or --older-than, or set max_size")
 
 

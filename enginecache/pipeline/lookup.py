@@ -14,7 +14,7 @@ from enginecache.pipeline.failures import FailureMemory, KnownFailure
 from enginecache.pipeline.placement import required_reach
 from enginecache.pipeline.resolve import Resolved
 from enginecache.pipeline.results import Candidate, Explanation, Outcome
-from enginecache.storage.registry.rows import REPAIR_FIX, EntryRecord
+from enginecache.storage.registry.rows import REPAIR_FIX, BuildRecord, EntryRecord
 from enginecache.storage.storage import BlobState, Storage
 
 
@@ -214,8 +214,7 @@ class Lookup:
             served, candidates = self.compatible(miss, resolved.accept), miss.candidates
             reasons = miss.reasons if served is None else (*miss.reasons, *served.reasons)
         failure = self._failures.find(key, resolved.config.failure_ttl_s) if served is None else None
-        last = next(iter(self._storage.registry.builds(key.digest, limit=1)), None)
-        failed = last if last is not None and last.state == "failed" else None
+        failed = self._last_failure(key)
         return Explanation(
             verdict="miss" if served is None else "compatible" if served.outcome == "compatible" else "hit",
             requested_key=key.digest,
@@ -229,6 +228,12 @@ class Lookup:
             candidates=candidates,
             failure="" if failed is None else failed.reason,
             failure_log=None if failed is None else self._storage.root.log_path(failed.id),
+        )
+
+    def _last_failure(self, key: EngineKey) -> BuildRecord | None:
+        """Return the last attempt at the key, if it failed."""
+        return next(
+            (last for last in self._storage.registry.builds(key.digest, limit=1) if last.state == "failed"), None
         )
 
     def _explained(self, miss: Miss) -> Miss:
