@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 def complete_key(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the keys with this beginning, for shell completion; none if there is no cache, or it cannot be read."""
     try:
-        from enginecache.maintenance.inspect import StoredEngines
+        from enginecache.storage.folder import Root
+        from enginecache.storage.storage import Storage
 
-        found = StoredEngines.open(dir=ctx.params.get("dir")).starting_with(incomplete, limit=50)
+        config = Config.load(dir=ctx.params.get("dir"))
+        found = Storage(Root.find(config.dir, config.shared)).reader.find_prefix(incomplete.lower(), limit=50)
     except Exception:  # noqa: BLE001  a completion must not write into the command line
         return []
     return [(record.key[:16], record.model_name) for record in found]

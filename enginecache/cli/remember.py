@@ -18,6 +18,7 @@ from enginecache.host.evidence import command_of, folder_of, seal_of, watch
 from enginecache.host.surroundings import Things, are_telling, surroundings
 from enginecache.pipeline.results import Entry
 from enginecache.storage.registry.rows import AnswerRecord
+from enginecache.storage.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def remember(
         return False
     command = command_of(arguments, os.environ)
     seal = seal_of(command, entry.key, watched, said, printed)
-    cache.remember_answer(
+    Storage(cache.root).reader.remember_answer(
         AnswerRecord(command, entry.key, entry.record.build_id, watched, said, printed, seal, entry.siblings),
     )
     return True

@@ -22,7 +22,6 @@ from enginecache.host.toolchain import installed_toolchains
 from enginecache.storage.folder import Root
 from enginecache.storage.names import files_in, is_quarantined
 from enginecache.storage.registry.rows import (
-    AnswerRecord,
     BuildRecord,
     EntryRecord,
     MissRecord,
@@ -177,11 +176,6 @@ class StoredEngines:
         """Return the stored engine with its last use."""
         return self._removal.used(self._record(engine))
 
-    def starting_with(self, prefix: str, limit: int) -> list[EntryRecord]:
-        """Return the entries whose key begins with ``prefix``, at most ``limit``, in the order of their keys."""
-        require_count("limit", limit)
-        return self._registry.find_prefix(_key_prefix(prefix), limit)
-
     def find(self, prefix: str) -> EntryRecord:
         """Return the entry whose key begins with ``prefix``.
 
@@ -276,10 +270,6 @@ class StoredEngines:
         """Return whether the plan is there and has its digest."""
         record = self._record(engine)
         return self._storage.check(record) is BlobState.INTACT
-
-    def remember_answer(self, answer: AnswerRecord) -> None:
-        """Let :mod:`enginecache.cli.fast_path` answer a command line; see :mod:`enginecache.cli.remember`."""
-        self._storage.reader.remember_answer(answer)
 
     # Keeping
 

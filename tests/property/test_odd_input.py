@@ -281,7 +281,6 @@ CALLS = {
     "remove": ("engine",),
     "unpin": ("engine",),
     "with_last_use": ("engine",),
-    "starting_with": ("prefix", "limit"),
 }
 
 
