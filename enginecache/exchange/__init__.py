@@ -1,0 +1,1 @@
+"""Engine files that come from elsewhere, and engines that go elsewhere: inspect, adopt, export, import."""
