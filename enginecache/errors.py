@@ -13,6 +13,7 @@
     │   └── ConfirmationError                      a destructive command without --yes
     ├── NotCachedError                    exit 3   (LookupError)
     ├── IntegrityError                    exit 4   (RuntimeError)
+    │   ├── BundleError                            a bundle that is cut off, damaged or edited
     │   └── LoadError                              TensorRT refused a plan that should run here, or crashed on it
     ├── LockTimeoutError                  exit 5   (TimeoutError)
     ├── RegistryError                     exit 6   (RuntimeError)
@@ -177,6 +178,10 @@ class IntegrityError(EngineCacheError, RuntimeError):
     """Stored bytes or rows are damaged."""
 
     exit_code = 4
+
+
+class BundleError(IntegrityError):
+    """A bundle is cut off, damaged or edited. Nothing was taken from it."""
 
 
 class LoadError(IntegrityError):

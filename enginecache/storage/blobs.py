@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,14 +78,20 @@ class Blobs:
 
     def stage(self, source: Path) -> StagedBlob:
         """Copy ``source`` to a durable temporary file while hashing it; the source is left alone."""
+        with _translated("an engine cannot be stored"), source.open("rb", buffering=0) as plan:
+            return self.stage_written(lambda target: _copy(plan, target))
+
+    def stage_written(self, write: Callable[[io.BufferedWriter], str]) -> StagedBlob:
+        """Let ``write`` fill a durable temporary file; it returns the digest of what it wrote."""
         with _translated("an engine cannot be stored"):
             descriptor, name = tempfile.mkstemp(prefix="blob-", dir=self._root.tmp)
             try:
-                with os.fdopen(descriptor, "wb") as target, source.open("rb", buffering=0) as plan:
-                    digest, size = _copy(plan, target)
+                with os.fdopen(descriptor, "wb") as target:
+                    digest = write(target)
                     target.flush()
                     os.fchmod(target.fileno(), self._root.blob_mode)
                     os.fsync(target.fileno())
+                    size = target.tell()
             except BaseException:
                 _drop(Path(name))
                 raise
@@ -227,15 +233,13 @@ class Blobs:
                 yield from sorted(digest for digest in found if digest is not None)
 
 
-def _copy(source: io.FileIO, target: io.BufferedWriter) -> tuple[str, int]:
-    """Copy ``source`` to ``target``; return the digest of what was copied and its size in bytes."""
-    size = 0
+def _copy(source: io.FileIO, target: io.BufferedWriter) -> str:
+    """Copy ``source`` to ``target``; return the digest of what was copied."""
     with contextlib.closing(StreamDigest()) as stream:
         while piece := source.read(CHUNK_BYTES):
             stream.write(piece)
             target.write(piece)
-            size += len(piece)
-        return stream.hexdigest(), size
+        return stream.hexdigest()
 
 
 def _drop(path: Path) -> None:

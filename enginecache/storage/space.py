@@ -60,9 +60,22 @@ def require_space(root: Root, model_name: str, model_bytes: int) -> None:
     Raises:
         StoreError: This user may not write to the folder, or its file system has less room than the estimate.
     """
+    require_room(root, f"build {model_name}", needed_bytes(model_bytes))
+
+
+def require_room(root: Root, doing: str, needed: int) -> None:
+    """Refuse to begin what would run out of room. Sets the reserve aside as well.
+
+    Args:
+        root: The cache folder.
+        doing: For the message: ``build model.onnx``.
+        needed: Bytes that it will write.
+
+    Raises:
+        StoreError: This user may not write to the folder, or its file system has less room than that.
+    """
     require_writable(root)
     Reserve(root).keep()
-    needed = needed_bytes(model_bytes)
     try:
         free, inodes = free_bytes(root.tmp), free_inodes(root.tmp)
     except OSError as error:
@@ -71,10 +84,10 @@ def require_space(root: Root, model_name: str, model_bytes: int) -> None:
     if inodes is not None and inodes < FEW_INODES:
         why, fix = explain_full_disk(root.tmp)
         prune = "`enginecache prune --older-than 30d` deletes engines, which are files."
-        raise StoreError(f"too little room to build {model_name}: {why}", f"{fix}\n{prune}")
+        raise StoreError(f"too little room to {doing}: {why}", f"{fix}\n{prune}")
     if free < needed:
         message = (
-            f"too little room to build {model_name}: about {format_size(needed)} are needed in {root.path}, "
+            f"too little room to {doing}: about {format_size(needed)} are needed in {root.path}, "
             f"and {format_size(free)} are free"
         )
         fix = "Free some with `enginecache prune --older-than 30d`, or name a folder on another disk with --dir."

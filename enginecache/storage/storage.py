@@ -7,7 +7,7 @@ import enum
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -211,7 +211,7 @@ class Storage:
                 self.blobs.publish(staged)
                 try:
                     self.last_used.touch(record.key)  # before the row: no eviction takes it for long unused
-                    self._record_entry(record)
+                    self._record_entries(record.digest, [record])
                     self._require_attempt(attempt)
                     self.registry.publish(record)
                 except BaseException:
@@ -233,8 +233,43 @@ class Storage:
         checked = replace(record, check_json=check_json)
         with self._locked():
             if self.registry.record_check(record.key, record.build_id, check_json):
-                self._record_entry(checked)
+                self._record_entries(checked.digest, [checked])
         return checked
+
+    def admit(self, staged: Mapping[str, StagedBlob], records: Sequence[EntryRecord]) -> list[EntryRecord]:
+        """Give staged plans their names, and commit the rows of all at once. What is stored under a key stays.
+
+        A death in between leaves blobs without rows, as that of a build does, and no row.
+
+        Args:
+            staged: The plans by digest; those that are not published are left for the caller to discard.
+            records: Their rows.
+
+        Returns:
+            The entries that are stored now; the others' keys were taken.
+
+        Raises:
+            StoreError: A plan cannot be stored.
+            RegistryError: The rows cannot be committed.
+        """
+        with self._locked():
+            new = [record for record in records if self.registry.find(record.key) is None]
+            digests = sorted({record.digest for record in new})
+            try:
+                for digest in digests:
+                    self.blobs.publish(staged[digest])
+                for record in new:
+                    self.last_used.touch(record.key)  # before the rows: no eviction takes them for long unused
+                for digest in digests:
+                    self._record_entries(digest, [record for record in new if record.digest == digest])
+                self.registry.restore(new)
+            except BaseException:
+                for digest in digests:
+                    self._delete_unnamed_quietly(digest)
+                raise
+        for digest in digests:
+            self._remember_new(digest)
+        return new
 
     def _remember_new(self, digest: str) -> None:
         """Remember that a blob that was just published is whole, so that nobody has to read it again.
@@ -250,15 +285,16 @@ class Storage:
             if self.blobs.fingerprint(digest) == published:
                 self.reader.remember("blob", published, {"digest": digest})
 
-    def _record_entry(self, entry: EntryRecord) -> None:
-        """Write down next to the blob what its row is about to say, with what the other rows of the blob say.
+    def _record_entries(self, digest: str, new: Sequence[EntryRecord]) -> None:
+        """Write down next to the blob what its rows are about to say, with what its other rows say.
 
-        Before the row is committed: then no crash leaves a row without its record. What is recorded and never committed
-        is a whole engine of that key all the same. Best effort.
+        Before the rows are committed: then no crash leaves a row without its record. What is recorded and never
+        committed is a whole engine of that key all the same. Best effort.
         """
+        keys = {entry.key for entry in new}
         with contextlib.suppress(StoreError, RegistryError):
-            others = [other for other in self._sound_entries(entry.digest) if other.key != entry.key]
-            self.records.write(entry.digest, [other.to_json() for other in (*others, entry)])
+            others = [other for other in self._sound_entries(digest) if other.key not in keys]
+            self.records.write(digest, [entry.to_json() for entry in (*others, *new)])
 
     def _require_attempt(self, attempt: BuildRecord) -> None:
         """Record the attempt again if the registry was rebuilt while it ran: the entry names its row."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,13 @@ from crash_folders import (
     timing_caches,
     with_timing_cache,
 )
+from fakes import fake_cache
 from records import hex_of, loads_of
 
 from enginecache.errors import StoreError
+from enginecache.exchange.bundle import open_bundle
+from enginecache.exchange.foreign import open_regular
+from enginecache.exchange.transfer import export_bundle, import_bundle
 from enginecache.pipeline.copy import export_plan
 from enginecache.storage.registry.rows import LoadRecord
 
@@ -191,6 +196,30 @@ def is_exported(case: Path) -> None:
     assert (case / "copy.engine").read_bytes() == get(case, "b", offline=True).path.read_bytes()
 
 
+def with_bundle(case: Path) -> None:
+    """And beside it, a bundle with an engine of the fourth model and one that is stored."""
+    stock(case)
+    other = fake_cache(case / "other")
+    for name in "ad":
+        get(case, name, other)
+    export_bundle(other._storage, [used.record for used in other.entries()], case / "bundle.tar")
+    shutil.rmtree(case / "other")
+
+
+def take_bundle(case: Path) -> None:
+    import_bundle(cache_in(case)._storage, case / "bundle.tar")
+
+
+def make_bundle(case: Path) -> None:
+    storage = cache_in(case)._storage
+    export_bundle(storage, storage.registry.entries(), case / "bundle.tar")
+
+
+def is_bundled(case: Path) -> None:
+    with open_regular(case / "bundle.tar") as file:
+        assert len(open_bundle(case / "bundle.tar", file).records) == 3
+
+
 def over_limit(case: Path) -> None:
     get(case, "d", cache_in(case, max_size_bytes=3 * PLAN_BYTES))
 
@@ -252,4 +281,6 @@ OPERATIONS = {
     "timing cache": Operation(with_timing_cache, keep_timing_cache, has_new_timing_cache, has_timing_cache),
     "record of a load": Operation(stock, record_load, is_recorded, still_pinned),
     "export": Operation(stock, export, is_exported, still_pinned),
+    "import a bundle": Operation(with_bundle, take_bundle, lambda case: is_hit(case, "d"), still_pinned),
+    "export a bundle": Operation(stock, make_bundle, is_bundled, still_pinned),
 }
