@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_choice
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError
+from enginecache.exchange.engines import PortableEngines
 from enginecache.host.devices import current_device, find_device
 from enginecache.key.matching import Accept, Reason, older_driver
 from enginecache.key.options import HardwareCompatibility, Precision
 from enginecache.key.shape_syntax import Corners
-from enginecache.maintenance.inspect import StoredEngines
 from enginecache.pipeline.hit_cache import Name, RecentHits
 from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.model_memo import FileMemo
@@ -29,13 +29,16 @@ from enginecache.storage.registry.rows import EntryRecord
 from enginecache.trt.build.request import Builder, ProgressCallback
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from enginecache.exchange.adopt import Adopted
     from enginecache.pipeline.build_once import BuildOnce
     from enginecache.pipeline.load import EngineLoader, TrialPolicy
     from enginecache.pipeline.publish import Publication
     from enginecache.pipeline.runtime_cache import EngineRuntimeCache
 
 
-class EngineCache(StoredEngines):
+class EngineCache(PortableEngines):
     """A cache of TensorRT engines.
 
     Safe from threads and processes: ``get`` builds an engine at most once for a key, whoever asks. It holds no open
@@ -320,6 +323,30 @@ class EngineCache(StoredEngines):
         self._storage.look(self.config.shared)
         with self._storage.reader.connected():
             return self._lookup.explain(self._resolve(Request.of(model, ask)))
+
+    def adopt(self, plan: str | os.PathLike[str], model: Model, **ask: Unpack[Ask]) -> Adopted:
+        """Store a plan that another program built, for a model and the keywords of :meth:`get`. The file is left alone.
+
+        What its header shows is compared with the request; the rest is its owner's word. So it is marked as adopted and
+        never a hit: ``accept="compatible"`` takes it until a check on a GPU has passed.
+
+        Args:
+            plan: The file.
+            model: As for :meth:`get`, and so are the keywords.
+            ask: The keywords.
+
+        Raises:
+            InvalidInputError: It is no plan, is damaged or wrapped, contradicts the request, or cannot be read.
+            BackendError: Another TensorRT built it than the one here.
+            StoreError: It cannot be stored.
+            RegistryError: Its row cannot be committed.
+        """
+        from enginecache.exchange.adopt import adopt_plan
+
+        self._storage.look(self.config.shared)
+        adopted = adopt_plan(self._storage, self._resolve(Request.of(model, ask)), Path(plan), self.make)
+        self._shrink(self.config, adopted.record)
+        return adopted
 
     def _resolve(self, request: Request) -> Resolved:
         """Look up everything that the key is made of, with the settings as they are now."""

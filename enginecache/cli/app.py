@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from enginecache import __version__
-from enginecache.cli import database, get, inspect, manage
+from enginecache.cli import database, exchange, get, inspect, manage
 from enginecache.cli.error_report import report_error, report_usage
 from enginecache.cli.main import report_unwritten
 from enginecache.cli.output import print_line, warn
@@ -106,4 +106,5 @@ def _root(
 get.register(app)
 inspect.register(app)
 manage.register(app)
+exchange.register(app)
 database.register(app)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from enginecache.maintenance.findings import Check
     from enginecache.maintenance.inspect import StoredEngines
     from enginecache.maintenance.removal import Used
-    from enginecache.storage.registry.rows import MissRecord
+    from enginecache.storage.registry.rows import EntryRecord, MissRecord
 
 _COLUMNS = (
     Column("key", "key", rank=1),
@@ -43,6 +43,7 @@ _COLUMNS = (
     Column("created", "age", is_wide=True, rank=7),
     Column("last used", "age", rank=3),
     Column("pinned", "word", is_wide=True, rank=10),
+    Column("adopted", "word", is_wide=True, rank=11),
 )
 _MISS_COLUMNS = (
     Column("key", "key", rank=1),
@@ -69,7 +70,7 @@ def ls(
     """List the stored engines, newest first.
 
     A table on a terminal; on a pipe a line for each, of tab-separated full values: key, model, backend, version,
-    compute capabilities, device, bytes, seconds of the build, created, last used, pinned.
+    compute capabilities, device, bytes, seconds of the build, created, last used, pinned, adopted.
 
     \b
     Examples:
@@ -80,7 +81,7 @@ def ls(
     cache = open_stored(dir)
     used = cache.entries(limit)
     if json:
-        print_json([_json(cache, item) for item in used])
+        print_json([engine_json(cache, item) for item in used])
     elif quiet:
         print_rows((Column("key"),), [[item.record.key] for item in used])
     else:
@@ -103,10 +104,12 @@ def _row(used: Used) -> list[Any]:
         record.created_at,
         used.last_used_at,
         record.is_pinned,
+        record.is_adopted,
     ]
 
 
-def _json(cache: StoredEngines, used: Used) -> dict[str, Any]:
+def engine_json(cache: StoredEngines, used: Used) -> dict[str, Any]:
+    """Return the record of a listing."""
     return {
         **record_json(used.record, cache.path(used.record)),
         "last_used_at": time_json(used.last_used_at),
@@ -127,7 +130,20 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
     """
     cache = open_stored(dir)
     record = cache.find(key)
-    shown = _json(cache, cache.with_last_use(record))
+    if json:
+        print_json(_shown(cache, record))
+    else:
+        print_facts(stored_facts(cache, record))
+
+
+def stored_facts(cache: StoredEngines, record: EntryRecord) -> list[tuple[str, Any]]:
+    """Return everything known of a stored engine, as ``show`` prints it."""
+    shown = _shown(cache, record)
+    return [*_engine_facts(shown), *_key_facts(record.fields), *_build_facts(shown)]
+
+
+def _shown(cache: StoredEngines, record: EntryRecord) -> dict[str, Any]:
+    shown = engine_json(cache, cache.with_last_use(record))
     shown["fields"] = record.fields
     shown["driver_version"] = record.driver_version
     shown["builds"] = [
@@ -142,10 +158,7 @@ def show(key: Key, json: Json = False, dir: Dir = None) -> None:
         }
         for build in cache.builds(record.key)
     ]
-    if json:
-        print_json(shown)
-    else:
-        print_facts([*_engine_facts(shown), *_key_facts(record.fields), *_build_facts(shown)])
+    return shown
 
 
 def _engine_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -153,6 +166,8 @@ def _engine_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
     names = ("path", "size_bytes", "backend", "tensorrt_version", "compute_capabilities", "device", "driver_version")
     uses = ("created_at", "build_seconds", "last_used_at", "pinned")
     facts = [("key", shown["key"]), ("model", shown["model"]["name"]), *((name, shown[name]) for name in names)]
+    if shown["adopted"]:
+        facts.append(("adopted", "another program built it; what was not verified is its owner's word"))
     for index, profile in enumerate(shown["fields"].get("profiles", [])):
         facts += [(f"profiles[{index}].{name}", _range_text(shapes)) for name, shapes in profile.items()]
     return [fact for fact in (*facts, *((name, shown[name]) for name in uses)) if not _is_empty(fact[1])]
@@ -185,12 +200,14 @@ def _key_facts(fields: dict[str, Any]) -> list[tuple[str, Any]]:
 def _build_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
     facts = [("digest", shown["digest"]), ("model.digest", shown["model"]["digest"])]
     facts += [] if shown["timing_cache"] is None else [("timing_cache", shown["timing_cache"])]
-    for index, build in enumerate(shown["builds"][:_BUILDS_SHOWN]):
+    # What was adopted or imported was not built here: there is no host and no log.
+    builds = [build for build in shown["builds"] if build["host"]]
+    for index, build in enumerate(builds[:_BUILDS_SHOWN]):
         took = "" if build["build_seconds"] is None else f" after {build['build_seconds']:.1f} s"
         reason = f": {build['reason']}" if build["reason"] else ""
         what = f"{build['state']}{took}, started {build['started_at']} on {build['host']}{reason}"
         facts += [(f"builds[{index}]", what), (f"builds[{index}].log", build["log"])]
-    more = len(shown["builds"]) - _BUILDS_SHOWN
+    more = len(builds) - _BUILDS_SHOWN
     return facts if more <= 0 else [*facts, ("builds", f"{more} more: see --json")]
 
 

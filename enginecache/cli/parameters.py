@@ -24,6 +24,7 @@ from enginecache.pipeline.request import Ask
 
 if TYPE_CHECKING:
     from enginecache.cache import EngineCache
+    from enginecache.exchange.engines import PortableEngines
     from enginecache.maintenance.inspect import StoredEngines
     from enginecache.storage.folder import Root
 
@@ -78,6 +79,16 @@ def open_stored(folder: str | None) -> StoredEngines:
 
     _collect_garbage()
     cache = StoredEngines(existing_config(folder))
+    say_if_missing(cache.root)
+    return cache
+
+
+def open_portable(folder: str | None) -> PortableEngines:
+    """Open the same, for a command that carries engines elsewhere."""
+    from enginecache.exchange.engines import PortableEngines
+
+    _collect_garbage()
+    cache = PortableEngines(existing_config(folder))
     say_if_missing(cache.root)
     return cache
 
@@ -280,7 +291,21 @@ class Asked:
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command whose first parameter is an :class:`Asked` the options that make one."""
-    shared = _parameters(Asked)
+    return _with_options(command, _parameters(Asked))
+
+
+def asking_about_a_file(command: Callable[..., None]) -> Callable[..., None]:
+    """Like :func:`asking`, for a command whose argument is another file: the model is an option."""
+    model = typer.Option("--model", metavar="MODEL", help="The ONNX file that it was built from.", show_default=False)
+    shared = [
+        parameter.replace(annotation=Annotated[str, model]) if parameter.name == "model" else parameter
+        for parameter in _parameters(Asked)
+        if parameter.name != "accept"
+    ]
+    return _with_options(command, shared)
+
+
+def _with_options(command: Callable[..., None], shared: list[inspect.Parameter]) -> Callable[..., None]:
     own = _parameters(command)[1:]
     names = {parameter.name for parameter in shared}
 

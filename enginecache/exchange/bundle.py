@@ -27,7 +27,7 @@ from enginecache.errors import BundleError, InvalidInputError
 from enginecache.exchange.headers import HEAD_BYTES, read_plan_header
 from enginecache.exchange.loads_here import is_same_release
 from enginecache.files.canonical import Fields, canonical_json
-from enginecache.files.digest import BUFFER_BYTES, SMALL_BYTES, StreamDigest
+from enginecache.files.digest import BUFFER_BYTES, SMALL_BYTES, StreamDigest, digest_of
 from enginecache.files.units import format_size
 from enginecache.storage.registry.rows import EntryRecord
 
@@ -54,11 +54,12 @@ class Sink(Protocol):
 def bundle_index(records: Sequence[EntryRecord]) -> bytes:
     """Return the index of a bundle with these entries: the same bytes in whatever order they come.
 
-    Each record carries its seal, which finds an edited one; it is no signature.
+    It carries a digest of itself, which finds an edited record; it is no signature.
     """
-    entries = [{**record.to_json(), "seal": record.right_seal} for record in sorted(records, key=lambda one: one.key)]
+    entries = [record.to_json() for record in sorted(records, key=lambda one: one.key)]
     body = {"bundle": FORMAT, "entries": entries, "plans": _plans(records)}
-    return (canonical_json(body) + "\n").encode("ascii")
+    seal = digest_of(canonical_json(body).encode("ascii"))
+    return (canonical_json({**body, "blake3": seal}) + "\n").encode("ascii")
 
 
 def _plans(records: Iterable[EntryRecord]) -> list[Fields]:
@@ -136,12 +137,14 @@ class Bundle:
         file: It, open.
         records: Its entries.
         plans: Digest and size of its plans, in their order.
+        plans_at: Offset of the first plan's header in bytes.
     """
 
     path: Path
     file: io.FileIO
     records: tuple[EntryRecord, ...]
     plans: tuple[Fields, ...]
+    plans_at: int
 
     def plans_after_headers(self) -> Iterator[tuple[str, int]]:
         """Yield digest and size of each plan, with the file at its first byte; read or skip that many.
@@ -149,7 +152,7 @@ class Bundle:
         Raises:
             BundleError: A header is not the one that follows from the index.
         """
-        at = self.file.tell()
+        at = self.plans_at
         for plan in self.plans:
             digest, size = plan["digest"], plan["size_bytes"]
             self.file.seek(at)
@@ -224,7 +227,7 @@ def open_bundle(path: Path, file: io.FileIO) -> Bundle:
         raise _cut(path, f"{format_size(size_bytes)} of {format_size(whole)} are there ({size_bytes} of {whole} bytes)")
     if size_bytes > whole:
         raise _edited(path, f"{size_bytes - whole} bytes follow its end")
-    return Bundle(path, file, records, plans)
+    return Bundle(path, file, records, plans, file.tell())
 
 
 def _index_size(path: Path, header: bytes) -> int:
@@ -281,10 +284,11 @@ def _record(fields: Fields) -> EntryRecord:
         ValueError: It is not as it was written.
     """
     record = EntryRecord.from_json(fields)
-    if record.seal is None:
-        raise ValueError("it has no seal")
     if record.flaw:
         raise ValueError(record.flaw)
+    flavour = record.fields.get("toolchain", {}).get("flavour", record.backend)
+    if flavour != record.backend:
+        raise ValueError(f"its key is of {flavour}, and it says {record.backend}")
     return record
 
 

@@ -78,7 +78,7 @@ class ContextPlan:
 
     Attributes:
         context: The node.
-        path: The file beside the model that it names; None where the plan is in the model.
+        path: The file next to the model that it names; None where the plan is in the model.
         size_bytes: Size of the plan; None where it cannot be read.
         header: Its header; None where it is no plan of TensorRT, or cannot be read.
         problem: Why it cannot be read; empty where it can.
@@ -92,14 +92,14 @@ class ContextPlan:
 
     @property
     def is_complete(self) -> bool | None:
-        """Whether the plan has the size that its header declares; None where that is not known."""
+        """True if the plan has the size that its header declares; None where that is not known."""
         declared = None if self.header is None else self.header.declared_size_bytes
         return None if declared is None or self.size_bytes is None else declared == self.size_bytes
 
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """What a file is, as far as its bytes say.
+    """A file, as far as its bytes say what it is.
 
     Attributes:
         path: As it was given.
@@ -127,12 +127,12 @@ class ForeignFile:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the file is cut, longer than it says, empty, or not what its name says."""
+        """True if the file is cut, longer than it says, empty, or not what its name says."""
         return any(note.code in DAMAGE for note in self.notes)
 
     @property
     def plan_offset(self) -> int | None:
-        """Where the plan begins, in bytes; None for no plan."""
+        """Offset of the plan in bytes; None for no plan."""
         if self.wrapper is not None:
             return self.wrapper.offset
         return 0 if self.kind == "plan" else None
@@ -261,7 +261,7 @@ def examine(data: Bytes, path: Path) -> ForeignFile:
 
     Args:
         data: The bytes.
-        path: The file that they are from; files that it names are looked for beside it.
+        path: The file that they are from; files that it names are looked for next to it.
     """
     head = bytes(data[0:HEAD_BYTES])
     if not head:

@@ -15,7 +15,7 @@ from enginecache.host.targets import ComputeCapability, Reach
 from enginecache.host.toolchain import Flavour
 
 RTX_MAGIC, TRT_MAGIC, OLD_MAGIC = b"vtrt", b"ftrt", b"ptrt"
-"""How a plan begins: TensorRT-RTX; TensorRT 8.6 and later; TensorRT before, and the timing caches of all."""
+"""Beginnings of plans: TensorRT-RTX; TensorRT 8.6 and later; TensorRT before, and the timing caches of all."""
 
 HEAD_BYTES = 4096
 """A plan's first bytes, all that is looked at."""
@@ -41,7 +41,7 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class Bytes(Protocol):
-    """What is sliced like bytes: bytes, a memory map, a view."""
+    """Anything that is sliced like bytes: bytes, a memory map, a view."""
 
     def __len__(self) -> int: ...
 
@@ -73,7 +73,7 @@ class BuildDevice:
 
 @dataclass(frozen=True)
 class PlanHeader:
-    """What a plan's header says.
+    """Content of a plan's header.
 
     Attributes:
         flavour: TensorRT or TensorRT-RTX.

@@ -19,7 +19,7 @@ Verdict = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True)
 class Loadability:
-    """Whether a file would load here.
+    """Verdict on whether a file would load here.
 
     Attributes:
         verdict: ``no`` where the file or this host rules it out; ``yes`` only where a load here is on record.
@@ -32,7 +32,7 @@ class Loadability:
 
 @dataclass(frozen=True)
 class Host:
-    """What a plan would be loaded with.
+    """TensorRT and the GPU of this host.
 
     Attributes:
         findings: What is installed of each flavour.

@@ -41,13 +41,13 @@ class Context:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the compiled bytes are in the file; else ``ep_cache_context`` is a path."""
+        """True if the compiled bytes are in the file; else ``ep_cache_context`` is a path."""
         return self.attributes.get("embed_mode", 1) != 0
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What is known of an ONNX file.
+    """Content of an ONNX file, as far as it matters here.
 
     Attributes:
         contexts: Its EPContext nodes.

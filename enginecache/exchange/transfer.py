@@ -47,17 +47,19 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of importing a bundle.
+    """Result of importing a bundle.
 
     Attributes:
         taken: Entries that are stored now and were not before.
         present: Entries that were stored before, with the same plan.
         kept: Entries of the bundle whose key was taken by another plan, which stays.
+        warnings: What to know about the cache afterwards: that it is above its limit.
     """
 
     taken: tuple[EntryRecord, ...]
     present: tuple[EntryRecord, ...]
     kept: tuple[EntryRecord, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def export_bundle(storage: Storage, records: Sequence[EntryRecord], target: Path) -> Exported:
@@ -148,7 +150,7 @@ def _require_replaceable(target: Path, cache_folder: Path) -> None:
         )
 
 
-def import_bundle(storage: Storage, path: Path) -> Imported:
+def import_bundle(storage: Storage, path: Path, make: Callable[[], object]) -> Imported:
     """Take the engines of a bundle into the cache: all of it is verified before anything is stored.
 
     What is wrong anywhere in it refuses the whole bundle. Its rows are committed at once: a death at any moment leaves
@@ -159,8 +161,9 @@ def import_bundle(storage: Storage, path: Path) -> Imported:
     mistakes; they are no signature.
 
     Args:
-        storage: The folder, made.
+        storage: The folder.
         path: The bundle.
+        make: Makes the folder where it is missing; called for a whole bundle alone.
 
     Raises:
         InvalidInputError: It is no bundle, or cannot be read.
@@ -172,11 +175,20 @@ def import_bundle(storage: Storage, path: Path) -> Imported:
         with open_regular(path) as file:
             opened = format_.open_bundle(path, file)
             _require_key_version(opened)
+            if not storage.root.is_made:
+                _verify(opened)
+            make()
             return _import(storage, opened)
     except OSError as error:
         if isinstance(error, EngineCacheError):
             raise
         raise InvalidInputError(*describe_os_error(error, f"the bundle {path} cannot be read", path)) from error
+
+
+def _verify(opened: Bundle) -> None:
+    """Read the whole bundle, so that none that is damaged leaves a new folder behind."""
+    for digest, size_bytes in opened.plans_after_headers():
+        format_.read_plan(opened, digest, size_bytes, None)
 
 
 def _import(storage: Storage, opened: Bundle) -> Imported:

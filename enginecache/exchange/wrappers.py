@@ -19,7 +19,7 @@ MAX_JSON_BYTES = 1 << 20
 """Longest JSON header that is read."""
 
 SCAN_BYTES = 1 << 20
-"""How far into a file a plan is looked for that no known program has put there."""
+"""Bytes of a file in which a plan is looked for that no known program has put there."""
 
 _TENSORACLE, _BUNDLE, _PICKLE = b"TENSORACLE\x01", b"BUNDLE\x01", b"\x80"
 _PICKLE_PROTOCOLS = range(2, 6)
@@ -31,7 +31,7 @@ _CONTENTS = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8")
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What is around a plan.
+    """Bytes around a plan.
 
     Attributes:
         name: Stable, for programs: ``ultralytics``, ``tensoracle``, ``model_connect``, ``torch_tensorrt``, ``pickle``,

@@ -25,11 +25,21 @@ _ABSENT = "(absent)"
 _MIG = " MIG "
 """Part of the names that CUDA gives to MIG instances."""
 
-_WEIGHTS = {"model": 100, "toolchain": 10, "target": 10, "profiles": 3, "options": 3, "conversion": 3, "environment": 3}
+_WEIGHTS = {
+    "model": 100,
+    "adopted": 50,
+    "toolchain": 10,
+    "target": 10,
+    "profiles": 3,
+    "options": 3,
+    "conversion": 3,
+    "environment": 3,
+}
 """Distance that one differing field of a group adds: another model is farther away than any other difference."""
 
 _NAMES = {
     "model.structure": "the graph differs (nodes, attributes, names, opsets or declared shapes)",
+    "adopted": "the stored engine was adopted: another program built it",
     "model.weights": "the weights differ (contents of initializers or constants, or a form of them that readers take"
     " differently)",
     "model.value_info": "metadata differs (value_info: the types and shapes that an exporter noted inside the graph)",
@@ -38,6 +48,7 @@ _NAMES = {
 
 ReasonCode = Literal[
     "absent",
+    "adopted",
     "containing_profile",
     "corrupt",
     "differs",
@@ -62,7 +73,8 @@ class Reason(NamedTuple):
 
     The codes are ``exact`` (a stored engine has exactly this key), ``wider_reach`` (one serves that was built for more
     GPUs), ``containing_profile`` and ``other_device_model`` (a compatible one serves that was tuned for other shapes,
-    or for another GPU model), ``waited`` (another process built it meanwhile), ``rebuild`` (a rebuild was asked for),
+    or for another GPU model), ``adopted`` (one serves that another program built), ``waited`` (another process built it
+    meanwhile), ``rebuild`` (a rebuild was asked for),
     ``absent`` (no engine of this model is stored), ``differs`` (in a field of the key), ``reach`` (it runs on other
     GPUs), ``corrupt`` (a damaged one was just quarantined) and ``set_aside`` (quarantined earlier), ``failed`` (a
     failed build is remembered), ``new_cache`` (this call created the folder), ``older_driver`` and ``warning``
@@ -132,17 +144,30 @@ class Verdict:
     differing: tuple[Difference, ...]
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """Smaller is better: the level, the number of relaxations, how far the keys are apart."""
+    def rank(self) -> tuple[int, bool, int, int]:
+        """Smaller is better: the level, built before adopted, the number of relaxations, how far the keys are apart."""
         order: tuple[Level, ...] = ("exact", "compatible", "refused")
-        return order.index(self.level), len(self.reasons), distance(self.differing)
+        is_adopted = any(reason.code == ADOPTED.code for reason in self.reasons)
+        return order.index(self.level), is_adopted, len(self.reasons), distance(self.differing)
 
 
 EXACT = Reason("exact", "a stored engine has exactly this key")
+ADOPTED = Reason(
+    "adopted", "it was adopted: another program built it, and no check on a GPU has shown that it is this model's"
+)
+CONFIRMED = Reason("adopted", "it was adopted: another program built it, and it passed its check on a GPU")
 WIDER_REACH: Literal["wider_reach"] = "wider_reach"
 
 
-def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach, *, stored_version: int = KEY_VERSION) -> Verdict:
+def judge(
+    asked: Fields,
+    needed: Reach,
+    stored: Fields,
+    reach: Reach,
+    *,
+    stored_version: int = KEY_VERSION,
+    is_confirmed: bool = False,
+) -> Verdict:
     """Decide whether a stored engine serves a request.
 
     Args:
@@ -151,8 +176,14 @@ def judge(asked: Fields, needed: Reach, stored: Fields, reach: Reach, *, stored_
         stored: The entry's key fields; may be of another key version.
         reach: The GPUs that the stored plan runs on, as its builder recorded them.
         stored_version: The entry's key version. Equal fields of another version may not mean the same.
+        is_confirmed: Whether an adopted engine has passed a check on a GPU; then it serves as one that was built here.
     """
     differing = differences(asked, stored)
+    if is_confirmed and "adopted" in stored:
+        built = {name: value for name, value in stored.items() if name != "adopted"}
+        verdict = judge(asked, needed, built, reach, stored_version=stored_version)
+        why = tuple(reason for reason in verdict.reasons if reason is not EXACT)
+        return Verdict(verdict.level, why if verdict.level == "refused" else (CONFIRMED, *why), differing)
     relaxed: list[Reason] = []
     refused: list[Reason] = []
     if not reach.covers(needed):
@@ -263,7 +294,13 @@ def _contains_range(outer: Fields, inner: Fields) -> bool:
     )
 
 
+def _adopted(_asked: Fields, _stored: Fields) -> list[Reason] | None:
+    """A plan that another program built: nobody here knows of which weights and options."""
+    return [ADOPTED]
+
+
 _RULES = {
+    "adopted": _adopted,
     "options.hardware_compatibility": _wider_level,
     "target.compute_capabilities": _wider_target,
     "target.and_later": _wider_target,

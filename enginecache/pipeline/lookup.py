@@ -261,7 +261,17 @@ def _judged(key: EngineKey, related: Iterable[EntryRecord]) -> tuple[Candidate, 
     """
     asked, needed = key.fields(), required_reach(key.target)
     judged = [
-        Candidate(record, judge(asked, needed, record.fields, record.reach, stored_version=record.key_version))
+        Candidate(
+            record,
+            judge(
+                asked,
+                needed,
+                record.fields,
+                record.reach,
+                stored_version=record.key_version,
+                is_confirmed=record.is_confirmed,
+            ),
+        )
         for record in related
         if not record.flaw
     ]

@@ -148,6 +148,7 @@ def record_json(record: EntryRecord, path: Path) -> dict[str, Any]:
         "options": fields.get("options", {}),
         "conversion": fields.get("conversion"),
         "timing_cache": record.timing_cache_digest,
+        "adopted": record.is_adopted,
         "build_seconds": record.build_seconds,
         "created_at": time_json(record.created_at),
     }

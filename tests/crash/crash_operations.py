@@ -197,7 +197,7 @@ def is_exported(case: Path) -> None:
 
 
 def with_bundle(case: Path) -> None:
-    """And beside it, a bundle with an engine of the fourth model and one that is stored."""
+    """And next to it, a bundle with an engine of the fourth model and one that is stored."""
     stock(case)
     other = fake_cache(case / "other")
     for name in "ad":
@@ -207,7 +207,8 @@ def with_bundle(case: Path) -> None:
 
 
 def take_bundle(case: Path) -> None:
-    import_bundle(cache_in(case)._storage, case / "bundle.tar")
+    cache = cache_in(case)
+    import_bundle(cache._storage, case / "bundle.tar", cache.make)
 
 
 def make_bundle(case: Path) -> None:

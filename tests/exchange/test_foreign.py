@@ -148,7 +148,7 @@ def test_embedded_context_is_looked_into():
     assert context.context.attributes["hardware_architecture"] == "89"
 
 
-def test_context_beside_the_model_is_looked_into(tmp_path):
+def test_context_next_to_the_model_is_looked_into(tmp_path):
     (tmp_path / "m_ctx.onnx").write_bytes(ep_context("net.engine", embedded=False))
     missing = examine_file(tmp_path / "m_ctx.onnx")
     assert (missing.kind, missing.contexts[0].path, missing.header) == ("ep_context", "net.engine", None)

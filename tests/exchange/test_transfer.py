@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 
+import blake3
 import pytest
 from fakes import FakeBuilder, fake_cache
 from foreign_files import rtx_plan
@@ -28,7 +29,7 @@ def exported(cache, path):
 
 
 def imported(cache, path):
-    return import_bundle(cache._storage, path)
+    return import_bundle(cache._storage, path, cache.make)
 
 
 @pytest.fixture(scope="module")
@@ -309,25 +310,28 @@ def plans(source):
     return {record.digest: source.path(record).read_bytes() for record in records(source)}
 
 
-def edited_index(found, edit):
+def edited_index(found, edit, *, is_sealed=True):
+    """An index that was edited; by somebody who knows of its seal, or not."""
     body = json.loads(bundle_index(found))
+    seal = body.pop("blake3")
     edit(body)
-    return (canonical_json(body) + "\n").encode()
+    if is_sealed:
+        seal = blake3.blake3(canonical_json(body).encode()).hexdigest()
+    return (canonical_json({**body, "blake3": seal}) + "\n").encode()
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda body: body["entries"][0].update(tensorrt_version="1.7.1.117"), "does not belong"),
-        (lambda body: body["entries"][0].update(model_digest="0" * 64), "does not belong"),
         (lambda body: body["entries"][0].update(key="0" * 64), "its key is not that of its text"),
         (lambda body: body["entries"][0].update(key_json="{}"), "its key is not that of its text"),
-        (lambda body: body["entries"][0].update(digest=body["entries"][1]["digest"]), "does not belong|index"),
+        (lambda body: body["entries"][0].update(digest=body["entries"][1]["digest"]), "index is not as it was"),
+        (lambda body: body["entries"][0].update(backend="tensorrt"), "tensorrt"),
         (lambda body: body["entries"][0].update(digest="../../etc/passwd"), "digest is"),
-        (lambda body: body["entries"][0].update(size_bytes=1), "does not belong"),
+        (lambda body: body["entries"][0].update(size_bytes=1), "index is not as it was"),
         (lambda body: body["entries"][0].update(extra=1), "not one"),
         (lambda body: body["entries"][0].update(is_pinned=True), "not as it was written"),
-        (lambda body: body["entries"][0].update(seal=None), "seal"),
+        (lambda body: body["entries"][0].update(seal="0" * 64), "does not belong"),
         (lambda body: body["entries"].append(body["entries"][0]), "not as it was written"),
         (lambda body: body["entries"].reverse(), "not as it was written"),
         (lambda body: body["plans"].pop(), "not as it was written"),
@@ -344,6 +348,24 @@ def test_edited_index_is_refused(edit, words, source, plans, closed, tmp_path):
     refused(closed, tmp_path / "b.tar", data, words)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"tensorrt_version": "1.7.1.117"},
+        {"model_digest": "0" * 64},
+        {"model_name": "another.onnx"},
+        {"compute_capabilities": ["9.0"]},
+        {"created_at": "2026-01-01T00:00:00+00:00"},
+        {"check_json": '{"verdict":"passed"}'},
+    ],
+    ids=str,
+)
+def test_edited_record_without_a_new_seal_is_refused(edit, source, plans, closed, tmp_path):
+    index = edited_index(records(source), lambda body: body["entries"][0].update(edit), is_sealed=False)
+    data = rewritten(records(source), plans=plans, index=index)
+    refused(closed, tmp_path / "b.tar", data, "not as it was written")
+
+
 @pytest.mark.parametrize("index", [b"[]", b"nonsense", b"[" * 100_000, b'{"bundle": NaN}', b"\xff"])
 def test_index_that_is_no_json_object_is_refused(index, closed, tmp_path):
     refused(closed, tmp_path / "b.tar", rewritten([], index=index), "index")
@@ -352,6 +374,19 @@ def test_index_that_is_no_json_object_is_refused(index, closed, tmp_path):
 def test_huge_index_is_refused_unread(closed, tmp_path):
     header = member_header(INDEX_NAME, 1 << 40)
     refused(closed, tmp_path / "b.tar", header + bytes(5000), "header of its index")
+
+
+def test_damaged_bundle_makes_no_cache(bundle, tmp_path):
+    data = bytearray(bundle.read_bytes())
+    data[-2000] ^= 1
+    (tmp_path / "b.tar").write_bytes(data)
+    for path, error in ((tmp_path / "b.tar", BundleError), (__file__, InvalidInputError)):
+        with pytest.raises(error):
+            imported(fake_cache(tmp_path / "new"), path)
+        assert not (tmp_path / "new").exists()
+    new = fake_cache(tmp_path / "new")
+    assert len(imported(new, bundle).taken) == 3
+    assert new.verify(deep=True).is_clean
 
 
 def test_bundle_of_a_newer_format_says_so(source, plans, closed, tmp_path):
@@ -379,8 +414,6 @@ def test_keys_of_another_version_are_refused(source, plans, closed, tmp_path):
     ],
 )
 def test_record_that_contradicts_the_header_of_its_plan_is_refused(plan, words, source, closed, tmp_path):
-    import blake3
-
     (first, *_) = records(source)
     digest = blake3.blake3(plan).hexdigest()
     false = dataclasses.replace(first, digest=digest, size_bytes=len(plan), seal=None)

@@ -110,6 +110,23 @@ class EntryRecord:
         return fields
 
     @property
+    def is_adopted(self) -> bool:
+        """True if another program built it; see :mod:`enginecache.exchange.adopt`."""
+        return "adopted" in self.fields
+
+    @property
+    def is_confirmed(self) -> bool:
+        """True for an adopted engine whose last check ran it on a GPU and passed: it serves as one that was built."""
+        if not self.is_adopted or self.check_json is None:
+            return False
+        try:
+            check = json.loads(self.check_json)
+            found = (check["verdict"], check["scope"], check["digest"])
+        except (ValueError, KeyError, TypeError):
+            return False
+        return found == ("passed", "engine", self.digest)
+
+    @property
     def flaw(self) -> str:
         """A defect that no row has which enginecache wrote; an empty string for none. Costs some 30 us."""
         if self.key != key_digest(self.key_version, self.key_json):
