@@ -199,7 +199,7 @@ def _default_dir() -> Path:
 
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path | None:
-    """The configuration file, whether it exists or not; None for a user without a home folder."""
+    """Return the path of the configuration file, which need not exist; None for a user without a home folder."""
     named = (os.environ if environ is None else environ).get("ENGINECACHE_CONFIG")
     if named:
         return Path(named)
@@ -288,7 +288,7 @@ def _parse_major(text: str) -> int:
 
 
 def _parse_program(text: str) -> str:
-    """A name without a folder stays as it is, and is looked for on PATH when it is started."""
+    """Read the path of an interpreter. A bare name stays as it is, and is searched on PATH when it is started."""
     return text if text and os.sep not in text else str(_parse_dir(text))
 
 

@@ -67,7 +67,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        """In the order of their first use, not of the alphabet."""
+        """List the commands in the order of their first use, not of the alphabet."""
         return list(self.commands)
 
 

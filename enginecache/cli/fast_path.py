@@ -135,7 +135,7 @@ def _is_own_file(registry: str) -> bool:
 
 
 def _quoted(path: str) -> str:
-    """A path inside a URI."""
+    """Quote a path for a URI."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 

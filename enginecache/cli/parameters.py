@@ -261,7 +261,7 @@ class Asked:
 
     @property
     def path(self) -> Path:
-        """The model's path."""
+        """Return the model's path."""
         return path_value("MODEL", self.model)
 
     def ask(self) -> Ask:

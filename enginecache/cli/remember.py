@@ -100,7 +100,7 @@ def remember(
 
 
 def _files(entry: Entry, model: Path) -> list[tuple[str, Fingerprint | None]]:
-    """The model's files, the plugins and the blob, each with the fingerprint that its digest was taken of, if known."""
+    """Return the model's files, plugins and blob, each with the fingerprint of its digest, if known."""
     (_, fingerprint), *external = entry.files
     plugins = [(str(plugin.path), None) for plugin in entry.plugins]
     return [(str(model), fingerprint), *external, *plugins, (str(entry.path), None)]

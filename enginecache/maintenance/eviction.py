@@ -111,7 +111,7 @@ class PrunePlan:
 
     @property
     def groups(self) -> list[tuple[Going, ...]]:
-        """The entries to delete, by blob, in order."""
+        """Return the entries to delete, by blob, in order."""
         groups: dict[str, list[Going]] = {}
         for going in self.entries:
             groups.setdefault(going.standing.digest, []).append(going)

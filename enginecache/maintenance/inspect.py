@@ -47,7 +47,7 @@ class HasRecord(Protocol):
 
     @property
     def record(self) -> EntryRecord:
-        """The row."""
+        """Return the row."""
         ...
 
 

@@ -83,7 +83,7 @@ class Situation(NamedTuple):
 
     @classmethod
     def now(cls) -> Situation:
-        """Of this process, at one moment.
+        """Take the snapshot of this process at one moment.
 
         Raises:
             OSError: The current folder was deleted.
@@ -138,7 +138,7 @@ class RecentHits:
         self._hits: dict[Name, _Hit] = {}
 
     def name(self, model: object, ask: Mapping[str, Any]) -> Name | None:
-        """Name a request; None where it cannot be remembered, since it may change or is never answered from memory."""
+        """Return the name of a request; None if it cannot be remembered."""
         if ask.get("rebuild") or ask.get("verify_model") or not isinstance(model, str | os.PathLike):
             return None
         path = os.fspath(model)

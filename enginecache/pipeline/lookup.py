@@ -72,7 +72,7 @@ class Miss:
 
     @property
     def nearest(self) -> Candidate | None:
-        """The candidate whose key differs least from the asked one."""
+        """Return the candidate whose key differs least from the asked one."""
         return min(self.candidates, key=lambda candidate: distance(candidate.verdict.differing), default=None)
 
 

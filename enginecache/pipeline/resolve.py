@@ -49,7 +49,7 @@ class Resolved:
 
     @property
     def files(self) -> tuple[tuple[str, Fingerprint], ...]:
-        """The model's files, each with the fingerprint that its digest was taken of; empty for model bytes."""
+        """Return the model's files, each with the fingerprint of its digest; empty for model bytes."""
         if self.source.path is None:
             return ()
         first, *others = self.identity.files

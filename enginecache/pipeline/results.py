@@ -110,11 +110,11 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the plan."""
+        """Return the size of the plan."""
         return self.record.size_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """The record of ``get --json``, as plain JSON values."""
+        """Return the record of ``get --json``, as plain JSON values."""
         model = {"path": None if self.source.path is None else str(self.source.path)}
         return {
             "schema": SCHEMA,
@@ -172,7 +172,7 @@ class Candidate:
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         return {
             "key": self.record.key,
             "model": self.record.model_name,
@@ -212,7 +212,7 @@ class Explanation:
         return self.requested_key if self.entry is None else self.entry.key
 
     def to_json(self) -> dict[str, Any]:
-        """The record of ``explain --json``, as plain JSON values."""
+        """Return the record of ``explain --json``, as plain JSON values."""
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,

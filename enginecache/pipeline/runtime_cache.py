@@ -38,7 +38,7 @@ class RuntimeCaches:
         self._artefacts = Artefacts(root, "runtime-caches")
 
     def of(self, engine: Any, record: EntryRecord, device: Device) -> EngineRuntimeCache:
-        """The runtime cache of a loaded engine, with the kernels that were kept for it.
+        """Return the runtime cache of a loaded engine, with the kernels that were kept for it.
 
         Of an engine that has none (TensorRT's, which has no such thing) it does nothing and keeps nothing.
 
@@ -105,7 +105,7 @@ class EngineRuntimeCache:
             self.is_warm = False
 
     def create_context(self) -> Any:
-        """A new ``IExecutionContext`` that uses the kept kernels, and adds to them.
+        """Create an ``IExecutionContext`` that uses the kept kernels, and adds to them.
 
         Raises:
             LoadRefusedError: TensorRT created none.

@@ -34,7 +34,7 @@ class Driver:
 
     @property
     def stream(self) -> int:
-        """The stream, as TensorRT takes it."""
+        """Return the stream in the form that TensorRT takes."""
         return int(self._stream)
 
     def allocate(self, size_bytes: int) -> int:

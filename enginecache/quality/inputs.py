@@ -69,12 +69,12 @@ class Point:
     file: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Point:
-        """The inverse of :meth:`to_json`."""
+        """Read the result of :meth:`to_json`."""
         inputs = tuple(
             PointInput(
                 entry["name"],

@@ -108,7 +108,7 @@ class Check:
 
     @property
     def worst(self) -> tuple[OutputNumbers, ...]:
-        """Of each output the point where it is furthest from the reference."""
+        """Return, for each output, the point where it is furthest from the reference."""
         worst: dict[str, OutputNumbers] = {}
         for output in (output for point in self.points for output in point.outputs):
             known = worst.get(output.name)
@@ -117,7 +117,7 @@ class Check:
         return tuple(worst.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The record of ``check --json``, as plain JSON values."""
+        """Return the record of ``check --json``, as plain JSON values."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
         return {
             **fields,
@@ -126,12 +126,12 @@ class Check:
         }
 
     def to_text(self) -> str:
-        """One line of canonical JSON, for the entry's record."""
+        """Return one line of canonical JSON, for the entry's record."""
         return canonical_json(self.to_json())
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Check:
-        """The inverse of :meth:`to_json`.
+        """Read the result of :meth:`to_json`.
 
         Raises:
             ValueError: It is no such record.
@@ -157,7 +157,7 @@ class Check:
 
     @classmethod
     def from_text(cls, text: str | None, digest: str) -> Check | None:
-        """The check in an entry's record; None where there is none, or it is of another plan.
+        """Return the check in an entry's record; None if there is none, or it is of another plan.
 
         Args:
             text: As :meth:`to_text` made it.

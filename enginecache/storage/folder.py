@@ -85,7 +85,7 @@ class Root:
 
     @property
     def registry_path(self) -> Path:
-        """The SQLite file."""
+        """Return the path of the SQLite file."""
         return self.path / "registry.sqlite"
 
     @property
@@ -100,7 +100,7 @@ class Root:
 
     @property
     def logs(self) -> Path:
-        """One builder's log an attempt."""
+        """Return the folder of the builders' logs, one for each attempt."""
         return self.path / "logs"
 
     @property
@@ -115,7 +115,7 @@ class Root:
 
     @property
     def uses(self) -> Path:
-        """One empty file a key; its modification time is the entry's last use."""
+        """Return the folder with one empty file a key, whose modification time is the entry's last use."""
         return self.path / "uses"
 
     def is_mounted_over(self) -> bool:

@@ -83,7 +83,7 @@ class EntryRecord:
 
     @property
     def right_seal(self) -> str:
-        """Digest of the row: it binds the key to the blob and the reach. Costs some 10 us.
+        """Return the digest of the row: it binds the key to the blob and the reach. Costs some 10 us.
 
         Two rows with each other's blobs, each of them whole, would serve each other's engines. It is no secret: it
         finds what a restored or edited registry, or a flipped bit, has mixed up, and no attacker. The key stands for
@@ -100,12 +100,12 @@ class EntryRecord:
 
     @functools.cached_property
     def reach(self) -> Reach:
-        """The GPUs that the plan runs on, by compute capability."""
+        """Return the GPUs that the plan runs on, by compute capability."""
         return Reach.from_texts(self.compute_capabilities)
 
     @functools.cached_property
     def fields(self) -> Fields:
-        """The key as plain JSON values. Not to be changed."""
+        """Return the key as plain JSON values, which must not be changed."""
         fields: Fields = json.loads(self.key_json)
         return fields
 
@@ -128,7 +128,7 @@ class EntryRecord:
 
     @property
     def flaw(self) -> str:
-        """A defect that no row has which enginecache wrote; an empty string for none. Costs some 30 us."""
+        """Return a defect that no row of enginecache's own has; empty for none. Costs some 30 us."""
         if self.key != key_digest(self.key_version, self.key_json):
             return "its key is not that of its text"
         if not self.is_as_written:

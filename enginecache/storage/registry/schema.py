@@ -173,7 +173,7 @@ def _alembic_config(connection: sa.Connection) -> Config:
 
 
 def _create_file(path: Path, mode: int) -> None:
-    """An empty file of the right mode: SQLite gives its journal the database's mode.
+    """Create an empty file of the right mode: SQLite gives its journal the database's mode.
 
     Never opened here: closing any descriptor of the file would drop the locks that another thread's SQLite holds on it.
     Source: SQLite, "How To Corrupt An SQLite Database File", section 2.2.

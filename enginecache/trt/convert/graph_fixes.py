@@ -365,7 +365,7 @@ def nodes_inside(node: Any) -> Iterator[Any]:
 
 
 def name_unused_outputs(graph: Any) -> set[str]:
-    """Name the outputs that are left out: the converter sorts nodes by names, and takes no name for one.
+    """Give a name to omitted outputs: the converter sorts nodes by names, and mistakes an empty one for a name.
 
     Returns:
         The names, for :func:`unname`.
