@@ -267,7 +267,7 @@ def test_without_a_home_all_works_where_the_folder_is_named(homeless, home):
 def test_without_a_home_and_a_named_folder_is_one_error_that_says_how_to_name_it(homeless, home):
     found = homeless(home, lambda: Config.load({}))
     assert found.startswith("ConfigError: there is no default cache folder: user 12345 has no home folder")
-    assert "--dir or ENGINECACHE_DIR" in found
+    assert "with dir or ENGINECACHE_DIR" in found
 
 
 @needs_root

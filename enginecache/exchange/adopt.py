@@ -62,7 +62,7 @@ class Adopted:
 
     @property
     def unverified(self) -> tuple[Fact, ...]:
-        """The facts that nothing here shows."""
+        """Return the facts that nothing here verifies."""
         return tuple(fact for fact in FACTS if fact not in self.verified)
 
 

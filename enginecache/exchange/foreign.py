@@ -139,7 +139,7 @@ class ForeignFile:
 
     @property
     def plan_size_bytes(self) -> int | None:
-        """Size of the plan in the file; None for no plan."""
+        """Return the size of the plan in the file; None for no plan."""
         if self.plan_offset is None:
             return None
         if self.wrapper is not None and self.wrapper.size_bytes is not None:

@@ -98,7 +98,7 @@ class PlanHeader:
 
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
-        """The GPUs that it runs on; where only the GPU of the build is known, that one's."""
+        """Return the GPUs that the plan runs on; if only the GPU of the build is known, that one's."""
         if self.reach is not None:
             return self.reach.to_texts()
         return () if self.built_on is None else (str(self.built_on.compute_capability),)

@@ -295,7 +295,7 @@ def _contains_range(outer: Fields, inner: Fields) -> bool:
 
 
 def _adopted(_asked: Fields, _stored: Fields) -> list[Reason] | None:
-    """A plan that another program built: nobody here knows of which weights and options."""
+    """Accept a plan that another program built, though its weights and options are unknown here."""
     return [ADOPTED]
 
 
