@@ -53,7 +53,7 @@ TRAINED: dict[str, Trained] = {
         "rapidocr-onnxruntime==1.4.4", "models/ch_PP-OCRv4_rec_infer.onnx", _batches("x", 3, 48, 320)
     ),
     "rapidocr-4-direction": Trained(
-        "rapidocr-onnxruntime==1.4.4", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", _batches("x", 3, 48, 192)
+        "rapidocr-onnxruntime==1.4.4", "models/ch_ppocr_mobile_v2.0_cls_infer.onnx", _batches("x", 3, 192, 192)
     ),
     "rapidocr-6-detection": Trained("rapidocr==3.10.0", "models/PP-OCRv6_det_small.onnx", _batches("x", 3, 320, 320)),
     "rapidocr-6-recognition": Trained("rapidocr==3.10.0", "models/PP-OCRv6_rec_small.onnx", _batches("x", 3, 48, 320)),
