@@ -117,7 +117,7 @@ def test_metadata_names_the_extras_and_what_they_bring(wheel):
     assert (metadata["Name"], metadata["Version"]) == ("enginecache", enginecache.__version__)
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"tensorrt", "cuda", "rtx", "modelopt", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"tensorrt", "cuda", "rtx", "modelopt", "check", "test"}
     required = metadata.get_all("Requires-Dist")
     base = {line for line in required if "extra ==" not in line}
     assert all(">=" in line for line in base)
