@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from enginecache.key.matching import REASON_CODES, Accept, Reason, ReasonCode, Verdict
     from enginecache.key.options import BuildOptions, HardwareCompatibility, Precision
     from enginecache.pipeline.results import Candidate, Entry, Explanation
+    from enginecache.quality.check import CheckOptions
+    from enginecache.quality.result import Check
 
 __version__ = "0.1.0"
 
@@ -63,7 +65,9 @@ __all__ = [
     "BuilderKilledError",
     "BundleError",
     "Candidate",
+    "Check",
     "CheckError",
+    "CheckOptions",
     "CheckUnavailableError",
     "Config",
     "ConfigError",
@@ -146,6 +150,8 @@ _HOMES = {
     "Accept": "enginecache.key.matching",
     "Reason": "enginecache.key.matching",
     "ReasonCode": "enginecache.key.matching",
+    "Check": "enginecache.quality.result",
+    "CheckOptions": "enginecache.quality.check",
     "Verdict": "enginecache.key.matching",
     "BuildOptions": "enginecache.key.options",
     "HardwareCompatibility": "enginecache.key.options",

@@ -17,6 +17,7 @@ from enginecache.host.devices import current_device, find_device
 from enginecache.key.matching import Accept, Reason, older_driver
 from enginecache.key.options import HardwareCompatibility, Precision
 from enginecache.key.shape_syntax import Corners
+from enginecache.maintenance.inspect import Stored
 from enginecache.pipeline.hit_cache import Name, RecentHits
 from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.model_memo import FileMemo
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from enginecache.pipeline.load import EngineLoader, TrialPolicy
     from enginecache.pipeline.publish import Publication
     from enginecache.pipeline.runtime_cache import EngineRuntimeCache
+    from enginecache.quality.check import CheckOptions
+    from enginecache.quality.entries import EntryChecks
+    from enginecache.quality.result import Check
 
 
 class EngineCache(PortableEngines):
@@ -123,6 +127,8 @@ class EngineCache(PortableEngines):
         rebuild: bool = False,
         timeout_s: float | None = None,
         timing_cache: bool = True,
+        check: bool | CheckOptions = False,
+        require_check: bool = False,
         progress: ProgressCallback | None = None,
         waiting: WaitingCallback | None = None,
         made: Callable[[Path], object] | None = None,
@@ -159,6 +165,10 @@ class EngineCache(PortableEngines):
             timeout_s: Longest wait for another builder, in seconds; None takes the configuration's. The build itself
                 has no limit.
             timing_cache: Begin the build with the timing cache that is kept for its kind, and add to it.
+            check: Compare what the engine computes with ONNX Runtime, before it is published, or where a stored one was
+                not checked; :class:`enginecache.CheckOptions` says how.
+            require_check: Refuse an engine without a passed check. One that was not checked is checked first, and
+                refused if ``offline``.
             progress: Called with each step of a build, from the calling thread.
             waiting: Called about once a second while another process builds.
             made: Called with the folder when a new cache is made there.
@@ -169,19 +179,23 @@ class EngineCache(PortableEngines):
             LockTimeoutError: Another process still builds.
             BuildError: TensorRT refused the model or failed; or did so lately, and is not tried again yet.
             BackendError: No TensorRT or GPU for what was asked.
+            CheckError: The engine failed its check, and was not published; or a stored one did, and is marked.
             RegistryError: The registry cannot be used.
             StoreError: The folder cannot be used.
         """
         ask = _given(locals(), _DEFAULTS)  # first: of nothing but the arguments
         started = time.monotonic()
         self._storage.look(self.config.shared)
-        name = self._hits.name(model, ask)
+        checks = self._checks(ask)
+        name = None if checks else self._hits.name(model, ask)
         recent = self._hits.recall(name)
         if recent is not None:
             return recent.timed(time.monotonic() - started)
-        return self._get(_request(name, model, ask), Policy.of(ask), name, started)
+        return self._get(_request(name, model, ask), Policy.of(ask), name, started, checks)
 
-    def _get(self, request: Request, policy: Policy, name: Name | None, started: float) -> Entry:
+    def _get(
+        self, request: Request, policy: Policy, name: Name | None, started: float, checks: EntryChecks | None = None
+    ) -> Entry:
         """Resolve the request, look for its engine, and build it if need be.
 
         Args:
@@ -189,16 +203,23 @@ class EngineCache(PortableEngines):
             policy: How far to go for it.
             name: What a hit is remembered under; None for not at all.
             started: When the call began.
+            checks: Checks what the engine computes; None for no check.
         """
         before = self._hits.situation(name) if self.remembers_hits else None
         with self._storage.reader.connected():
             resolved = self._resolve(request)
+            if checks is not None:
+                policy = checks.prepare(resolved, policy)
             found = Miss((_REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
-            if isinstance(found, Match):
+            if isinstance(found, Match) and checks is None:
                 return self._hits.keep(name, before, resolved, self._entry(found, resolved, started))
-            if policy.offline:
+            if isinstance(found, Miss) and policy.offline:
                 raise self._lookup.offline_error(resolved, found)
-        return self._entry(self._builds.build_once(resolved, found, policy), resolved, started)
+        if isinstance(found, Miss):
+            found = self._builds.build_once(resolved, found, policy)
+        if checks is not None:
+            found = checks.require(found, resolved, offline=policy.offline)
+        return self._entry(found, resolved, started)
 
     def load(  # noqa: D417  the others are those of get
         self,
@@ -228,6 +249,8 @@ class EngineCache(PortableEngines):
         rebuild: bool = False,
         timeout_s: float | None = None,
         timing_cache: bool = True,
+        check: bool | CheckOptions = False,
+        require_check: bool = False,
         progress: ProgressCallback | None = None,
         waiting: WaitingCallback | None = None,
         made: Callable[[Path], object] | None = None,
@@ -256,9 +279,10 @@ class EngineCache(PortableEngines):
         require_choice("if_unloadable", if_unloadable, IF_UNLOADABLE)
         # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
         started = time.monotonic()
-        name = self._hits.name(model, ask)
+        checks = self._checks(ask)
+        name = None if checks else self._hits.name(model, ask)
         request, policy = _request(name, model, ask), Policy.of(ask)
-        entry = self._hits.recall(name) or self._get(request, policy, name, started)
+        entry = self._hits.recall(name) or self._get(request, policy, name, started, checks)
         try:
             return entry.load(trial=trial, trusted=trusted)
         except LoadRefusedError:
@@ -273,7 +297,7 @@ class EngineCache(PortableEngines):
             if if_unloadable == "raise":
                 raise
         exact, policy = dataclasses.replace(request, accept="exact"), dataclasses.replace(policy, rebuild=False)
-        again = self._get(exact, policy, None, time.monotonic())
+        again = self._get(exact, policy, None, time.monotonic(), checks)
         return again.load(trial=trial, trusted=trusted)
 
     def runtime_cache(self, engine: Any, entry: Entry, device: int | None = None) -> EngineRuntimeCache:
@@ -348,6 +372,49 @@ class EngineCache(PortableEngines):
         self._shrink(self.config, adopted.record)
         return adopted
 
+    def check(
+        self,
+        engine: Stored,
+        model: Model,
+        options: CheckOptions | None = None,
+        *,
+        base_dir: str | os.PathLike[str] | None = None,
+        plugins: Sequence[str | os.PathLike[str]] = (),
+    ) -> Check:
+        """Compare what a stored engine computes with ONNX Runtime, and keep the result with it. Builds nothing.
+
+        Args:
+            engine: An entry, its row, or a key.
+            model: The model that it was built from: the cache keeps engines, and no models.
+            options: Inputs and tolerance; None takes the defaults.
+            base_dir: Folder of the external data, for model bytes.
+            plugins: Paths of the libraries with TensorRT plugins that it was built with.
+
+        Raises:
+            ModelError: It was built from another model.
+            NotCachedError: It is not stored.
+            OptionError: The inputs or the tolerance do not fit the model.
+            CheckUnavailableError: ONNX Runtime is not installed; or, where a GPU runs the engine, cuda-bindings.
+        """
+        request = Request.of(model, {"base_dir": base_dir, "plugins": plugins})
+        source = dataclasses.replace(request.source, follows_links=self._current_config().follow_links)
+        record = self.find_intact(self._record(engine).key)
+        libraries = tuple(map(self._memo.plugin, request.plugins))
+        _, found = self._entry_checks(options).check(record, source, self._memo.identify(source), libraries)
+        return found
+
+    def _checks(self, ask: GetAsk) -> EntryChecks | None:
+        """Take the check from the keywords of a call; None if it asks for none."""
+        check, requires = ask.pop("check", False), ask.pop("require_check", False)
+        if check is False and not requires:
+            return None
+        return self._entry_checks(None if isinstance(check, bool) else check, requires=requires)
+
+    def _entry_checks(self, options: CheckOptions | None, *, requires: bool = False) -> EntryChecks:
+        from enginecache.quality.entries import EntryChecks
+
+        return EntryChecks(self._storage, self.config, options, requires=requires)
+
     def _resolve(self, request: Request) -> Resolved:
         """Look up everything that the key is made of, with the settings as they are now."""
         return resolve(request, self._current_config(), self._memo, self._place)
@@ -374,7 +441,11 @@ class EngineCache(PortableEngines):
             loader=lambda: self._loader,
             siblings=found.siblings,
             files=resolved.files,
-            reasons=(*found.reasons, *older_driver(resolved.placement.device, found.record.driver_version)),
+            reasons=(
+                *found.reasons,
+                *_failed_check(found.record),
+                *older_driver(resolved.placement.device, found.record.driver_version),
+            ),
         )
 
     @functools.cached_property
@@ -421,6 +492,15 @@ def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
 def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:
     """Return the request, read from the values in its name if it has one."""
     return Request.of(model, ask) if name is None else Request.of(name.path, cast("Ask", name.ask()))
+
+
+def _failed_check(record: EntryRecord) -> tuple[Reason, ...]:
+    """Return a warning for an engine that failed its check. Cheap for the others: every hit asks."""
+    if record.check_json is None or '"verdict":"failed"' not in record.check_json:
+        return ()
+    check = record.check or {}
+    when, why = str(check.get("checked_at"))[:10], check.get("reason")
+    return (Reason("warning", f"this engine failed a check on {when}: {why}"),)
 
 
 _REBUILD = Reason("rebuild", "a rebuild was asked for")

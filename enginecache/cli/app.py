@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from enginecache import __version__
-from enginecache.cli import database, exchange, get, inspect, manage
+from enginecache.cli import check, database, exchange, get, inspect, manage
 from enginecache.cli.error_report import report_error, report_usage
 from enginecache.cli.main import report_unwritten
 from enginecache.cli.output import print_line, warn
@@ -82,7 +82,7 @@ app = typer.Typer(
         "model, these shapes and options, this TensorRT and this GPU, and builds it where there is none.\n\n"
         "Exit codes: 0 ok, 1 unexpected failure, 2 usage or bad input, 3 not in the cache, 4 integrity findings, "
         "5 timed out waiting for another builder, 6 registry unavailable, 7 TensorRT refused or failed the build, "
-        "8 no usable TensorRT or GPU, 130 interrupted.\n\n"
+        "8 no usable TensorRT or GPU, 9 the engine failed its check, 130 interrupted.\n\n"
         "\b\nExamples:\n  enginecache get model.onnx --dim batch=1:32:64\n  enginecache doctor"
     ),
 )
@@ -104,6 +104,7 @@ def _root(
 
 
 get.register(app)
+check.register(app)
 inspect.register(app)
 manage.register(app)
 exchange.register(app)

@@ -51,7 +51,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     known = error if isinstance(error, EngineCacheError) else _translated(error, arguments)
     what, *rest = _in_folder("\n".join(known.lines()), arguments).splitlines()
     say(f"error: {what}", *(f"  {line}" for line in rest))
-    log = getattr(known, "log_path", "")
+    log, check = getattr(known, "log_path", ""), getattr(known, "check", None)
     print_error(
         known.code,
         known.exit_code,
@@ -59,6 +59,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
         _in_folder(known.fix, arguments),
         arguments,
         **({"log": log} if log else {}),
+        **({"check": check} if check else {}),
     )
     return known.exit_code
 
@@ -68,7 +69,7 @@ def report_usage(message: str, arguments: Sequence[str]) -> None:
     print_error("usage", USAGE, message, "See --help.", arguments)
 
 
-def print_error(code: str, exit_code: int, message: str, fix: str, arguments: Sequence[str], **more: str) -> None:
+def print_error(code: str, exit_code: int, message: str, fix: str, arguments: Sequence[str], **more: Any) -> None:
     """Print the object of an error on standard output, if the command line asks for JSON. Never raises."""
     if not wants_json(arguments):
         return

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enginecache.cli.output import encoded, json_line, key_facts, path_line, print_json, put, say, warn
-from enginecache.cli.parameters import Asked, Json, asking, open_cache, path_value, read_value
+from enginecache.cli.parameters import (
+    Asked,
+    CheckSeed,
+    InputRange,
+    Inputs,
+    Json,
+    MaxError,
+    asking,
+    check_options,
+    open_cache,
+    path_value,
+    read_value,
+)
 from enginecache.cli.progress import BuildDisplay
 from enginecache.config import Config, unknown_variables
 from enginecache.errors import EngineCacheError, NotCachedError, OptionError, printable
@@ -46,6 +58,23 @@ def get(
     no_timing_cache: Annotated[
         bool, typer.Option("--no-timing-cache", help="Measure every tactic again, and keep no timings. TensorRT only.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare what the engine computes with ONNX Runtime, before it is published. A failed check: exit 9.",
+        ),
+    ] = False,
+    require_check: Annotated[
+        bool,
+        typer.Option(
+            "--require-check", help="Refuse an engine without a passed check; check a stored one first, if need be."
+        ),
+    ] = False,
+    inputs: Inputs = None,
+    input_range: InputRange = None,
+    check_seed: CheckSeed = 0,
+    max_error: MaxError = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and warnings.")] = False,
 ) -> None:
@@ -58,13 +87,18 @@ def get(
       enginecache get model.onnx
       enginecache get model.onnx --dim batch=1:32:64 --workspace 1GiB
       enginecache get model.onnx --target sm_89 --target sm_120 --json
+      enginecache get model.onnx --target sm_89 --fp16 --check
       trtexec --loadEngine=$(enginecache get model.onnx --backend tensorrt)
     """
     ask = asked.ask()
+    how = check_options(inputs, input_range, check_seed, max_error)
+    if how is not None and not (check or require_check):
+        raise OptionError("options of a check, and no check", "Add --check, or --require-check.")
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
     copy = None if output is None else _copy_path(output, asked)
     cache = open_cache(asked.dir)
-    before = _look(cache) if copy is None and not rebuild and not asked.verify_model else None
+    is_plain = not (rebuild or check or require_check or asked.verify_model)
+    before = _look(cache) if copy is None and is_plain else None
     with BuildDisplay(asked.path.name, is_quiet=quiet) as display:
         entry = cache.get(
             asked.path,
@@ -72,6 +106,8 @@ def get(
             rebuild=rebuild,
             timeout_s=timeout_s,
             timing_cache=not no_timing_cache,
+            check=check if how is None else how,
+            require_check=require_check,
             progress=display.progress,
             waiting=display.waiting,
             made=None if quiet else _say_made,
@@ -193,12 +229,22 @@ def explain(
 def _print_verdict(explanation: Explanation) -> None:
     lines = [f"{explanation.verdict}: {explanation.reasons[0].text}"]
     lines += [f"{reason.code}: {reason.text}" for reason in explanation.reasons[1:]]
+    lines += _check_lines(explanation)
     if explanation.verdict != "hit" and explanation.candidates:
         nearest = explanation.candidates[0]
         lines.append(f"nearest: {nearest.record.key[:12]}  {nearest.record.model_name}")
         lines += [f"  {reason.text}" for reason in nearest.verdict.reasons]
     lines += _failure_lines(explanation)
     put("".join(f"{printable(line)}\n" for line in lines))
+
+
+def _check_lines(explanation: Explanation) -> list[str]:
+    """Return the result of the last check of the engine that serves the request, if there was one."""
+    check = None if explanation.entry is None else explanation.entry.check
+    if check is None:
+        return []
+    why = f": {check['reason']}" if check["reason"] else ""
+    return [f"check: {check['verdict']}, scope {check['scope']}, {check['checked_at']}{why}"]
 
 
 def _print_explanation(explanation: Explanation) -> None:
@@ -212,6 +258,7 @@ def _print_explanation(explanation: Explanation) -> None:
         if explanation.key != explanation.requested_key:
             lines.append(f"stored   {explanation.key}")
         lines.append(f"digest   {explanation.entry.digest}")
+    lines += _check_lines(explanation)
     for candidate in explanation.candidates[:CANDIDATES_SHOWN]:
         level = candidate.verdict.level
         lines.append(f"{level:<11} {candidate.record.key}  {candidate.record.model_name}")

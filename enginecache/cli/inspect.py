@@ -44,6 +44,7 @@ _COLUMNS = (
     Column("last used", "age", rank=3),
     Column("pinned", "word", is_wide=True, rank=10),
     Column("adopted", "word", is_wide=True, rank=11),
+    Column("check", "word", is_wide=True, rank=12),
 )
 _MISS_COLUMNS = (
     Column("key", "key", rank=1),
@@ -70,7 +71,8 @@ def ls(
     """List the stored engines, newest first.
 
     A table on a terminal; on a pipe a line for each, of tab-separated full values: key, model, backend, version,
-    compute capabilities, device, bytes, seconds of the build, created, last used, pinned, adopted.
+    compute capabilities, device, bytes, seconds of the build, created, last used, pinned, adopted, verdict of the last
+    check.
 
     \b
     Examples:
@@ -105,6 +107,7 @@ def _row(used: Used) -> list[Any]:
         used.last_used_at,
         record.is_pinned,
         record.is_adopted,
+        (record.check or {}).get("verdict"),
     ]
 
 
@@ -170,7 +173,18 @@ def _engine_facts(shown: dict[str, Any]) -> list[tuple[str, Any]]:
         facts.append(("adopted", "another program built it; what was not verified is its owner's word"))
     for index, profile in enumerate(shown["fields"].get("profiles", [])):
         facts += [(f"profiles[{index}].{name}", _range_text(shapes)) for name, shapes in profile.items()]
-    return [fact for fact in (*facts, *((name, shown[name]) for name in uses)) if not _is_empty(fact[1])]
+    facts += [*((name, shown[name]) for name in uses), *_check_facts(shown["check"])]
+    return [fact for fact in facts if not _is_empty(fact[1])]
+
+
+def _check_facts(check: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """Return the verdict of the last check, how far it went, and each output where it was worst."""
+    if check is None:
+        return []
+    place = f" on {check['device']}" if check["device"] else ""
+    what = f"{check['verdict']}, scope {check['scope']}{place}, against {check['reference']}, {check['checked_at']}"
+    facts = [("check", what), ("check.reason", check["reason"]), ("check.tolerance", check["tolerance"])]
+    return [*facts, *((f"check.error.{output['name']}", output["error"]) for output in check["outputs"])]
 
 
 def _range_text(shapes: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import datetime as dt
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from enginecache.errors import EngineCacheError, printable
 from enginecache.files.os_errors import describe_os_error
 from enginecache.files.units import format_size, time_json
 
-Kind = Literal["text", "word", "key", "size", "seconds", "age"]
+Kind = Literal["text", "number", "word", "key", "size", "seconds", "age"]
 """Ways in which a terminal shows a value; only ``text`` may be folded."""
 
 WIDE = 120
@@ -217,15 +217,10 @@ def _plain(value: Any) -> str:
 def _shown(kind: Kind, value: Any) -> str:
     if value is None:
         return ""
-    if kind == "key":
-        return printable(value)[:12]
-    if kind == "size":
-        return format_size(value)
-    if kind == "seconds":
-        return f"{value:.1f} s"
-    if kind == "age":
-        return format_age(value)
-    return _plain(value)
+    if kind == "number":
+        return f"{value:.3g}" if isinstance(value, float) else _plain(value)
+    show = _SHOWN.get(kind)
+    return _plain(value) if show is None else show(value)
 
 
 def format_age(time: dt.datetime) -> str:
@@ -235,6 +230,14 @@ def format_age(time: dt.datetime) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return "just now"
+
+
+_SHOWN: dict[Kind, Callable[[Any], str]] = {
+    "key": lambda value: printable(value)[:12],
+    "size": format_size,
+    "seconds": "{:.1f} s".format,
+    "age": format_age,
+}
 
 
 def count(number: int, what: str) -> str:

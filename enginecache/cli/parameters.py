@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from enginecache.cache import EngineCache
     from enginecache.exchange.engines import PortableEngines
     from enginecache.maintenance.inspect import StoredEngines
+    from enginecache.quality.check import CheckOptions
     from enginecache.storage.folder import Root
 
 
@@ -61,6 +62,56 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON: raw numbers, RFC
 Key = Annotated[str, typer.Argument(metavar="KEY", help="A key, or its first characters.", autocompletion=complete_key)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")]
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--inputs",
+        metavar="FILE.npz",
+        help="Check with these inputs: an array for each, from numpy.savez. Repeat for more. Never unpickled.",
+    ),
+]
+InputRange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-range",
+        metavar="NAME=LOW:HIGH",
+        help="Check with values of this range in an input, such as indices or a mask: ids=0:30521. Repeat for others.",
+    ),
+]
+CheckSeed = Annotated[
+    int, typer.Option("--check-seed", metavar="N", help="What the check's inputs are made from. Default: 0.")
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        metavar="X",
+        help="Largest error that passes the check, of an output's largest value. Default: by precision.",
+    ),
+]
+
+
+def check_options(
+    inputs: list[str] | None, ranges: list[str] | None, seed: int, max_error: float | None
+) -> CheckOptions | None:
+    """Return the options of a check; None if they are the defaults.
+
+    Raises:
+        OptionError: A value cannot be read, or an input is named twice.
+    """
+    if not inputs and not ranges and seed == 0 and max_error is None:
+        return None
+    from enginecache.quality.check import CheckOptions
+    from enginecache.quality.inputs import parse_range
+
+    named: dict[str, tuple[float, float]] = {}
+    for name, limits in map(parse_range, ranges or ()):
+        if named.setdefault(name, limits) != limits:
+            raise OptionError(f"--input-range {name} is given twice with different ranges", "Give it once.")
+    options = CheckOptions(tuple(path_value("--inputs", path) for path in inputs or ()), named, seed, max_error)
+    options.require_valid()
+    return options
 
 
 def open_cache(folder: str | None) -> EngineCache:

@@ -49,6 +49,7 @@ _NAMES = {
 ReasonCode = Literal[
     "absent",
     "adopted",
+    "checked",
     "containing_profile",
     "corrupt",
     "differs",
@@ -74,11 +75,11 @@ class Reason(NamedTuple):
     The codes are ``exact`` (a stored engine has exactly this key), ``wider_reach`` (one serves that was built for more
     GPUs), ``containing_profile`` and ``other_device_model`` (a compatible one serves that was tuned for other shapes,
     or for another GPU model), ``adopted`` (one serves that another program built), ``waited`` (another process built it
-    meanwhile), ``rebuild`` (a rebuild was asked for),
-    ``absent`` (no engine of this model is stored), ``differs`` (in a field of the key), ``reach`` (it runs on other
-    GPUs), ``corrupt`` (a damaged one was just quarantined) and ``set_aside`` (quarantined earlier), ``failed`` (a
-    failed build is remembered), ``new_cache`` (this call created the folder), ``older_driver`` and ``warning``
-    (something to know about the engine).
+    meanwhile), ``rebuild`` (a rebuild was asked for), ``checked`` (its numbers passed a check), ``absent`` (no engine
+    of this model is stored), ``differs`` (in a field of the key), ``reach`` (it runs on other GPUs), ``corrupt`` (a
+    damaged one was just quarantined) and ``set_aside`` (quarantined earlier), ``failed`` (a failed build is
+    remembered), ``new_cache`` (this call created the folder), ``older_driver`` and ``warning`` (something to know about
+    the engine).
 
     Attributes:
         code: Stable, for programs; one of :data:`REASON_CODES`.

@@ -99,6 +99,7 @@ class BuildOnce:
                     timeout_s=policy.timeout_s,
                     waiting=policy.waiting,
                     uses_timing_cache=policy.timing_cache,
+                    examine=policy.examine,
                 )
             return self._served(resolved, record, (*miss.reasons, *new), built.warnings)
 

@@ -55,7 +55,8 @@ MAX_KEPT_CHARACTERS = 8000
 _LOGGER = logging.getLogger("enginecache")
 
 
-def _device_here() -> Device | None:
+def device_here() -> Device | None:
+    """Return the GPU that is current in this thread; None if there is none, or it cannot be found out."""
     try:
         return current_device()
     except NoDeviceError:
@@ -74,7 +75,7 @@ class Loading:
 
     trial: Trial = field(default_factory=ProcessTrial)
     deserializer: Deserializer = deserialize
-    find_device: Callable[[], Device | None] = _device_here
+    find_device: Callable[[], Device | None] = device_here
 
 
 def first_step(known: LoadOutcome | None, policy: TrialPolicy) -> Literal["raise", "try", "load"]:
@@ -174,7 +175,7 @@ class EngineLoader:
         step = first_step(outcome, trial)
         if known is not None and step == "raise":
             raise _failed_before(path, known)
-        request = _request(record, path, plugins, trusted=trusted)
+        request = load_request(record, path, plugins, trusted=trusted)
         if step == "try":
             failure = self._loading.trial(request, device)
             if failure is not None:
@@ -280,7 +281,17 @@ def _toolchain(record: EntryRecord) -> str:
     return f"{record.backend} {record.tensorrt_version}"
 
 
-def _request(record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...], *, trusted: bool) -> LoadRequest:
+def load_request(
+    record: EntryRecord, path: Path, plugins: Sequence[PluginLibrary] = (), *, trusted: bool = False
+) -> LoadRequest:
+    """Return the request to load a stored plan.
+
+    Args:
+        record: Its entry.
+        path: Where it is.
+        plugins: Libraries of plugins that it needs.
+        trusted: Whether a version-compatible plan may run its own host code.
+    """
     fields = record.fields
     device = fields.get("target", {}).get("device")
     is_version_compatible = bool(fields.get("options", {}).get("version_compatible"))
@@ -292,7 +303,7 @@ def _request(record: EntryRecord, path: Path, plugins: tuple[PluginLibrary, ...]
         reach=record.reach,
         tuned_for=None if device is None else str(DeviceModel(device["name"], device["sm_count"])),
         is_version_compatible=is_version_compatible,
-        plugins=plugins,
+        plugins=tuple(plugins),
         allows_host_code=is_version_compatible and trusted,
     )
 

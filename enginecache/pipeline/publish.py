@@ -35,6 +35,7 @@ from enginecache.key.key import KEY_VERSION
 from enginecache.model import has_changed, identify
 from enginecache.pipeline.failures import is_lasting
 from enginecache.pipeline.placement import Placement
+from enginecache.pipeline.request import Examine
 from enginecache.pipeline.resolve import Resolved
 from enginecache.pipeline.timing_caches import TimingCaches, TimingStart
 from enginecache.storage.blobs import StagedBlob
@@ -43,7 +44,7 @@ from enginecache.storage.locks import WaitingCallback
 from enginecache.storage.registry.rows import BuildRecord, EntryRecord
 from enginecache.storage.space import Reserve, require_space
 from enginecache.storage.storage import Storage
-from enginecache.trt.build.request import Builder, BuildRequest, BuiltPlan, ProgressCallback
+from enginecache.trt.build.request import Builder, BuildProgress, BuildRequest, BuiltPlan, ProgressCallback
 from enginecache.trt.plugin_libraries import has_changed as has_library_changed
 
 
@@ -71,6 +72,7 @@ class Publication:
         timeout_s: float | None = None,
         waiting: WaitingCallback | None = None,
         uses_timing_cache: bool = True,
+        examine: Examine | None = None,
     ) -> tuple[EntryRecord, BuiltPlan]:
         """Build the plan, keep its timing cache, store the plan durably, then commit its row.
 
@@ -84,6 +86,7 @@ class Publication:
             timeout_s: Longest wait for the GPU, in seconds; None waits as long as it takes.
             waiting: Called about once a second while another build has the GPU.
             uses_timing_cache: Whether the build may begin with a kept timing cache, and adds to it.
+            examine: Checks the plan before it is published, with the GPU still held.
 
         Returns:
             The entry, and the plan with its warnings; a timing cache that was not kept is one.
@@ -100,7 +103,7 @@ class Publication:
         with contextlib.ExitStack() as device:
             self._take_device(device, placement, timeout_s, waiting)
             start = None if slot is None else self._timing_caches.begin(slot)
-            return self._publish(resolved, progress, start, device)
+            return self._publish(resolved, progress, start, device, examine)
 
     def _take_device(
         self,
@@ -126,6 +129,7 @@ class Publication:
         progress: ProgressCallback | None,
         start: TimingStart | None,
         device: contextlib.ExitStack,
+        examine: Examine | None,
     ) -> tuple[EntryRecord, BuiltPlan]:
         # Before the row: a full disk would take it for a registry that is out of order.
         require_space(self._root, resolved.source.name, _plan_bytes(resolved))
@@ -139,16 +143,31 @@ class Publication:
         )
         self._registry.start_build(attempt)
         with self._recorded(attempt), self._work_dir(attempt) as work_dir:
-            built = self._build(self._request(resolved, attempt, work_dir, start), progress)
+            request = self._request(resolved, attempt, work_dir, start)
+            built = self._build(request, progress)
             if start is not None and built.timing_cache:
                 # With the GPU in hand: the next build on it begins with what this one has measured. The measurements
                 # are good whatever becomes of the plan.
                 kept = self._timing_caches.keep(start, built.timing_cache)
                 built = replace(built, warnings=(*built.warnings, *kept))
-            device.close()
+            if examine is None:
+                device.close()
             staged = self._storage.blobs.adopt(built.plan_path)
-            record = self._commit(resolved, attempt, built, staged, start)
+            check_json = None
+            if examine is not None:
+                if progress is not None:
+                    progress(BuildProgress("Checking the numbers", None, None, built.build_seconds))
+                check_json = self._examined(examine, request, built, staged)
+                device.close()
+            record = self._commit(resolved, attempt, built, staged, start, check_json)
         return record, built
+
+    def _examined(self, examine: Examine, request: BuildRequest, built: BuiltPlan, staged: StagedBlob) -> str:
+        try:
+            return examine(request, built, staged)
+        except BaseException:
+            self._storage.blobs.discard(staged)
+            raise
 
     def _build(self, request: BuildRequest, progress: ProgressCallback | None) -> BuiltPlan:
         """Build. A failure on a model that has changed since its key was made says nothing about that key."""
@@ -194,6 +213,7 @@ class Publication:
         built: BuiltPlan,
         staged: StagedBlob,
         start: TimingStart | None,
+        check_json: str | None,
     ) -> EntryRecord:
         device = resolved.placement.device
         record = EntryRecord(
@@ -213,6 +233,7 @@ class Publication:
             build_seconds=built.build_seconds,
             created_at=utc_now(),
             timing_cache_digest=start.digest if start is not None and built.took_timing_cache else None,
+            check_json=check_json,
         )
         self._storage.commit(staged, record, attempt)
         return record

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
 
 from enginecache.config import BACKENDS, Backend, require_choice, require_seconds
 from enginecache.errors import OptionError, ProfileError, shown
@@ -18,11 +18,17 @@ from enginecache.key.profiles import ProfileRequest
 from enginecache.key.shape_syntax import Corners
 from enginecache.model import ModelSource
 from enginecache.storage.locks import WaitingCallback
-from enginecache.trt.build.request import ProgressCallback
+from enginecache.trt.build.request import BuildRequest, BuiltPlan, ProgressCallback
+
+if TYPE_CHECKING:
+    from enginecache.storage.blobs import StagedBlob
 
 Model = str | os.PathLike[str] | bytes
 IfUnloadable = Literal["rebuild", "raise"]
 IF_UNLOADABLE: tuple[IfUnloadable, ...] = get_args(IfUnloadable)
+
+Examine = Callable[[BuildRequest, BuiltPlan, "StagedBlob"], str]
+"""Checks what a plan computes before it is published; returns the result for the entry's row. Raises to refuse it."""
 
 
 class Ask(TypedDict, total=False):
@@ -57,6 +63,8 @@ class GetAsk(Ask, total=False):
     progress: ProgressCallback | None
     waiting: WaitingCallback | None
     made: Callable[[Path], object] | None
+    check: Any
+    require_check: bool
 
 
 _T = TypeVar("_T")
@@ -128,6 +136,7 @@ class Policy:
         progress: Called with each step of a build.
         waiting: Called about once a second while another process builds.
         made: Called with the folder when a new cache is made there.
+        examine: Checks a plan before it is published; None for no check.
     """
 
     offline: bool = False
@@ -137,6 +146,7 @@ class Policy:
     progress: ProgressCallback | None = None
     waiting: WaitingCallback | None = None
     made: Callable[[Path], object] | None = None
+    examine: Examine | None = None
 
     @classmethod
     def of(cls, ask: GetAsk) -> Policy:

@@ -149,6 +149,7 @@ def record_json(record: EntryRecord, path: Path) -> dict[str, Any]:
         "conversion": fields.get("conversion"),
         "timing_cache": record.timing_cache_digest,
         "adopted": record.is_adopted,
+        "check": record.check,
         "build_seconds": record.build_seconds,
         "created_at": time_json(record.created_at),
     }
@@ -221,6 +222,7 @@ class Explanation:
             "fields": self.fields,
             "reasons": reasons_json(self.reasons),
             "digest": None if self.entry is None else self.entry.digest,
+            "check": None if self.entry is None else self.entry.check,
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "last_failure": self.failure or None,
             "last_failure_log": None if self.failure_log is None else str(self.failure_log),

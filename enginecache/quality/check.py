@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.environment import passed, snapshot
-from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError
+from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError, shown
 from enginecache.files.os_errors import describe_os_error
 from enginecache.files.plain import from_plain, to_plain
 from enginecache.files.units import time_json, utc_now
 from enginecache.host.devices import Device
-from enginecache.model import ModelSource, has_changed
+from enginecache.key.profiles import Profile
+from enginecache.model import ModelInput, ModelSource, has_changed
 from enginecache.quality.compare import compare, tolerance_for
 from enginecache.quality.inputs import Point, Range, check_ranges, point_of_file, points_of
 from enginecache.quality.result import Check, CheckVerdict, PointNumbers
@@ -70,6 +71,19 @@ class CheckOptions:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     seed: int = 0
     max_error: float | None = None
+
+    @classmethod
+    def of(cls, options: object) -> CheckOptions:
+        """Return the options; the defaults for None.
+
+        Raises:
+            OptionError: They are something else.
+        """
+        if options is None:
+            return cls()
+        if not isinstance(options, cls):
+            raise OptionError(f"check: {shown(options)} is not True, False or CheckOptions", "Give one of these.")
+        return options
 
     def require_valid(self) -> None:
         """Refuse values that no check can have.
@@ -124,17 +138,17 @@ def _is_installed(module: str) -> bool:
     return False
 
 
-def plan_points(options: CheckOptions, build: BuildRequest) -> tuple[Point, ...]:
-    """Return the inputs to check with, before anything is built.
+def plan_points(options: CheckOptions, inputs: Sequence[ModelInput], profiles: Sequence[Profile]) -> tuple[Point, ...]:
+    """Return the inputs to check with.
 
     Raises:
         OptionError: A file or range does not fit the model.
     """
     options.require_valid()
-    check_ranges(build.identity.inputs, options.ranges)
+    check_ranges(inputs, options.ranges)
     if options.inputs:
-        return tuple(point_of_file(path, build.identity.inputs, build.profiles) for path in options.inputs)
-    return points_of(build.identity.inputs, build.profiles)
+        return tuple(point_of_file(path, inputs, profiles) for path in options.inputs)
+    return points_of(inputs, profiles)
 
 
 class Checker:
@@ -237,7 +251,7 @@ class _Run:
     def __init__(self, checker: Checker, subject: Subject, options: CheckOptions, folder: Path) -> None:
         self._checker, self._subject, self._folder = checker, subject, folder
         build = subject.build
-        self._points = plan_points(options, build)
+        self._points = plan_points(options, build.identity.inputs, build.profiles)
         self._options = options
         flags = build.options.builder_flags
         limit = options.max_error

@@ -116,6 +116,11 @@ class Check:
                 worst[output.name] = output
         return tuple(worst.values())
 
+    @property
+    def largest_error(self) -> float:
+        """The error that decides, where it is largest; 0 without numbers."""
+        return max((output.error for output in self.worst), default=0.0)
+
     def to_json(self) -> dict[str, Any]:
         """Return the record of ``check --json``, as plain JSON values."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists
@@ -170,12 +175,12 @@ class Check:
         return check if check is not None and check.digest == digest else None
 
     def __str__(self) -> str:
-        what = "on a GPU" if self.scope == "engine" else "as far as its graph goes, on a CPU"
-        if self.verdict == "passed":
-            most = max((output.error for output in self.worst), default=0.0)
-            return f"checked {what}: largest error {most:.2g}, tolerance {self.tolerance:g}"
-        word = "failed its check" if self.verdict == "failed" else "could not be judged"
-        return f"{word} {what}: {self.reason}"
+        if self.verdict == "uninformative":
+            return f"could not be judged: {self.reason}"
+        where = f"on {self.device}" if self.scope == "engine" else "of its graph alone, on a CPU"
+        if self.verdict == "failed":
+            return f"failed a check {where}: {self.reason}"
+        return f"passed a check {where}: largest error {self.largest_error:.2g}, tolerance {self.tolerance:g}"
 
 
 def _badness(output: OutputNumbers) -> tuple[bool, int, float]:

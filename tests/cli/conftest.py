@@ -16,6 +16,9 @@ from enginecache.cache import EngineCache
 from enginecache.cli.main import main
 from enginecache.config import Config
 
+# The models of other folders' tests.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("builders", "quality")]
+
 
 @dataclass(frozen=True)
 class Ran:

@@ -25,10 +25,10 @@ def stored(cli, model):
 def test_ls_on_a_pipe_is_full_values_without_heading_newest_first(cli, stored):
     rows = cli("ls").rows
     assert [row[0] for row in rows] == [record["key"] for record in reversed(stored)]
-    key, name, backend, version, reach, device, size, seconds, created, used, pinned = rows[0]
+    key, name, backend, version, reach, device, size, seconds, created, used, pinned, adopted, check = rows[0]
     assert KEY.fullmatch(key)
     assert (name, backend, version, reach, device) == ("model.onnx", "tensorrt-rtx", "1.7.1.116", "8.9", "")
-    assert (int(size), float(seconds) > 0, pinned) == (4096, True, "no")
+    assert (int(size), float(seconds) > 0, pinned, adopted, check) == (4096, True, "no", "no", "")
     assert dt.datetime.fromisoformat(created.replace("Z", "+00:00")) <= dt.datetime.fromisoformat(
         used.replace("Z", "+00:00")
     ) + dt.timedelta(seconds=1)

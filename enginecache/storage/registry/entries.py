@@ -20,7 +20,17 @@ from enginecache.storage.registry.rows import (
     Standing,
     stored_time,
 )
-from enginecache.storage.registry.tables import blobs, builds, entries, misses, models, pins, set_asides, upsert
+from enginecache.storage.registry.tables import (
+    answers,
+    blobs,
+    builds,
+    entries,
+    misses,
+    models,
+    pins,
+    set_asides,
+    upsert,
+)
 
 _ENTRY = sa.select(
     entries,
@@ -99,6 +109,7 @@ class Entries(RegistryReader):
         chosen = sa.update(entries).where(entries.c.key == key, entries.c.build_id == build_id)
         with self._writing() as connection:
             found = connection.execute(chosen.values(check_json=check_json).returning(entries.c.key)).first()
+            connection.execute(sa.delete(answers).where(answers.c.key == key))  # they say what the check was before
         return found is not None
 
     def remove(self, key: str, *, digest: str | None = None) -> bool:

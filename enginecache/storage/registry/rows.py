@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -117,14 +118,17 @@ class EntryRecord:
     @property
     def is_confirmed(self) -> bool:
         """True for an adopted engine whose last check ran it on a GPU and passed: it serves as one that was built."""
-        if not self.is_adopted or self.check_json is None:
-            return False
-        try:
-            check = json.loads(self.check_json)
-            found = (check["verdict"], check["scope"], check["digest"])
-        except (ValueError, KeyError, TypeError):
-            return False
-        return found == ("passed", "engine", self.digest)
+        check = self.check if self.is_adopted else None
+        return check is not None and (check.get("verdict"), check.get("scope")) == ("passed", "engine")
+
+    @property
+    def check(self) -> Fields | None:
+        """Result of the last check as plain JSON values; None where there is none, or it is of another plan."""
+        with contextlib.suppress(ValueError, RecursionError):
+            found = None if self.check_json is None else json.loads(self.check_json)
+            if isinstance(found, dict) and found.get("digest") == self.digest:
+                return found
+        return None
 
     @property
     def flaw(self) -> str:

@@ -15,6 +15,8 @@ from enginecache.trt.build.request import BuildRequest
 MODEL_NAME = "model.onnx"
 PLAN_NAME = "plan.engine"
 TIMING_CACHE_NAME = "timing.cache"
+CONVERTED_NAME = "converted"
+CONVERTED_WEIGHTS_NAME = "weights.data"
 """Names in the build's own folder."""
 
 _ERRORS: dict[str, type[EngineCacheError]] = {

@@ -22,6 +22,7 @@ from enginecache.key.precision import Conversion
 from enginecache.model import ModelSource
 from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES, store_raw
+from enginecache.trt.build.codec import CONVERTED_NAME, CONVERTED_WEIGHTS_NAME
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.request import BuildRequest
 from enginecache.trt.convert import graph_fixes
@@ -36,9 +37,7 @@ QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 TensorRT-RTX 1.7.1 builds graphs of int8 and fp8 with scales of either type, with equally large weights, 2026-11.
 """
 
-FOLDER = "converted"
 RAW_FOLDER = "raw"
-WEIGHTS = "weights.data"
 EXTERNAL_FROM_BYTES = 1 << 16
 SMALL_BYTES = 1 << 16
 """Tensors up to this size may hold shapes, and take part in shape inference; larger ones are weights."""
@@ -111,7 +110,7 @@ def convert(request: BuildRequest, log: BuildLog, stays: Collection[str] = ()) -
         outer = {node.name: node.op_type for node in _read(request.source).graph.node if any(nodes_inside(node))}
         if request.conversion.precision != "fp16" or outer.keys() <= set(stays):
             raise
-    shutil.rmtree(request.work_dir / FOLDER, ignore_errors=True)
+    shutil.rmtree(request.work_dir / CONVERTED_NAME, ignore_errors=True)
     converted = _convert(request, request.conversion, log, {*stays, *outer})
     listed = ", ".join(f"{name} ({operator})" for name, operator in outer.items())
     log.write("W", f"these nodes have graphs inside that could not be converted, and stay in FP32: {listed}")
@@ -326,17 +325,17 @@ def _write(model: Any, request: BuildRequest) -> Path:
     """Write the model, with its weights in a file next to it: they may be more than a protobuf message can hold."""
     import onnx
 
-    folder = request.work_dir / FOLDER
+    folder = request.work_dir / CONVERTED_NAME
     folder.mkdir()
     name = request.source.name
-    is_usable = name.isprintable() and name.isascii() and name != WEIGHTS
+    is_usable = name.isprintable() and name.isascii() and name != CONVERTED_WEIGHTS_NAME
     path = folder / (name if is_usable else "model.onnx")
     onnx.save_model(
         model,
         str(path),
         format="protobuf",  # else by the ending of the name, which may be any
         save_as_external_data=True,
-        location=WEIGHTS,
+        location=CONVERTED_WEIGHTS_NAME,
         size_threshold=EXTERNAL_FROM_BYTES,
     )
     return path
