@@ -118,7 +118,7 @@ class Check:
 
     @property
     def largest_error(self) -> float:
-        """The error that decides, where it is largest; 0 without numbers."""
+        """Return the largest of the errors that decide; 0 without numbers."""
         return max((output.error for output in self.worst), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
