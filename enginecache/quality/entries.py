@@ -22,6 +22,7 @@ from enginecache.key.profiles import Profile, ShapeRange
 from enginecache.model import ModelIdentity, ModelSource
 from enginecache.pipeline.load import device_here, load_request
 from enginecache.pipeline.lookup import Match
+from enginecache.pipeline.placement import required_reach
 from enginecache.pipeline.publish import device_lock
 from enginecache.pipeline.request import Policy
 from enginecache.pipeline.resolve import Resolved
@@ -83,7 +84,9 @@ class EntryChecks:
             CheckUnavailableError: A package is missing.
         """
         plan_points(self._options, resolved.identity.inputs, resolved.profiles)
-        require_packages(resolved.placement.device)
+        device = resolved.placement.device or self._find_device()
+        is_run = device is not None and required_reach(resolved.key.target).covers_one(device.compute_capability)
+        require_packages(device if is_run else None)
         return replace(policy, examine=self.examine)
 
     def examine(self, request: BuildRequest, built: BuiltPlan, staged: StagedBlob) -> str:

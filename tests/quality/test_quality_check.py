@@ -122,6 +122,14 @@ def test_weights_outside_the_model_are_read_also_through_links(tmp_path, as_byte
     assert (found.verdict, found.reason) == ("passed", "")
 
 
+def test_weights_of_a_converted_graph_are_read_from_their_file(tmp_path):
+    text = "(float[2,256] x) => (float[2,256] y) { y = MatMul(x, w) }"
+    found = models.check(tmp_path / "a", models.model(text, w=models.normal(256, 256)))
+    (weights,) = (tmp_path / "a").rglob("weights.data")
+    assert weights.stat().st_size == 256 * 256 * 2
+    assert (found.verdict, found.reason) == ("passed", "")
+
+
 def test_model_that_onnxruntime_does_not_know_is_uninformative_with_its_words(tmp_path):
     node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="my.ops")
     value = onnx.helper.make_tensor_value_info

@@ -1,13 +1,16 @@
 """Checks of the cache's engines, by a fake builder and, in this process, the graph's half of the check."""
 
 import sqlite3
+from dataclasses import replace
 
 import check_models as models
 import pytest
-from fakes import FakeBuilder
+from fakes import H100, FakeBuilder
 from models import linear, save
 
 from enginecache import CheckError, CheckOptions, CheckUnavailableError, ModelError, NotCachedError, OptionError
+from enginecache.host.targets import ComputeCapability
+from enginecache.quality.entries import EntryChecks
 from enginecache.storage.registry.rows import AnswerRecord
 
 HALF = {"dims": {"batch": (1, 2, 4)}, "precision": "fp16"}
@@ -161,6 +164,23 @@ def test_package_that_is_missing_is_exit_8_before_a_build(open_cache, model, mon
     with pytest.raises(CheckUnavailableError, match="enginecache"):
         open_cache(builder).get(model, check=True, **HALF)
     assert builder.count == 0
+
+
+@pytest.mark.parametrize(("capability", "is_missed"), [((8, 9), True), ((9, 0), False)])
+def test_package_that_runs_engines_is_missed_before_a_build_where_a_gpu_runs_this_one(
+    open_cache, model, monkeypatch, capability, is_missed
+):
+    builder, gpu = FakeBuilder(), replace(H100, compute_capability=ComputeCapability(*capability))
+    monkeypatch.setattr("enginecache.quality.check.find_spec", lambda name: None if "cuda" in name else name)
+    cache = open_cache(builder)
+    checks = EntryChecks(cache._storage, cache.config, find_device=lambda: gpu)
+    monkeypatch.setattr(cache, "_checks", lambda _ask: checks)
+    if is_missed:
+        with pytest.raises(CheckUnavailableError, match="cuda-bindings is not installed"):
+            cache.get(model, **HALF)
+        assert builder.count == 0
+    else:
+        assert cache.get(model, **HALF).record.check["scope"] == "graph"
 
 
 def test_answer_that_is_remembered_is_given_no_more_when_a_check_was_kept(open_cache, model):
