@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gpu_checks import build, check, damaged
 
+from enginecache import CheckError, EngineCache
 from enginecache.errors import BackendError
 from enginecache.key.options import BuildOptions
 from enginecache.pipeline.placement import place
@@ -106,6 +107,23 @@ def test_input_that_is_an_output_too(tmp_path):
         build(tmp_path / "one", models.model("(float[4,8] x) => (float[4,8] y, float[4,8] x) { y = Neg(x) }"))
     )
     assert found.verdict == "passed", found.reason
+
+
+def test_get_with_a_check_runs_the_engine_before_it_is_published(tmp_path):
+    text = "(float[batch,64] x) => (float[batch,64] y) { y = MatMul(x, w) }"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(models.model(text, w=models.normal(64, 64)).SerializeToString())
+    cache, ask = EngineCache(tmp_path / "cache"), {"dims": {"batch": (1, 2, 4)}}
+    with pytest.raises(CheckError, match="tolerance"):
+        cache.get(path, check=CheckOptions(max_error=0.0, seed=3), **ask)
+    assert cache.entries() == []
+    entry = cache.get(path, check=True, **ask)
+    check = entry.record.check
+    assert (entry.outcome, check["verdict"], check["scope"]) == ("built", "passed", "engine")
+    assert cache.get(path, require_check=True, offline=True, **ask).key == entry.key
+    assert cache.load(path, check=True, **ask).num_io_tensors == 2
+    assert cache.check(entry, path, CheckOptions(seed=9)).verdict == "passed"
+    assert cache.verify(deep=True).is_clean
 
 
 def test_plan_that_is_cut_short_fails_with_tensorrts_words(tmp_path, linear):

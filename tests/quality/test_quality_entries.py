@@ -12,6 +12,7 @@ from enginecache import CheckError, CheckOptions, CheckUnavailableError, ModelEr
 from enginecache.host.targets import ComputeCapability
 from enginecache.quality.entries import EntryChecks
 from enginecache.storage.registry.rows import AnswerRecord
+from enginecache.trt.build.codec import CONVERTED_NAME, CONVERTED_WEIGHTS_NAME
 
 HALF = {"dims": {"batch": (1, 2, 4)}, "precision": "fp16"}
 STRICT = CheckOptions(max_error=1e-9)
@@ -53,6 +54,26 @@ def test_failed_check_publishes_nothing_and_says_which_outputs(open_cache, model
     assert list(cache.root.tmp.iterdir()) == []
     (build,) = cache.builds()
     assert (build.state, "failed a check" in build.reason) == ("failed", True)
+
+
+def test_conversion_that_overflows_is_not_published(open_cache, tmp_path):
+    original, _ = models.bad_pairs()["overflow of a square, by the converter"]
+    cache = open_cache()
+    with pytest.raises(CheckError, match="output y"):
+        cache.get(save(original, tmp_path / "bad.onnx"), precision="fp16", check=True)
+    assert cache.entries() == []
+    assert cache.get(tmp_path / "bad.onnx", check=True).outcome == "built"
+
+
+def test_graph_that_was_built_is_checked_and_not_another_conversion(open_cache, model):
+    def convert(request):
+        folder = request.work_dir / CONVERTED_NAME
+        folder.mkdir()
+        (folder / CONVERTED_WEIGHTS_NAME).write_bytes(b"")
+        (folder / "model.onnx").write_bytes(linear(seed=1).SerializeToString())
+
+    with pytest.raises(CheckError, match="output y: error"):
+        open_cache(FakeBuilder(before=convert)).get(model, check=True, **HALF)
 
 
 def test_failed_check_is_no_failed_build(open_cache, model):
