@@ -41,7 +41,8 @@ _PICKLE_STOP = b"."
 """Ends every pickle, the only wrapper that goes on after its plan."""
 _BLOB_NAME = re.compile(r"([0-9a-f]{64})(?:\.\d+)?\.engine")
 _ORT_NAME = re.compile(
-    r"(?P<stem>.+?)_(?P<hash>\d+)_\d+_\d+(?P<tags>(?:_[a-z0-9]+)*?)_sm(?P<sm>\d+)\.(?:engine|profile)"
+    r".+?_\d+_\d+_\d+(?P<tags>(?:_[a-z0-9]+)*?)_sm(?P<sm>\d+)\.(?:engine|profile)"
+    r"|TensorrtExecutionProvider_cache_sm(?P<timing_sm>\d+)\.timing"
 )
 """Source: the TensorRT execution provider of ONNX Runtime 1.32, ``TRTGenerateId`` and ``GetCachePath``."""
 
@@ -393,10 +394,11 @@ def _unknown(head: bytes) -> Note:
 def _named(found: ForeignFile) -> ForeignFile:
     """Return the file with what its name says, as ONNX Runtime's cache gives it."""
     match = _ORT_NAME.fullmatch(found.path.name)
-    if match is None or found.kind not in {"plan", "unknown"}:
+    if match is None or found.kind not in {"plan", "timing_cache", "unknown"}:
         return found
-    sm = match["sm"]
-    text = f"named as ONNX Runtime's TensorRT cache does: sm_{sm}{match['tags'].replace('_', ', ')}"
+    sm = match["sm"] or match["timing_sm"]
+    tags = (match["tags"] or "").replace("_", ", ")
+    text = f"named as ONNX Runtime's TensorRT cache does: sm_{sm}{tags}"
     notes = [*found.notes, Note("ort_cache", f"{text}; nothing in such a name is a digest of the weights")]
     listed = () if found.header is None else found.header.compute_capabilities
     if listed and f"{sm[:-1]}.{sm[-1]}" not in listed:

@@ -127,6 +127,8 @@ def test_names_of_onnx_runtimes_cache_are_read():
     found = looked_at_named(PLAN, name)
     assert codes(found) == ["ort_cache"]
     assert "sm_89, fp16, int8" in found.notes[0].text
+    timing = looked_at_named(timing_cache(), "TensorrtExecutionProvider_cache_sm89.timing")
+    assert codes(timing) == ["timing_cache", "ort_cache"]
     other = looked_at_named(PLAN, name.replace("sm89", "sm75"))
     assert codes(other) == ["ort_cache", "name"]
 

@@ -5,7 +5,19 @@ import random
 from pathlib import Path
 
 import pytest
-from foreign_files import H200, RTX_RELEASES, old_plan, rtx_plan, timing_cache, trt_plan
+from foreign_files import (
+    H200,
+    RTX_RELEASES,
+    ep_context,
+    model_connect,
+    old_plan,
+    rtx_plan,
+    tensoracle,
+    timing_cache,
+    torch_tensorrt,
+    trt_plan,
+    ultralytics,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,15 +135,28 @@ def _mutated(rng, plan):
     return bytes(data)
 
 
+OTHERS = [
+    ultralytics(rtx_plan()),
+    tensoracle(trt_plan()),
+    torch_tensorrt(rtx_plan()),
+    model_connect(),
+    timing_cache(),
+    old_plan(),
+    ep_context(rtx_plan(), hardware_architecture="89"),
+    ep_context("net.engine", embedded=False),
+]
+
+
 def _examine_mutated(count, seed):
     rng = random.Random(seed)
-    plans = list(PLANS.values())
+    plans = [*PLANS.values(), *OTHERS]
     verdicts = set()
     for _ in range(count):
         found = examine(_mutated(rng, rng.choice(plans)), Path("x"))
         verdicts.add((found.kind, found.is_complete))
         assert found.kind in {"plan", "unknown", "timing_cache", "onnx", "ep_context"}
-        assert found.is_complete is not True or found.header.declared_size_bytes == found.plan_size_bytes
+        if found.kind == "plan" and found.is_complete:
+            assert found.header.declared_size_bytes == found.plan_size_bytes
     assert {("plan", False), ("unknown", None)} <= verdicts
 
 
