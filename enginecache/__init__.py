@@ -45,6 +45,9 @@ if TYPE_CHECKING:
         UnexpectedError,
         UnsupportedOptionError,
     )
+    from enginecache.exchange.adopt import Adopted
+    from enginecache.exchange.inspection import Inspection
+    from enginecache.exchange.transfer import Exported, Imported
     from enginecache.key.matching import REASON_CODES, Accept, Reason, ReasonCode, Verdict
     from enginecache.key.options import BuildOptions, HardwareCompatibility, Precision
     from enginecache.pipeline.results import Candidate, Entry, Explanation
@@ -56,6 +59,7 @@ __version__ = "0.1.0"
 __all__ = [
     "REASON_CODES",
     "Accept",
+    "Adopted",
     "AmbiguousKeyError",
     "Backend",
     "BackendError",
@@ -76,7 +80,10 @@ __all__ = [
     "EngineCacheError",
     "Entry",
     "Explanation",
+    "Exported",
     "HardwareCompatibility",
+    "Imported",
+    "Inspection",
     "IntegrityError",
     "InterpreterError",
     "InvalidInputError",
@@ -114,6 +121,10 @@ _HOMES = {
     "Candidate": "enginecache.pipeline.results",
     "Entry": "enginecache.pipeline.results",
     "Explanation": "enginecache.pipeline.results",
+    "Adopted": "enginecache.exchange.adopt",
+    "Inspection": "enginecache.exchange.inspection",
+    "Exported": "enginecache.exchange.transfer",
+    "Imported": "enginecache.exchange.transfer",
     "AmbiguousKeyError": "enginecache.errors",
     "BackendError": "enginecache.errors",
     "BuildError": "enginecache.errors",

@@ -47,6 +47,7 @@ _ORT_NAME = re.compile(
 """Source: the TensorRT execution provider of ONNX Runtime 1.32, ``TRTGenerateId`` and ``GetCachePath``."""
 
 _KNOWN = (
+    (b"enginecache-bundle.json", "a bundle of enginecache's: `enginecache import` takes its engines"),
     (b"PK\x03\x04", "a zip archive, such as PyTorch's .pt"),
     (b"\x1f\x8b", "a gzip file: decompress it"),
     (b"\x28\xb5\x2f\xfd", "a zstandard file: decompress it"),

@@ -113,6 +113,7 @@ def test_pickle_with_a_lying_length_reads_nothing_into_memory():
         (b"", "empty", True),
         (bytes(100_000), "zeros", True),
         (b"PK\x03\x04rest", "known", False),
+        (b"enginecache-bundle.json\0\0", "known", False),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "known", False),
         (b"just text", "unknown", False),
     ],

@@ -112,6 +112,15 @@ def test_engines_that_share_a_plan_are_carried_once(copy, target, tmp_path):
     copy.verify(repair=True)
 
 
+def test_result_of_a_check_travels_and_a_pin_stays(copy, target, tmp_path):
+    (first, *_) = records(copy)
+    copy._storage.record_check(first, '{"verdict":"passed"}')
+    copy.pin(first.key)
+    imported(target, exported(copy, tmp_path / "b.tar").path)
+    carried = target.find(first.key)
+    assert (carried.check_json, carried.is_pinned) == ('{"verdict":"passed"}', False)
+
+
 def test_second_import_takes_nothing_and_changes_nothing(bundle, copy):
     before = {path: path.stat().st_ino for path in copy.root.engines.glob("*/*")}
     result = imported(copy, bundle)
