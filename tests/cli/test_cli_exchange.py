@@ -124,7 +124,7 @@ def test_adopt_marks_the_engine_wherever_it_is_shown(cli, plan, model):
     assert "verified: size" in ran.err
     key = ran.json["key"]
     assert cli("ls", "--json").json[0]["adopted"] is True
-    assert cli("ls").rows[0][-1] == "yes"
+    assert cli("ls").rows[0][11] == "yes"
     assert "adopted" in cli("show", key).out
     assert "adopted" in cli("explain", model, *DIM).out
     taken = cli("get", model, *DIM, "--accept", "compatible", "--offline", "--json")

@@ -334,7 +334,7 @@ def test_odd_model_names_go_through(cli, tmp_path, monkeypatch, name):
     save(linear(), tmp_path / name)
     assert cli("get", *BATCH, "--", name).code == 0
     (row,) = cli("ls").rows
-    assert (row[1], len(row)) == (name.replace("\t", r"\t"), 11)
+    assert (row[1], len(row)) == (name.replace("\t", r"\t"), 13)
     assert cli("show", row[0]).code == 0
     _, *lines = cli("ls", terminal=80).out.splitlines()  # the heading has escapes in it
     folded = "".join(line[14:].split("  ")[0].strip() for line in lines)

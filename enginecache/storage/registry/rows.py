@@ -118,8 +118,8 @@ class EntryRecord:
     @property
     def is_confirmed(self) -> bool:
         """True for an adopted engine whose last check ran it on a GPU and passed: it serves as one that was built."""
-        check = self.check if self.is_adopted else None
-        return check is not None and (check.get("verdict"), check.get("scope")) == ("passed", "engine")
+        check = self.check or {}
+        return self.is_adopted and (check.get("verdict"), check.get("scope")) == ("passed", "engine")
 
     @property
     def check(self) -> Fields | None:
