@@ -40,6 +40,7 @@ from enginecache.trt.child import (
 from enginecache.trt.interpreter import Interpreter, environment_for, run_with
 from enginecache.trt.load.request import Failure, LoadRequest, driver_of
 from enginecache.trt.load.verdict import judge
+from enginecache.trt.messages import clean_lines
 
 REFERENCE = "enginecache.quality.reference"
 EXECUTE = "enginecache.quality.execute"
@@ -226,7 +227,7 @@ def _report_of(
             if report is not None:
                 last = report
                 if report["event"] not in {"deserializing", "running"}:
-                    return report
+                    return {**report, "log": tail_of(log)}
         status, tail = worker.wait(), tail_of(log)
         not_ready = worker.not_ready(status, tail)
         if not_ready is not None:
@@ -235,6 +236,12 @@ def _report_of(
         if is_out_of_memory(tail) or is_from_outside(status, tail):
             return {"event": "failed", "what": f"{what}: out of memory, or ended from outside"}
         return {"event": "died", "what": what, "after": last.get("event", "")}
+
+
+def _explained(report: dict[str, Any]) -> str:
+    """Return what a child reported, with the last line that TensorRT logged there."""
+    lines = clean_lines(report.get("log", ()))
+    return f"{report['what']}; its last line: {lines[-1]}" if lines else str(report["what"])
 
 
 class _Inconclusive(Exception):  # noqa: N818  # never leaves this module
@@ -354,12 +361,12 @@ class _Run:
             what = f"TensorRT did not load the engine: {verdict.reason}"
             raise _Wrong(what) if verdict.outcome == "bad" else _Inconclusive(what)
         if event in {"no_run", "timeout"}:
-            raise _Wrong(f"the engine did not run: {report['what']}")
+            raise _Wrong(f"the engine did not run: {_explained(report)}")
         if event == "died" and report["after"]:
             doing = "was loaded" if report["after"] == "deserializing" else "ran"
             raise _Wrong(f"the engine crashed while it {doing}: {report['what']}")
         if event != "done":
-            raise _Inconclusive(f"the engine could not be run: {report['what']}")
+            raise _Inconclusive(f"the engine could not be run: {_explained(report)}")
 
     def _judged(self, expected: Mapping[str, Any]) -> Check:
         from enginecache.quality.reference import load_arrays

@@ -13,7 +13,9 @@ _FILL = 0xFF
 class Driver:
     """The first GPU that this process sees, in the primary context, which the CUDA runtime uses too.
 
-    Not safe across threads. It lives as long as the process.
+    Everything is asked of one stream, in order: work of the default stream does not wait for a stream that does not
+    block, nor the other way round, so memory that was filled there could be filled after the engine had written it
+    (seen on an H200, 2026-12-01). Not safe across threads. It lives as long as the process.
 
     Raises:
         CheckUnavailableError: There is no driver, or no GPU.
@@ -42,18 +44,18 @@ class Driver:
         size_bytes = max(size_bytes, 1)
         pointer = int(self._call(self._cuda.cuMemAlloc, size_bytes))
         self._taken.append(pointer)
-        self._call(self._cuda.cuMemsetD8, pointer, _FILL, size_bytes)
+        self._call(self._cuda.cuMemsetD8Async, pointer, _FILL, size_bytes, self._stream)
         return pointer
 
     def upload(self, array: Any) -> int:
-        """Return memory on the GPU with the bytes of a contiguous array."""
+        """Return memory on the GPU with the bytes of a contiguous array, which must live until :meth:`wait` returns."""
         pointer = self.allocate(array.nbytes)
         if array.nbytes:
-            self._call(self._cuda.cuMemcpyHtoD, pointer, array.ctypes.data, array.nbytes)
+            self._call(self._cuda.cuMemcpyHtoDAsync, pointer, array.ctypes.data, array.nbytes, self._stream)
         return pointer
 
     def download(self, pointer: int, array: Any) -> None:
-        """Fill a contiguous array from memory on the GPU."""
+        """Fill a contiguous array from memory on the GPU; call :meth:`wait` before."""
         if array.nbytes:
             self._call(self._cuda.cuMemcpyDtoH, array.ctypes.data, pointer, array.nbytes)
 

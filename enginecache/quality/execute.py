@@ -96,7 +96,7 @@ class Execution:
         self._engine, self._trt, self._driver = engine, trt, driver
         self._context = engine.create_execution_context()
         if self._context is None:
-            raise CheckUnavailableError("TensorRT gave no execution context: too little memory on the GPU?", "")
+            raise CheckUnavailableError("TensorRT gave no execution context", "")
         self._profile = 0
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]

@@ -1,11 +1,12 @@
 """Build models with trained weights in FP32 and FP16, check what each engine computes, and flip bytes of one plan.
 
     python tests/gpu/trained_models.py MODELS
-    python tests/gpu/gpu_trained.py MODELS OUT [--level 1] [--jobs 4] [--flips 200] [--target sm_89]
+    python tests/gpu/gpu_trained.py MODELS OUT [--level 1] [--jobs 1] [--flips 200] [--target sm_89]
 
 Writes one JSON line for each engine to ``OUT/checks.jsonl`` while it runs, and one for each flipped byte to
 ``OUT/flips.jsonl``. Without a GPU, ``--target`` lets TensorRT-RTX build, and the converted graphs are checked.
-Each process builds several engines in a row, since a builder of TensorRT 8.6 takes 8 s to start.
+Each process builds several engines in a row, since a builder of TensorRT 8.6 takes 8 s to start. Keep to one or two
+jobs on one GPU: seven builders that started at once took 137 s each (H200, 2026-12-01).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--level", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--flips", type=int, default=0)
     parser.add_argument("--target", default="")
     parser.add_argument("--precision", action="append")
@@ -129,10 +130,10 @@ def main() -> None:
             for number in range(given.jobs if given.flips else 0)
         ]
         with (given.out / "checks.jsonl").open("w") as lines:
-            for future in futures:
+            for future in as_completed(futures):
                 gpu_checks._say(lines, future.result())
         with (given.out / "flips.jsonl").open("w") as lines:
-            for future in flipping:
+            for future in as_completed(flipping):
                 for row in future.result():
                     gpu_checks._say(lines, row)
 

@@ -261,6 +261,11 @@ FAILURE = {"kind": "no_engine", "lines": ["bad magic"], "diagnostics": [], "what
         ({"event": "no_run", "what": "TensorRT did not run the engine"}, "failed", "did not run"),
         ({"event": "timeout", "what": "it did not end within 600 s"}, "failed", "within 600 s"),
         ({"event": "failed", "what": "out of memory"}, "uninformative", "out of memory"),
+        (
+            {"event": "failed", "what": "no context", "log": ["a", "no CUDNN handle"]},
+            "uninformative",
+            "no CUDNN handle",
+        ),
         ({"event": "not_loaded", "failure": FAILURE}, "failed", "bad magic"),
         ({"event": "not_loaded", "failure": {**FAILURE, "kind": "memory"}}, "uninformative", "memory"),
     ],
@@ -269,6 +274,30 @@ def test_end_of_the_engines_process_decides(tmp_path, monkeypatch, report, verdi
     found = checked(tmp_path, monkeypatch, report)
     assert (found.verdict, found.scope, found.device) == (verdict, "engine", "NVIDIA L4")
     assert said in found.reason
+
+
+def test_all_work_on_the_gpu_is_asked_of_the_engines_stream():
+    """Work of the default stream is not ordered with it: memory was filled after the engine had written it."""
+    asked = []
+
+    class Cuda:
+        def __getattr__(self, name):
+            def call(*arguments):
+                asked.append((name, arguments))
+                return 0, 4096
+
+            return call
+
+    driver = object.__new__(Driver)
+    driver._cuda, driver._stream, driver._taken = Cuda(), 7, []
+    array = np.arange(4, dtype=np.int32)
+    pointer = driver.upload(array)
+    driver.wait()
+    driver.download(pointer, array)
+    assert [name for name, _ in asked] == [
+        *("cuMemAlloc", "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuStreamSynchronize", "cuMemcpyDtoH"),
+    ]
+    assert all(arguments[-1] == 7 for name, arguments in asked if name.endswith(("Async", "Synchronize")))
 
 
 def test_error_of_the_driver_has_its_name_and_knows_memory():
