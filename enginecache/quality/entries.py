@@ -110,7 +110,9 @@ class EntryChecks:
             allows_host_code=request.options.version_compatible,  # it was built a moment ago
         )
         subject = Subject(request, plan, self._device_for(plan, request.device), _converted(request.work_dir))
-        check = self._run(subject)
+        folder = request.work_dir / "check"
+        folder.mkdir()
+        check = self._checker.check(subject, self._options, folder)
         if check.verdict == "failed":
             what = f"the engine of {request.source.name} {check}"
             raise CheckError(what, f"{_NOT_PUBLISHED} {_advice(check, request.options)}", check.to_json())
@@ -176,16 +178,22 @@ class EntryChecks:
         plan = load_request(record, self._storage.path(record), plugins)
         build = _build_of(record, source, identity, plugins)
         device = self._device_for(plan, None)
-        with self._device_held(plan, device):
-            check = self._run(Subject(build, plan, device))
+        with self._device_held(plan, device), self._folder() as folder:
+            check = self._checker.check(Subject(build, plan, device), self._options, folder)
         # The answer is known, and a cache that is read-only cannot keep it.
         with contextlib.suppress(StoreError, RegistryError):
             record = self._storage.record_check(record, check.to_text())
         return record, check
 
-    def _run(self, subject: Subject) -> Check:
-        with tempfile.TemporaryDirectory(prefix="enginecache-check-") as folder:
-            return self._checker.check(subject, self._options, Path(folder))
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Make a folder for arrays: in the cache, where a prune deletes what a crash left; else the system's."""
+        with contextlib.ExitStack() as held:
+            try:
+                inside = tempfile.TemporaryDirectory(prefix="check-", dir=self._storage.root.tmp)
+            except OSError:  # read-only
+                inside = tempfile.TemporaryDirectory(prefix="enginecache-check-")
+            yield Path(held.enter_context(inside))
 
     @contextlib.contextmanager
     def _device_held(self, plan: LoadRequest, device: Device | None) -> Iterator[None]:

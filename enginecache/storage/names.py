@@ -24,7 +24,7 @@ _RANDOM = r"[a-z0-9_]{8}"
 
 _STAGED = re.compile(re.escape(TEMPORARY_PREFIX) + _RANDOM)
 _TEMPORARY_FILE = re.compile(rf"(?:blob|record|holder|lock|timing-caches|runtime-caches)-{_RANDOM}")
-_TEMPORARY_FOLDER = re.compile(rf"(?:registry|build-[0-9a-f]{{12}})-{_RANDOM}")
+_TEMPORARY_FOLDER = re.compile(rf"(?:registry|check|build-[0-9a-f]{{12}})-{_RANDOM}")
 _ENGINES_FOLDER = re.compile(r"[0-9a-f]{2}")
 _BLOB = re.compile(rf"({_HEX})\.engine")
 _RECORD = re.compile(rf"({_HEX})\.json")

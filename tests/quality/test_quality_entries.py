@@ -11,6 +11,7 @@ from models import linear, save
 from enginecache import CheckError, CheckOptions, CheckUnavailableError, ModelError, NotCachedError, OptionError
 from enginecache.host.targets import ComputeCapability
 from enginecache.quality.entries import EntryChecks
+from enginecache.storage.names import is_temporary_folder
 from enginecache.storage.registry.rows import AnswerRecord
 from enginecache.trt.build.codec import CONVERTED_NAME, CONVERTED_WEIGHTS_NAME
 
@@ -153,6 +154,23 @@ def test_inputs_that_do_not_fit_are_refused_before_a_build(open_cache, model):
     with pytest.raises(OptionError, match="is not True, False or CheckOptions"):
         cache.get(model, check="yes", **HALF)
     assert builder.count == 0
+
+
+def test_arrays_lie_in_the_cache_while_a_check_runs_and_are_deleted(open_cache, model, monkeypatch):
+    seen, cache = [], open_cache()
+    check = models.HereChecker.check
+
+    def look(checker, subject, options, folder):
+        found = check(checker, subject, options, folder)
+        seen.append(is_temporary_folder(folder.parts[len(cache.root.tmp.parts)]))
+        assert list(folder.glob("*.npz"))
+        return found
+
+    monkeypatch.setattr(models.HereChecker, "check", look)
+    entry = cache.get(model, check=True, **HALF)
+    cache.check(entry, model)
+    assert seen == [True, True]
+    assert list(cache.root.tmp.iterdir()) == []
 
 
 def test_check_of_another_model_is_refused(open_cache, model, tmp_path):
