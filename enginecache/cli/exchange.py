@@ -22,6 +22,7 @@ from enginecache.cli.parameters import (
 )
 from enginecache.config import Config
 from enginecache.errors import OptionError, RegistryError, StoreError
+from enginecache.files.os_errors import shell_path
 from enginecache.files.units import format_size
 from enginecache.pipeline.results import SCHEMA
 
@@ -166,6 +167,9 @@ def adopt(
     record = adopted.record
     what = "adopted" if adopted.is_new else "was adopted before"
     say(f"{what}: {record.key[:12]}; verified: {', '.join(adopted.verified)}; not: {', '.join(adopted.unverified)}")
+    if record.is_adopted and not record.is_confirmed:
+        how = f"enginecache check {record.key[:12]} --model {shell_path(asked.path)}"
+        say(f"until a check on a GPU has passed (`{how}`), only --accept compatible takes it")
     if json:
         shown = engine_json(cache, cache.with_last_use(record))
         known = {"verified": list(adopted.verified), "unverified": list(adopted.unverified)}

@@ -2,7 +2,8 @@
 
     python tests/gpu/gpu_headers.py OUT
 
-Builds the example with each kind of reach, inspects the plans and the timing cache, loads one, and writes
+Builds the example with each kind of reach, inspects the plans and the timing cache, loads, adopts and checks one (which
+needs the extra `[check]`), and writes
 ``OUT/headers.jsonl``: what was read, the first 512 bytes in hex, and the fields in which the plan and the GPU differ.
 The bytes of a plan are NVIDIA's: keep them out of the repository.
 """
@@ -23,6 +24,7 @@ from enginecache.errors import EngineCacheError  # noqa: E402
 from enginecache.exchange.inspection import Inspection  # noqa: E402
 from enginecache.host.devices import find_device  # noqa: E402
 
+MODEL = ROOT / "examples/cifar.onnx"
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp16": {"precision": "fp16"},
@@ -56,6 +58,14 @@ def differences(found: Inspection) -> list[str]:
     ]
 
 
+def adopted(plan: Path, folder: Path, ask: dict[str, Any]) -> list[str]:
+    """Adopt a plan into another cache, and check it there: the verified facts, the verdict, and what it serves as."""
+    with EngineCache(folder) as cache:
+        found = cache.adopt(plan, MODEL, **ask)
+        verdict = cache.check(found.record, MODEL).verdict
+        return [*found.verified, verdict, cache.get(MODEL, **ask, accept="compatible", offline=True).outcome]
+
+
 def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -67,15 +77,16 @@ def main(out: Path) -> None:
         for name, kind in KINDS.items():
             row: dict[str, Any]
             try:
-                entry = cache.get(ROOT / "examples/cifar.onnx", **ask, **kind)
+                entry = cache.get(MODEL, **ask, **kind)
                 row = row_of(name, cache.inspect(entry.path), entry.path)
                 if name == "plain":
                     entry.load()
                     row["after_load"] = cache.inspect(entry.path).loads_here.verdict  # "yes": it is on record
+                    row["adopted"] = adopted(entry.path, Path(folder) / "other", ask)
             except EngineCacheError as error:
                 row = {"name": name, "error": str(error)}
             print(json.dumps(row), file=file, flush=True)
-            print(name, row.get("differs", row.get("error")), row.get("after_load", ""))
+            print(name, row.get("differs", row.get("error")), row.get("after_load", ""), row.get("adopted", ""))
         for path in cache.root.path.glob("timing-caches/*"):
             row = row_of("timing cache", cache.inspect(path), path)
             print(json.dumps(row), file=file)
