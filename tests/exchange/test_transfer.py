@@ -137,6 +137,14 @@ def test_engine_that_is_stored_is_never_replaced(bundle, open_cache, tmp_path, a
     assert other.get(asked, **ASKS[0], offline=True).digest == mine.digest
 
 
+def test_import_above_the_limit_keeps_what_it_took_and_warns(bundle, open_cache, tmp_path):
+    small = open_cache(folder=tmp_path / "small", max_size_bytes=5000)
+    result = small.import_bundle(bundle)
+    assert len(result.taken) == len(records(small)) == 3
+    (warning,) = result.warnings
+    assert "above its limit" in warning
+
+
 def test_damaged_engine_is_set_aside_and_taken_from_the_bundle(bundle, copy, asked):
     path = copy.get(asked, **ASKS[0], offline=True).path
     path.chmod(0o600)
