@@ -21,6 +21,7 @@ from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES
 from enginecache.quality.compare import compare
 from enginecache.quality.inputs import SAME_VALUES, Point, Ranges, arrays_of, index_ranges, other_arrays
+from enginecache.quality.memory import limit_memory
 from enginecache.quality.rounding import BFLOAT16, FLOAT16, round_every_value, round_to
 from enginecache.trt.child import Reports, end_process, receive_request
 
@@ -50,6 +51,7 @@ _MAPPED = {
 def main() -> None:
     """Read the request, compute, report, and end the process."""
     record, reports = receive_request()
+    limit_memory()
     # Where memory runs out, the kernel ends this process first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
@@ -279,7 +281,7 @@ def _mapped(tensor: Any, folder: str | None) -> Any:
     if kind is None or not all(tensor.dims):
         return None
     shape = tuple(tensor.dims)
-    mapped = np.memmap(_file(folder, extent), kind, "c", extent.offset_bytes, shape or (1,))
+    mapped = np.memmap(_file(folder, extent), kind, "r", extent.offset_bytes, shape or (1,))
     return np.require(np.asarray(mapped).reshape(shape), requirements=["C", "A"])
 
 
