@@ -349,28 +349,25 @@ class EngineCache(PortableEngines):
             return self._lookup.explain(self._resolve(Request.of(model, ask)))
 
     def adopt(self, plan: str | os.PathLike[str], model: Model, **ask: Unpack[Ask]) -> Adopted:
-        """Store a plan that another program built, for a model and the keywords of :meth:`get`. The file is left alone.
+        """Store a plan that another program built, as far as it can be verified. The file is left alone.
 
-        What its header shows is compared with the request; the rest is its owner's word. So it is marked as adopted and
-        never a hit: ``accept="compatible"`` takes it until a check on a GPU has passed.
+        It is marked as adopted. ``accept="compatible"`` takes it; it is a hit once a check on a GPU has passed.
 
         Args:
             plan: The file.
-            model: As for :meth:`get`, and so are the keywords.
-            ask: The keywords.
+            model: As for :meth:`get`.
+            ask: Keywords of :meth:`get`.
 
         Raises:
-            InvalidInputError: It is no plan, is damaged or wrapped, contradicts the request, or cannot be read.
+            InvalidInputError: It is no plan, is damaged or wrapped, or contradicts the request.
             BackendError: Another TensorRT built it than the one here.
             StoreError: It cannot be stored.
-            RegistryError: Its row cannot be committed.
         """
         from enginecache.exchange.adopt import adopt_plan
 
         self._storage.look(self.config.shared)
-        adopted = adopt_plan(self._storage, self._resolve(Request.of(model, ask)), Path(plan), self.make)
-        self._shrink(self.config, adopted.record)
-        return adopted
+        resolved = self._resolve(Request.of(model, ask))
+        return adopt_plan(self._storage, resolved, Path(plan), make=self.make, shrink=self._shrink)
 
     def check(
         self,
@@ -475,9 +472,6 @@ class EngineCache(PortableEngines):
 
         trial = ProcessTrial(self.config.python, self.config.pass_environment)
         return EngineLoader(self._registry, self._storage.quarantine, Loading(trial))
-
-    def _shrink(self, config: Config, record: EntryRecord) -> tuple[str, ...]:
-        return self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=record.digest)
 
 
 _DEFAULTS = EngineCache.get.__kwdefaults__ or {}

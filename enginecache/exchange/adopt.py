@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
+from enginecache.config import Config
 from enginecache.errors import BackendError, InvalidInputError
 from enginecache.exchange.foreign import ForeignFile, examine_file
 from enginecache.exchange.headers import PlanHeader
@@ -66,7 +67,14 @@ class Adopted:
         return tuple(fact for fact in FACTS if fact not in self.verified)
 
 
-def adopt_plan(storage: Storage, resolved: Resolved, path: Path, make: Callable[[], object]) -> Adopted:
+def adopt_plan(
+    storage: Storage,
+    resolved: Resolved,
+    path: Path,
+    *,
+    make: Callable[[], object],
+    shrink: Callable[[Config, EntryRecord], object],
+) -> Adopted:
     """Store a plan for a request, as far as it can be verified without loading it. The file is left alone.
 
     Args:
@@ -74,6 +82,7 @@ def adopt_plan(storage: Storage, resolved: Resolved, path: Path, make: Callable[
         resolved: The request.
         path: The plan.
         make: Makes the folder where it is missing; called for a plan that its header does not rule out.
+        shrink: Keeps the cache under its limit after that.
 
     Raises:
         InvalidInputError: It is no plan, is damaged or wrapped, contradicts the request, or cannot be read.
@@ -100,8 +109,10 @@ def adopt_plan(storage: Storage, resolved: Resolved, path: Path, make: Callable[
         taken = storage.admit({staged.digest: staged}, [record])
     finally:
         storage.blobs.discard(staged)
-    stored = storage.registry.find(record.key) if not taken else record
-    return Adopted(stored or record, bool(taken), ordered)
+    if not taken:
+        return Adopted(storage.registry.find(record.key) or record, is_new=False, verified=ordered)
+    shrink(resolved.config, record)
+    return Adopted(record, is_new=True, verified=ordered)
 
 
 def _record(

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from enginecache.maintenance.inspect import Stored, StoredEngines
 
 if TYPE_CHECKING:
+    from enginecache.config import Config
     from enginecache.exchange.inspection import Inspection
     from enginecache.exchange.loads_here import Host
     from enginecache.exchange.transfer import Exported, Imported
+    from enginecache.storage.registry.rows import EntryRecord
 
 
 class PortableEngines(StoredEngines):
@@ -72,9 +74,8 @@ class PortableEngines(StoredEngines):
         from enginecache.exchange.transfer import import_bundle
 
         result = import_bundle(self._storage, Path(path), self.make)
-        if not result.taken:
-            return result
-        config, last = self.config, result.taken[-1].digest
-        return replace(
-            result, warnings=self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=last)
-        )
+        return result if not result.taken else replace(result, warnings=self._shrink(self.config, result.taken[-1]))
+
+    def _shrink(self, config: Config, record: EntryRecord) -> tuple[str, ...]:
+        """Keep the cache under its limit after this engine was stored; return warnings."""
+        return self._removal.enforce_limit(config.max_size_bytes, config.keep_recent_s, built=record.digest)
