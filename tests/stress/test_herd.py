@@ -82,15 +82,16 @@ def _get(_number: int, folder: Path, notes: Path, model: Path) -> tuple[str, str
 
 def _rebuild(_number: int, folder: Path, notes: Path, model: Path, all_have_asked: Barrier) -> tuple[str, str]:
     cache = fake_cache(folder, NotingBuilder(notes))
-    attempts = cache._attempts
+    builds = cache._builds
+    attempts = builds._attempts
 
-    def asked(key):
+    def asked(resolved):
         """Return the engine that a rebuild replaces: it is known before any of the others begins to build."""
-        found = attempts(key)
+        found = attempts(resolved)
         all_have_asked.wait(LIMIT_S)
         return found
 
-    cache._attempts = asked
+    builds._attempts = asked
     entry = cache.get(model, dims=DIMS, rebuild=True)
     return entry.outcome, str(entry.path)
 
