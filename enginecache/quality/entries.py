@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -132,7 +131,8 @@ class EntryChecks:
                 what = f"the stored engine {record.key[:12]} {why}"
                 fix = "Leave --offline out, or check it where it was built: `enginecache check` with the same options."
                 raise NotCachedError(what, fix)
-            record, check = self.check(record, resolved.source, resolved.identity, resolved.key.options.plugins)
+            plugins, device = resolved.key.options.plugins, resolved.placement.device
+            record, check = self.check(record, resolved.source, resolved.identity, plugins, device)
         if check.verdict == "failed" or (check.verdict != "passed" and self._requires):
             what = f"the stored engine {record.key[:12]} {check}"
             raise CheckError(what, _REBUILD if check.verdict == "failed" else "", check.to_json())
@@ -154,7 +154,12 @@ class EntryChecks:
         return self._requires or not is_further
 
     def check(
-        self, record: EntryRecord, source: ModelSource, identity: ModelIdentity, plugins: Sequence[PluginLibrary] = ()
+        self,
+        record: EntryRecord,
+        source: ModelSource,
+        identity: ModelIdentity,
+        plugins: Sequence[PluginLibrary] = (),
+        device: Device | None = None,
     ) -> tuple[EntryRecord, Check]:
         """Check a stored engine, and keep the result with it.
 
@@ -163,6 +168,7 @@ class EntryChecks:
             source: The model that it was built from.
             identity: The model's digests and inputs.
             plugins: Libraries of plugins that the plan needs.
+            device: The GPU to run it on; None takes the one that is current.
 
         Returns:
             The entry with the result, and the result.
@@ -172,12 +178,12 @@ class EntryChecks:
             OptionError: The inputs or the tolerance do not fit the model.
             CheckUnavailableError: A package is missing.
         """
-        if identity.digest != record.model_digest:
+        if not _is_of(record, identity):
             what = f"the engine {record.key[:12]} was built from another model ({record.model_name}) than {source.name}"
             raise ModelError(what, "Name the model that it was built from.")
         plan = load_request(record, self._storage.path(record), plugins)
         build = _build_of(record, source, identity, plugins)
-        device = self._device_for(plan, None)
+        device = self._device_for(plan, device)
         with self._device_held(plan, device), self._folder() as folder:
             check = self._checker.check(Subject(build, plan, device), self._options, folder)
         # The answer is known, and a cache that is read-only cannot keep it.
@@ -208,6 +214,13 @@ class EntryChecks:
         """Return the GPU to run the plan on: the chosen one, else that which is here, if the plan reaches it."""
         found = self._find_device() if device is None else device
         return found if found is not None and plan.reach.covers_one(found.compute_capability) else None
+
+
+def _is_of(record: EntryRecord, identity: ModelIdentity) -> bool:
+    """Return whether an entry was built from a model, by its key: notes in the graph count where it was converted."""
+    model = record.fields["model"]
+    known = (model["structure"], model["weights"], model.get("value_info") or identity.value_info)
+    return known == (identity.structure, identity.weights, identity.value_info)
 
 
 def _converted(work_dir: Path) -> Path | None:
@@ -249,7 +262,7 @@ def _build_of(
             log_path=_NO_FOLDER,
             conversion=None if conversion is None else Conversion(**conversion),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         what = f"the key of the engine {record.key[:12]} is of another release of enginecache: {error}"
         raise OptionError(what, "Build it again, and check the new engine.") from error
 

@@ -4,6 +4,7 @@ import sqlite3
 from dataclasses import replace
 
 import check_models as models
+import onnx
 import pytest
 from fakes import H100, FakeBuilder
 from models import linear, save
@@ -178,6 +179,16 @@ def test_check_of_another_model_is_refused(open_cache, model, tmp_path):
     entry = cache.get(model, **HALF)
     with pytest.raises(ModelError, match="was built from another model"):
         cache.check(entry, save(linear(seed=1), tmp_path / "other.onnx"))
+
+
+def test_model_that_differs_in_notes_alone_is_the_one_of_the_key(open_cache, model, tmp_path):
+    other = linear()
+    other.graph.value_info.append(onnx.helper.make_tensor_value_info("noted", 1, [1]))
+    other, ask = save(other, tmp_path / "other.onnx"), {"dims": {"batch": (1, 2, 4)}}
+    cache = open_cache()
+    cache.get(model, **ask)
+    entry = cache.get(other, check=True, **ask)
+    assert (entry.outcome, entry.record.check["verdict"]) == ("hit", "uninformative")
 
 
 def test_check_needs_the_key_and_the_model_alone(open_cache, model):
