@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.errors import EngineCacheError
-from enginecache.quality.memory import limit_memory
+from enginecache.quality.memory import give_way
 from enginecache.trt.build.codec import decode_request
 from enginecache.trt.build.logs import BuildLog
 from enginecache.trt.build.request import BuildRequest
@@ -22,7 +22,7 @@ from enginecache.trt.convert.conversion import convert, without_misread
 def main() -> None:
     """Read the request, convert, report, and end the process."""
     record, reports = receive_request()
-    limit_memory()
+    give_way()
     run(record, reports)
     end_process(0)
 

@@ -17,6 +17,13 @@ SHARE = 0.9
 """Of the memory that is available; the rest is for the caller, and what it does meanwhile."""
 
 
+def give_way() -> None:
+    """Make this process the one that has no memory where memory runs out: by itself, else by the kernel's choice."""
+    limit_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
 def limit_memory(root: Path = Path("/")) -> int | None:
     """Limit the private memory of this process to what is available now; return the limit, None where it is unknown."""
     available = available_bytes(root)

@@ -9,7 +9,6 @@ a tensor fits. Nothing is pickled.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from enginecache.model.external import Extent
 from enginecache.model.tensors import ELEMENT_TYPES
 from enginecache.quality.compare import compare
 from enginecache.quality.inputs import SAME_VALUES, Point, Ranges, arrays_of, index_ranges, other_arrays
-from enginecache.quality.memory import limit_memory
+from enginecache.quality.memory import give_way
 from enginecache.quality.rounding import BFLOAT16, FLOAT16, round_every_value, round_to
 from enginecache.trt.child import Reports, end_process, receive_request
 
@@ -51,10 +50,7 @@ _MAPPED = {
 def main() -> None:
     """Read the request, compute, report, and end the process."""
     record, reports = receive_request()
-    limit_memory()
-    # Where memory runs out, the kernel ends this process first.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    give_way()
     run(record, reports)
     end_process(0)
 
