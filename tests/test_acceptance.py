@@ -397,7 +397,7 @@ def test_hit_waits_for_no_lock(shared, cifar):
 @no_gpu
 def test_no_gpu_and_no_target_says_to_name_one(folder, model):
     done = run_here("get", model, *BATCH, folder=folder)
-    assert_refused(done, 8, "no TensorRT here can do it", "--target sm_89")
+    assert_refused(done, 8, "no TensorRT here can do this", "--target sm_89")
 
 
 def test_target_that_tensorrt_rtx_lacks_names_those_that_it_has(folder, model):

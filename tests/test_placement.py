@@ -196,7 +196,7 @@ def test_what_rtx_cannot_do_is_refused_with_what_can(options):
     with pytest.raises(UnsupportedOptionError, match="TensorRT-RTX has no") as caught:
         Host(L4).place("tensorrt-rtx", options=options)
     assert caught.value.fix
-    with pytest.raises(UnsupportedOptionError, match="no TensorRT here can do it"):
+    with pytest.raises(UnsupportedOptionError, match="no TensorRT here can do this"):
         Host(L4, tensorrt=False).place("auto", "sm_89", options=options)
     assert Host(L4).place("auto", options=options).toolchain == TENSORRT
 

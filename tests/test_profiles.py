@@ -53,7 +53,7 @@ def test_dims_fill_the_inputs_that_shapes_leave_out():
 
 
 def test_shapes_and_dims_that_contradict_each_other_are_refused():
-    with pytest.raises(ProfileError, match="--dim batch says 2 where the shapes of input 'tokens' say 7"):
+    with pytest.raises(ProfileError, match="dims batch says 2 where the shapes of input 'tokens' say 7"):
         resolve([IMAGES, TOKENS], opt_shapes=["tokens:7x9"], dims=["batch=2"])
 
 
@@ -118,7 +118,7 @@ def test_the_three_flags_must_be_in_order():
 
 
 def test_a_flag_that_lacks_an_input_is_named():
-    with pytest.raises(ProfileError, match="input 'y' has no shape in --max-shapes"):
+    with pytest.raises(ProfileError, match="input 'y' has no shape in maximum shapes"):
         ProfileRequest.from_flags(["x:1,y:1"], ["x:1,y:1"], ["x:1"])
 
 
