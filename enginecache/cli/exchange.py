@@ -136,9 +136,10 @@ def _facts(cache: PortableEngines | None, item: Inspection) -> list[tuple[str, A
     facts += [("wrapper", shown["wrapper"]), *((f"wrapper.{name}", at) for name, at in shown["wrapper_facts"].items())]
     for index, context in enumerate(shown["ep_context"]):
         facts += [(f"ep_context[{index}].{name}", value) for name, value in context.items()]
-    facts += [("note", note["text"]) for note in shown["notes"]]
+    why = [reason["text"] for reason in shown["loads_here"]["reasons"]]
+    facts += [("note", note["text"]) for note in shown["notes"] if note["text"] not in why]
     facts += [("digest", shown["digest"]), ("loads_here", shown["loads_here"]["verdict"])]
-    facts += [("why", reason["text"]) for reason in shown["loads_here"]["reasons"]]
+    facts += [("why", text) for text in why]
     if cache is not None and item.record is not None:
         facts += [(f"entry.{name}", value) for name, value in stored_facts(cache, item.record)]
     return [fact for fact in facts if fact[1] is not None and fact[1] not in ("", [])]

@@ -65,6 +65,11 @@ def test_inspect_of_a_terminal_shows_everything_of_an_entry(cli, model, tmp_path
         assert word in shown
 
 
+def test_inspect_says_a_damage_once(cli, plan):
+    plan.write_bytes(PLAN[:-1])
+    assert cli("inspect", plan, terminal=100).out.count("it is cut off") == 1
+
+
 @pytest.mark.parametrize(
     ("data", "code"), [(PLAN, 0), (PLAN[:-1], 4), (b"", 4), (b"text", 0), (ep_context(PLAN[:-1]), 4)]
 )
