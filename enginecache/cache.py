@@ -356,7 +356,7 @@ class EngineCache(PortableEngines):
         Args:
             plan: The file.
             model: As for :meth:`get`.
-            ask: Keywords of :meth:`get`.
+            ask: Keywords of :meth:`explain`, such as ``dims``, ``precision`` and ``target``.
 
         Raises:
             InvalidInputError: It is no plan, is damaged or wrapped, or contradicts the request.
@@ -382,7 +382,7 @@ class EngineCache(PortableEngines):
 
         Args:
             engine: An entry, its row, or a key.
-            model: The model that it was built from: the cache keeps engines, and no models.
+            model: The model that it was built from: the cache keeps engines, not models.
             options: Inputs and tolerance; None takes the defaults.
             base_dir: Folder of the external data, for model bytes.
             plugins: Paths of the libraries with TensorRT plugins that it was built with.

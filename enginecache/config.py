@@ -363,7 +363,7 @@ def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(message, "Correct or unset ENGINECACHE_CONFIG.") from None
     except RecursionError as error:
         message = f"the configuration file {path} cannot be read: its values are nested too deeply"
-        raise ConfigError(message, "Write one line a setting, such as max_size = '20GiB'.") from error
+        raise ConfigError(message, "Write one line per setting, such as max_size = '20GiB'.") from error
     except OSError as error:
         what, fix = describe_os_error(error, f"the configuration file {path} cannot be read", path, otherwise="")
         raise ConfigError(what, "\n".join(filter(None, (fix, "Name another with ENGINECACHE_CONFIG.")))) from error

@@ -17,6 +17,13 @@ _NAMES = {
     "--version-compatible": "version_compatible",
     "--strip-plan": "strip_plan",
     "--verify-model": "verify_model",
+    "--check": "check",
+    "--require-check": "require_check",
+    "--no-timing-cache": "timing_cache=False",
+    "--inputs": "CheckOptions.inputs",
+    "--input-range": "CheckOptions.ranges",
+    "--check-seed": "CheckOptions.seed",
+    "--max-error": "CheckOptions.max_error",
     "--backend": "backend",
     "--target": "target",
     "--accept": "accept",
@@ -30,7 +37,18 @@ _NAMES = {
     "--dim": "dims",
     "--dir": "dir",
 }
-_SWITCHES = frozenset({"offline", "rebuild", "convert_io", "version_compatible", "strip_plan", "verify_model"})
+_SWITCHES = frozenset(
+    {
+        "offline",
+        "rebuild",
+        "convert_io",
+        "version_compatible",
+        "strip_plan",
+        "verify_model",
+        "check",
+        "require_check",
+    }
+)
 _TEXTS = frozenset({"backend", "target", "accept", "hardware_compatibility"})
 _LISTS = frozenset({"builder_flags", "plugins"})
 _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

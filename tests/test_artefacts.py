@@ -129,8 +129,8 @@ DAMAGES = {
     "another kind's": (copy_of_another_kind, "first line"),
     "zeros of a crash": (lambda _, path: path.write_bytes(bytes(4096)), "first line"),
     "a link": (link_to_a_good_one, "cannot be read"),
-    "a pipe": (lambda _, path: os.mkfifo(path), "no file"),
-    "a folder": (lambda _, path: path.mkdir(), "no file"),
+    "a pipe": (lambda _, path: os.mkfifo(path), "not a file"),
+    "a folder": (lambda _, path: path.mkdir(), "not a file"),
 }
 
 

@@ -101,7 +101,7 @@ def test_what_is_no_file_is_not_replaced(plan, out, kind):
         os.mkfifo(target)
     else:
         target.symlink_to("/dev/null")
-    with pytest.raises(StoreError, match="no regular file") as caught:
+    with pytest.raises(StoreError, match="not a regular file") as caught:
         export_plan(plan, target, plan.parent / "cache")
     assert "-o" in caught.value.fix
     assert names_in(out) == ["plan"]

@@ -182,7 +182,7 @@ def test_settings_name_one(tmp_path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("exit 0", "is no Python that can run enginecache: it ended with status 0"),
+        ("exit 0", "is not a Python that can run enginecache: it ended with status 0"),
         ("echo no such module >&2; exit 1", "it ended with status 1: no such module"),
         ("kill -SEGV $$", "it ended by SIGSEGV"),
         (f'{HERE} "$@"', "starts Python as a process of its own"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import typer
 from models import linear, save
 
+from enginecache.cli.app import app
 from enginecache.errors import BuildError, EngineCacheError, OptionError, ProfileError
 from enginecache.keywords import in_python
 
@@ -21,12 +23,20 @@ from enginecache.keywords import in_python
         ("--dim 'my batch=MIN:OPT:MAX'.", "dims={'my batch': (MIN, OPT, MAX)}."),
         ("such as --dim NAME=SIZE.", "such as dims={'NAME': SIZE}."),
         ("no shape in --max-shapes", "no shape in maximum shapes"),
+        ("Build it again with --rebuild and --check.", "Build it again with rebuild=True and check=True."),
+        ("another tolerance with --max-error", "another tolerance with CheckOptions.max_error"),
         ("Run `enginecache get --offline`.", "Run `enginecache get --offline`."),
         ("an input named --x stays", "an input named --x stays"),
     ],
 )
 def test_flags_become_keywords_outside_of_commands(flags, keywords):
     assert in_python(flags) == keywords
+
+
+def test_every_flag_of_get_becomes_a_keyword_but_for_those_of_the_output():
+    get = typer.main.get_command(app).commands["get"]
+    flags = {flag for option in get.params for flag in option.opts if flag.startswith("--")}
+    assert {flag for flag in flags if in_python(flag) == flag} == {"--output", "--json", "--quiet"}
 
 
 def test_shape_flags_become_one_profile_each():

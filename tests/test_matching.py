@@ -83,7 +83,7 @@ def test_the_same_key_is_exact():
 def test_the_same_key_is_refused_where_its_plan_does_not_reach():
     verdict = verdict_on(KEY, KEY, ["8.6"])
     assert (verdict.level, codes(verdict)) == ("refused", ["reach"])
-    assert "it runs on compute capability 8.6, and 8.9 is asked" in verdict.reasons[0].text
+    assert "it runs on compute capability 8.6, and 8.9 is asked for" in verdict.reasons[0].text
 
 
 def test_another_device_model_of_the_same_compute_capability_is_compatible():

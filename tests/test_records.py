@@ -65,7 +65,7 @@ def test_a_missing_record_and_what_is_no_file_are_reported(records):
     path.unlink()
     for make in (os.mkfifo, os.mkdir):
         make(path)
-        assert records.read(DIGEST) == "is no regular file, or too large"
+        assert records.read(DIGEST) == "is not a regular file, or too large"
         path.unlink() if path.is_fifo() else path.rmdir()
 
 

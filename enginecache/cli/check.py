@@ -108,7 +108,7 @@ def _refuse_others(asked: Asked) -> None:
 
 def _refuse_key(asked: Asked) -> None:
     if _KEY.fullmatch(asked.model) and not Path(asked.model).exists():
-        what = f"{asked.model} is no file, and may be a key: the cache keeps engines, and no models"
+        what = f"{asked.model} is not a file, and may be a key: the cache keeps engines, not models"
         raise OptionError(what, f"Name the model too: enginecache check {asked.model} --model FILE")
 
 

@@ -93,7 +93,7 @@ def get(
     ask = asked.ask()
     how = check_options(inputs, input_range, check_seed, max_error)
     if how is not None and not (check or require_check):
-        raise OptionError("options of a check, and no check", "Add --check, or --require-check.")
+        raise OptionError("options of a check are given without a check", "Add --check or --require-check.")
     timeout_s = read_value("--timeout", timeout, parse_duration_s)
     copy = None if output is None else _copy_path(output, asked)
     cache = open_cache(asked.dir)

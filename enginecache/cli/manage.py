@@ -309,7 +309,7 @@ def _print_findings(found: Verification) -> None:
         (found.kept.unfinished_builds, "unfinished attempt"),
     )
     if any(number for number, _ in kept):
-        say(f"kept, and no fault: {', '.join(count(number, what) for number, what in kept if number)}")
+        say(f"kept, not a fault: {', '.join(count(number, what) for number, what in kept if number)}")
     engines = f"{count(found.entries, 'engine')} checked"
     say(f"OK: {engines}, nothing to repair" if not rows else f"{engines}, {count(len(rows), 'finding')}")
 

@@ -150,7 +150,7 @@ def _require_plan(found: ForeignFile) -> PlanHeader:
     if found.wrapper is not None:
         command = strip_command(found)
         fix = f"Take the plan out: {command}\nThen adopt stripped.plan." if command and found.header else ""
-        raise InvalidInputError(f"{path} is no plan, but a file of {found.wrapper.program}", fix or _NO_PLAN)
+        raise InvalidInputError(f"{path} is not a plan, but a file of {found.wrapper.program}", fix or _NO_PLAN)
     if found.is_damaged:
         raise InvalidInputError(f"{path} is damaged: {'; '.join(note.text for note in found.notes)}", _BUILD_AGAIN)
     if found.kind == "ep_context":
@@ -207,7 +207,7 @@ def _verified(found: ForeignFile, header: PlanHeader, resolved: Resolved) -> tup
 
 
 def _wrong_gpus(found: ForeignFile, its: str, asked: str, more: str) -> NoReturn:
-    message = f"{found.path} is for other GPUs: its header says {its}, and {asked} is asked"
+    message = f"{found.path} is for other GPUs: its header says {its}, and {asked} is asked for"
     raise InvalidInputError(message, f"Adopt it for the GPUs that it was built for.{more}")
 
 
@@ -229,5 +229,5 @@ def _input_names(path: Path, staged: Path, resolved: Resolved) -> list[Fact]:
     if names and not there:
         shown = ", ".join(names[:4])
         message = f"{path} is a plan of another model: it has none of the inputs of {resolved.source.name} ({shown})"
-        raise InvalidInputError(message, "Name the model that it was built from with --model.")
+        raise InvalidInputError(message, "Name the model that it was built from.")
     return ["input_names"] if there == names and names else []

@@ -295,7 +295,7 @@ def _record(fields: Fields) -> EntryRecord:
 def _require_header(path: Path, header: bytes, name: str, size_bytes: int) -> None:
     if header == member_header(name, size_bytes):
         return
-    found = "something that is no header of a tar file"
+    found = "something that is not a header of a tar file"
     with contextlib.suppress(tarfile.HeaderError, UnicodeDecodeError, ValueError):
         info = tarfile.TarInfo.frombuf(header, "ascii", "backslashreplace")
         kinds = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder"}

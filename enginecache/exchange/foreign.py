@@ -255,7 +255,7 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
         return
     kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
     kind = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
-    raise InvalidInputError(f"{path} is {kind}, and no file", "Name a regular file.")
+    raise InvalidInputError(f"{path} is {kind}, not a file", "Name a regular file.")
 
 
 def examine(data: Bytes, path: Path) -> ForeignFile:
@@ -284,7 +284,7 @@ def examine(data: Bytes, path: Path) -> ForeignFile:
 
 def _timing_cache(data: Bytes, path: Path, head: bytes) -> ForeignFile:
     declared = timing_cache_size(head)
-    note = Note("timing_cache", "a timing cache of TensorRT: it speeds builds up, and is no engine")
+    note = Note("timing_cache", "a timing cache of TensorRT: it speeds up builds, and is not an engine")
     sizes = _size_notes(declared, len(data))
     return ForeignFile(path, "timing_cache", len(data), is_complete=not sizes, notes=(note, *sizes))
 

@@ -133,7 +133,7 @@ def _kind_refusals(found: ForeignFile) -> list[Note]:
         return []
     if found.kind == "onnx":
         how = f"`enginecache get {shell_path(found.path)}` builds an engine of it"
-        return [Note("not_a_plan", f"it is a model, and no engine: {how}")]
+        return [Note("not_a_plan", f"it is a model, not an engine: {how}")]
     if found.kind == "ep_context":
         # What it holds may be a plan that would load; the file itself is ONNX Runtime's.
         if any(one.header is not None for one in found.contexts):

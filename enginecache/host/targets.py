@@ -76,7 +76,8 @@ def _advice_for(text: str) -> str:
             sm = ComputeCapability.parse(number).sm
             return f"{text.strip()} is {sm} (compute capability {number}): --target {sm}."
     known = "; ".join(f"{names}: {number}" for names, _, number in _GPUS)
-    return f"Write it as sm_89, 8.9 or 89, or use --target portable.\nCompute capabilities: {known}."
+    how = "Write it as sm_89, 8.9 or 89 (repeat --target for several), or use --target portable."
+    return f"{how}\nCompute capabilities: {known}."
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def judge(
     relaxed: list[Reason] = []
     refused: list[Reason] = []
     if not reach.covers(needed):
-        refused.append(Reason("reach", f"it runs on compute capability {reach}, and {needed} is asked"))
+        refused.append(Reason("reach", f"it runs on compute capability {reach}, and {needed} is asked for"))
     if stored_version != KEY_VERSION:
         refused.append(Reason("differs", f"key version: asked {KEY_VERSION}, stored {stored_version}"))
     if not refused and _is_wider_rtx(asked, needed, stored, differing):

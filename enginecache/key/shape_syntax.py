@@ -42,7 +42,7 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
                 raise ProfileError(message, _FILL_IN)
             raise ProfileError(message, "Write shapes as in trtexec: input:1x3x224x224,mask:1x128.")
         if name in result:
-            raise ProfileError(f"input {name!r} stands twice in {text!r}", "Name each input once in a flag.")
+            raise ProfileError(f"input {name!r} is given twice in {text!r}", "Name each input once in a flag.")
         result[name] = tuple(int(size) for size in shape.split("x")) if shape else ()
     return result
 

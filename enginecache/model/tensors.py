@@ -184,7 +184,7 @@ class WeightsWriter:
         storage = _only_storage(content, element, label)
         if content.get("data_location") == tensor.EXTERNAL:
             if storage or element.name == "STRING":
-                message = f"{label} is external data, which must not be: it contains strings, or has inline data too"
+                message = f"{label} is external data, which is not allowed: it contains strings, or has inline data too"
                 raise ModelError(message, "Save the model and its external data again.")
             self._write_external(tensor, element, label)
         elif element.name == "STRING":

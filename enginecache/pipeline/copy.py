@@ -67,7 +67,7 @@ def _require_plan(target: Path, status: os.stat_result, keep_out: Path, model: P
         if os.path.samestat(status, model.stat()):
             raise OptionError(f"-o: {target} is the model", "Name another file.")
     if not stat.S_ISREG(status.st_mode):
-        raise OptionError(f"-o: {target} is no regular file, and a plan would take its place", "Name another file.")
+        raise OptionError(f"-o: {target} is not a regular file, and a plan would take its place", "Name another file.")
     if status.st_nlink > 1 and any(_is_same(status, blob) for blob in keep_out.glob("engines/*/*")):
         raise OptionError(f"-o: {target} is a hard link to a stored engine", "Delete that link, or name another file.")
     try:
@@ -173,7 +173,7 @@ def export_plan(plan: Path, target: Path, keep_out: Path) -> None:
 def _require_replaceable(target: Path) -> None:
     # A rename would put a file in the place of a device such as /dev/stdout.
     if target.exists() and not target.is_file():
-        message = f"the engine cannot be copied to {target}: it is there and is no regular file"
+        message = f"the engine cannot be copied to {target}: it is there and is not a regular file"
         raise StoreError(message, "Name another file with -o.")
     # Again: a build takes minutes, in which another program may have written a file there.
     if target.is_file() and not target.is_symlink() and not _is_plan_or_empty(target):

@@ -186,7 +186,7 @@ def _plugins(paths: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     if isinstance(paths, str | os.PathLike):
         raise OptionError(f"plugins is one path: {os.fspath(paths)!r}", "Give a list of paths.")
     if not isinstance(paths, Sequence) or not all(isinstance(path, str | os.PathLike) for path in paths):
-        raise OptionError(f"plugins is no list of paths: {shown(paths)}", "Give a list of paths.")
+        raise OptionError(f"plugins is not a list of paths: {shown(paths)}", "Give a list of paths.")
     return tuple(Path(path).absolute() for path in paths)
 
 
@@ -224,7 +224,7 @@ def profiles_of(profiles: Sequence[Mapping[str, Corners]]) -> tuple[dict[str, Co
     """
     if not isinstance(profiles, Sequence) or not all(isinstance(profile, Mapping) for profile in profiles):
         raise ProfileError(
-            "profiles is not a list of mappings", "Give one mapping a profile: [{'x': (min, opt, max)}]."
+            "profiles is not a list of mappings", "Give one mapping per profile: [{'x': (min, opt, max)}]."
         )
     profiles = tuple(_copied("profiles", profile) for profile in profiles)
     return tuple({name: _corners(name, corners) for name, corners in profile.items()} for profile in profiles)

@@ -49,10 +49,10 @@ CONVERT = "enginecache.quality.convert"
 EXECUTE_TIMEOUT_S = 600.0
 """An engine that has not ended by then stands still: a damaged byte may make a kernel wait forever."""
 
-_INSTALL = "Install what a check needs: pip install 'enginecache[check]'"
+_INSTALL = "Install what a check needs: pip install 'onnxruntime>=1.23' 'cuda-bindings>=12.8'"
 _GIVE_INPUTS = (
-    "Give inputs that matter with --inputs FILE.npz (numpy.savez, one array for each input), or the range of an "
-    "input's values with --input-range NAME=LOW:HIGH."
+    "Give inputs that matter with --inputs (a file of numpy.savez, one array for each input), or the range of an "
+    "input's values with --input-range (NAME=LOW:HIGH)."
 )
 
 
@@ -96,7 +96,7 @@ class CheckOptions:
             raise OptionError(f"the seed {self.seed} is negative or too large", "Give a number from 0.")
         if self.max_error is not None and not 0 <= self.max_error < float("inf"):
             fix = "Give the largest error that passes, of the largest value of an output, such as 0.02."
-            raise OptionError(f"max_error: {self.max_error} is no tolerance", fix)
+            raise OptionError(f"max_error: {self.max_error} is not a tolerance", fix)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from enginecache.trt.load.request import LoadRequest
 _NO_FOLDER = Path("/")
 """Nothing is written there: the check has a folder of its own."""
 
-_REBUILD = "Build it again with --rebuild --check, or check it again with `enginecache check`."
+_REBUILD = "Build it again with --rebuild and --check, or check it again with `enginecache check`."
 _NOT_PUBLISHED = "Nothing was published."
 
 

@@ -109,11 +109,16 @@ def check_ranges(inputs: Sequence[ModelInput], ranges: Ranges) -> None:
     for name, (low, high) in ranges.items():
         if name not in known:
             listed = ", ".join(known) or "none"
-            raise OptionError(f"a range for {name!r}, which is no input of the model", f"Its inputs: {listed}.")
+            raise OptionError(f"a range for {name!r}, which is not an input of the model", f"Its inputs: {listed}.")
         if not low <= high or high - low == float("inf"):
-            raise OptionError(f"the range {low:g}:{high:g} of input {name!r} is empty or endless", _RANGE_FORM)
+            raise OptionError(
+                f"the range {low:g}:{high:g} of input {name!r} is empty or endless",
+                "Give two finite numbers, the smaller one first.",
+            )
         if known[name].dtype not in FLOATS and (low % 1 or high % 1):
-            raise OptionError(f"input {name!r} holds integers, and its range is {low:g}:{high:g}", _RANGE_FORM)
+            raise OptionError(
+                f"input {name!r} holds integers, and its range is {low:g}:{high:g}", "Give whole numbers."
+            )
 
 
 def points_of(inputs: Sequence[ModelInput], profiles: Sequence[Profile]) -> tuple[Point, ...]:

@@ -224,7 +224,7 @@ class _Session:
         found = self._session.run(None, feeds)
         for name, array in zip(self.outputs, found, strict=True):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-                raise CheckUnavailableError(f"output {name!r} is no tensor of numbers", "It cannot be checked.")
+                raise CheckUnavailableError(f"output {name!r} is not a tensor of numbers", "It cannot be checked.")
         return list(found)
 
 

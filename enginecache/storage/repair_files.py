@@ -76,7 +76,7 @@ class RepairRecords:
         except OSError as error:
             return describe_os_error(error, "cannot be read")[0]
         if content is None:
-            return "is no regular file, or too large"
+            return "is not a regular file, or too large"
         try:
             body = json.loads(content)
             seal = body.pop("blake3")

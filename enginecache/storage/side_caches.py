@@ -84,7 +84,7 @@ class Artefacts:
         path = self._path(slot)
         if len(data) > MAX_BYTES:
             message = f"{len(data)} bytes are too many to keep in {self._folder}: the limit is {MAX_BYTES}"
-            raise StoreError(message, "Nothing needs to be done: later work is slower, and as right as before.")
+            raise StoreError(message, "Nothing needs to be done: later work is slower, and just as correct.")
         digest = digest_of(data)
         try:
             content = (self._first_line(slot, digest), data)
@@ -119,7 +119,7 @@ class Artefacts:
         except OSError as error:
             return describe_os_error(error, "it cannot be read", path)[0]
         if content is None:
-            return f"it is no file, or larger than {MAX_BYTES} bytes"
+            return f"it is not a file, or larger than {MAX_BYTES} bytes"
         data = content[len(self._first_line(path.name, "0" * 64)) :]
         digest = digest_of(data)
         if not content.startswith(self._first_line(path.name, digest)):

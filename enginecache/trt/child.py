@@ -248,7 +248,7 @@ class Worker:
             message = f"{self._python} starts Python as a process of its own"
             return InterpreterError(message, "Name the interpreter itself, or let the script start it with `exec`.")
         why = f": {tail[-1].strip()}" if tail else ""
-        message = f"{self._python} is no Python that can run enginecache: it ended {describe_status(status)}{why}"
+        message = f"{self._python} is not a Python that can run enginecache: it ended {describe_status(status)}{why}"
         return InterpreterError(message, NAME_ONE)
 
     def wait(self, timeout_s: float | None = None) -> int:

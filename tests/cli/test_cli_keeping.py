@@ -266,7 +266,7 @@ def test_a_damaged_registry_is_exit_6_with_the_command_that_repairs_it(cli, stor
     assert ran.code == 0
     assert "back are 3 entries and 0 pins" in ran.rows[0][2]
     assert ran.rows[0][3] == "repaired"
-    assert "kept, and no fault: 1 damaged registry file" in ran.err
+    assert "kept, not a fault: 1 damaged registry file" in ran.err
     assert keys(cli) == {record["key"] for record in stored}
     (kept,) = (folder / "quarantine").iterdir()
     assert kept.read_bytes() == b"no database" * 1000
@@ -292,7 +292,7 @@ def test_what_is_kept_is_told_and_is_exit_0(cli, stored, folder):
     assert cli("verify", "--repair", "--yes").code == 0
     ran = cli("verify")
     assert (ran.code, ran.out) == (0, "")
-    assert "kept, and no fault: 1 quarantined engine" in ran.err
+    assert "kept, not a fault: 1 quarantined engine" in ran.err
     assert f"not built anew since: {stored[0]['key'][:12]} (model.onnx): its engine was found damaged" in ran.err
     kept = cli("verify", "--json").json["kept"]
     assert (kept["quarantined"], [lost["key"] for lost in kept["set_asides"]]) == (1, [stored[0]["key"]])

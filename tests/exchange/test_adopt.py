@@ -172,7 +172,7 @@ def test_wrapped_plan_is_refused_with_a_command_that_takes_it_out(wrap, cache, t
 
     path = tmp_path / "foreign.engine"
     path.write_bytes(wrap(PLAN))
-    with pytest.raises(InvalidInputError, match="is no plan, but a file of") as refused:
+    with pytest.raises(InvalidInputError, match="is not a plan, but a file of") as refused:
         cache.adopt(path, model, dims=DIMS)
     command = refused.value.fix.splitlines()[0].removeprefix("Take the plan out: ")
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)

@@ -123,7 +123,7 @@ def test_what_is_no_range_is_refused_with_the_form(text):
 @pytest.mark.parametrize(
     ("ranges", "said"),
     [
-        ({"z": (0, 1)}, "no input"),
+        ({"z": (0, 1)}, "not an input"),
         ({"x": (2, 1)}, "empty"),
         ({"i": (0, 0.5)}, "integers"),
         ({"x": (-1e308, 1e308)}, "endless"),

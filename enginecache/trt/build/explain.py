@@ -261,7 +261,7 @@ def _no_refitting(context: _Context) -> EngineCacheError | None:
 
 
 def _assertion(context: _Context) -> EngineCacheError:
-    what = f"{context.refusal}: an internal check of TensorRT failed, which the model need not be to blame for"
+    what = f"{context.refusal}: an internal check of TensorRT failed; the model may not be the cause"
     return BuildError(f"{what}: {context.line}", _SIMPLIFY)
 
 
