@@ -8,30 +8,27 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from enginecache.config import Backend, Config, Settings, Shared, chosen_settings, require_choice
 from enginecache.errors import IntegrityError, LoadError, LoadRefusedError, NotCachedError
 from enginecache.exchange.engines import PortableEngines
 from enginecache.host.devices import current_device, find_device
-from enginecache.key.matching import Accept, Reason, older_driver
+from enginecache.key.matching import REBUILD, Accept, older_driver
 from enginecache.key.options import HardwareCompatibility, Precision
 from enginecache.key.shape_syntax import Corners
 from enginecache.maintenance.inspect import Stored
-from enginecache.pipeline.hit_cache import Name, RecentHits
+from enginecache.pipeline.hit_cache import Name, RecentHits, request_of
 from enginecache.pipeline.lookup import Lookup, Match, Miss
 from enginecache.pipeline.model_memo import FileMemo
 from enginecache.pipeline.placement import place
-from enginecache.pipeline.request import IF_UNLOADABLE, Ask, GetAsk, IfUnloadable, Model, Policy, Request
+from enginecache.pipeline.request import IF_UNLOADABLE, GetAsk, IfUnloadable, Model, Policy, Request, given
 from enginecache.pipeline.resolve import Resolved, resolve
-from enginecache.pipeline.results import Entry, Explanation
+from enginecache.pipeline.results import Entry, Explanation, failed_check
 from enginecache.storage.locks import WaitingCallback
-from enginecache.storage.registry.rows import EntryRecord
 from enginecache.trt.build.request import Builder, ProgressCallback
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from enginecache.exchange.adopt import Adopted
     from enginecache.pipeline.build_once import BuildOnce
     from enginecache.pipeline.load import EngineLoader, TrialPolicy
@@ -183,7 +180,7 @@ class EngineCache(PortableEngines):
             RegistryError: The registry cannot be used.
             StoreError: The folder cannot be used.
         """
-        ask = _given(locals(), _DEFAULTS)  # first: of nothing but the arguments
+        ask = given(locals(), _DEFAULTS)  # first: of nothing but the arguments
         started = time.monotonic()
         self._storage.look(self.config.shared)
         checks = self._checks(ask)
@@ -191,7 +188,7 @@ class EngineCache(PortableEngines):
         recent = self._hits.recall(name)
         if recent is not None:
             return recent.timed(time.monotonic() - started)
-        return self._get(_request(name, model, ask), Policy.of(ask), name, started, checks)
+        return self._get(request_of(name, model, ask), Policy.of(ask), name, started, checks)
 
     def _get(
         self, request: Request, policy: Policy, name: Name | None, started: float, checks: EntryChecks | None = None
@@ -210,7 +207,7 @@ class EngineCache(PortableEngines):
             resolved = self._resolve(request)
             if checks is not None:
                 policy = checks.prepare(resolved, policy)
-            found = Miss((_REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
+            found = Miss((REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
             if isinstance(found, Match) and checks is None:
                 return self._hits.keep(name, before, resolved, self._entry(found, resolved, started))
             if isinstance(found, Miss) and policy.offline:
@@ -275,13 +272,13 @@ class EngineCache(PortableEngines):
                 little memory. The plan stays.
             LoadError: The plan is bad, and was set aside; so was the one built in its place, if one was.
         """
-        ask = _given(locals(), _DEFAULTS)
+        ask = given(locals(), _DEFAULTS)
         require_choice("if_unloadable", if_unloadable, IF_UNLOADABLE)
         # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
         started = time.monotonic()
         checks = self._checks(ask)
         name = None if checks else self._hits.name(model, ask)
-        request, policy = _request(name, model, ask), Policy.of(ask)
+        request, policy = request_of(name, model, ask), Policy.of(ask)
         entry = self._hits.recall(name) or self._get(request, policy, name, started, checks)
         try:
             return entry.load(trial=trial, trusted=trusted)
@@ -343,20 +340,41 @@ class EngineCache(PortableEngines):
         Raises:
             EngineCacheError: As :meth:`get`, without building.
         """
-        ask = _given(locals(), _EXPLAIN_DEFAULTS)
+        ask = given(locals(), _EXPLAIN_DEFAULTS)
         self._storage.look(self.config.shared)
         with self._storage.reader.connected():
             return self._lookup.explain(self._resolve(Request.of(model, ask)))
 
-    def adopt(self, plan: str | os.PathLike[str], model: Model, **ask: Unpack[Ask]) -> Adopted:
+    def adopt(  # noqa: D417  the others are those of get
+        self,
+        plan: str | os.PathLike[str],
+        model: Model,
+        *,
+        base_dir: str | os.PathLike[str] | None = None,
+        profiles: Sequence[Mapping[str, Corners]] = (),
+        dims: Mapping[str, tuple[int, int, int] | int] | None = None,
+        workspace_bytes: int | None = None,
+        optimization_level: int | None = None,
+        precision: Precision | Sequence[Precision] = (),
+        convert_io: bool = False,
+        hardware_compatibility: HardwareCompatibility = "none",
+        version_compatible: bool = False,
+        strip_plan: bool = False,
+        builder_flags: Sequence[str] = (),
+        plugins: Sequence[str | os.PathLike[str]] = (),
+        backend: Backend | None = None,
+        target: str | Sequence[str] | None = None,
+        device: int | None = None,
+        accept: Accept = "exact",
+        verify_model: bool = False,
+    ) -> Adopted:
         """Store a plan that another program built, as far as it can be verified. The file is left alone.
 
         It is marked as adopted. ``accept="compatible"`` takes it; it is a hit once a check on a GPU has passed.
 
         Args:
             plan: The file.
-            model: As for :meth:`get`.
-            ask: Keywords of :meth:`explain`, such as ``dims``, ``precision`` and ``target``.
+            model: As for :meth:`get`, and so are all keywords.
 
         Raises:
             InvalidInputError: It is no plan, is damaged or wrapped, or contradicts the request.
@@ -365,6 +383,7 @@ class EngineCache(PortableEngines):
         """
         from enginecache.exchange.adopt import adopt_plan
 
+        ask = given(locals(), _EXPLAIN_DEFAULTS)
         self._storage.look(self.config.shared)
         resolved = self._resolve(Request.of(model, ask))
         return adopt_plan(self._storage, resolved, Path(plan), make=self.make, shrink=self._shrink)
@@ -440,7 +459,7 @@ class EngineCache(PortableEngines):
             files=resolved.files,
             reasons=(
                 *found.reasons,
-                *_failed_check(found.record),
+                *failed_check(found.record),
                 *older_driver(resolved.placement.device, found.record.driver_version),
             ),
         )
@@ -476,25 +495,3 @@ class EngineCache(PortableEngines):
 
 _DEFAULTS = EngineCache.get.__kwdefaults__ or {}
 _EXPLAIN_DEFAULTS = EngineCache.explain.__kwdefaults__ or {}
-
-
-def _given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
-    """Return the keywords of a call that are not at their defaults."""
-    return cast("GetAsk", {name: values[name] for name, default in defaults.items() if values[name] is not default})
-
-
-def _request(name: Name | None, model: Model, ask: GetAsk) -> Request:
-    """Return the request, read from the values in its name if it has one."""
-    return Request.of(model, ask) if name is None else Request.of(name.path, cast("Ask", name.ask()))
-
-
-def _failed_check(record: EntryRecord) -> tuple[Reason, ...]:
-    """Return a warning for an engine that failed its check. Cheap for the others: every hit asks."""
-    if record.check_json is None or '"verdict":"failed"' not in record.check_json:
-        return ()
-    check = record.check or {}
-    when, why = str(check.get("checked_at"))[:10], check.get("reason")
-    return (Reason("warning", f"this engine failed a check on {when}: {why}"),)
-
-
-_REBUILD = Reason("rebuild", "a rebuild was asked for")

@@ -855,7 +855,7 @@ def test_link_out_of_the_folder_is_refused_although_it_was_followed_before(open_
 # The keywords
 
 
-ASKING = {name: inspect.signature(getattr(EngineCache, name)) for name in ("get", "load", "explain")}
+ASKING = {name: inspect.signature(getattr(EngineCache, name)) for name in ("get", "load", "explain", "adopt")}
 
 
 def keywords_of(name: str) -> dict[str, inspect.Parameter]:
@@ -870,13 +870,13 @@ def test_signature_shows_every_keyword_with_its_type_and_default(name):
         assert each.default is not inspect.Parameter.empty
 
 
-def test_get_load_and_explain_agree_on_their_keywords():
-    get, load, explain = (keywords_of(name) for name in ASKING)
+def test_get_load_explain_and_adopt_agree_on_their_keywords():
+    get, load, explain, adopt = (keywords_of(name) for name in ASKING)
     assert {*get} == GetAsk.__optional_keys__
     assert {*explain} == Ask.__optional_keys__
     assert {*load} - {*get} == {"trial", "trusted", "if_unloadable"}
     assert {key: load[key] for key in get} == get
-    assert {key: get[key] for key in explain} == explain
+    assert {key: get[key] for key in explain} == explain == adopt
 
 
 def test_help_describes_every_keyword_of_get():
@@ -887,7 +887,7 @@ def test_help_describes_every_keyword_of_get():
 @pytest.mark.parametrize("name", ASKING)
 def test_unknown_keyword_is_a_type_error_that_names_it(cache, model, name):
     with pytest.raises(TypeError, match="unexpected keyword argument 'dim'"):
-        getattr(cache, name)(model, dim={"batch": (1, 2, 4)})
+        getattr(cache, name)(*[model] * (2 if name == "adopt" else 1), dim={"batch": (1, 2, 4)})
 
 
 def test_defaults_written_out_ask_for_the_same_as_defaults_left_out(cache, model):

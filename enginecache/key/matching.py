@@ -157,6 +157,7 @@ ADOPTED = Reason(
     "adopted", "it was adopted: another program built it, and no check on a GPU has shown that it is this model's"
 )
 CONFIRMED = Reason("adopted", "it was adopted: another program built it, and it passed its check on a GPU")
+REBUILD = Reason("rebuild", "a rebuild was asked for")
 WIDER_REACH: Literal["wider_reach"] = "wider_reach"
 
 

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from enginecache import environment
 from enginecache.errors import RegistryError
@@ -24,6 +24,7 @@ from enginecache.files.fingerprint import Fingerprint
 from enginecache.files.mounts import status_of
 from enginecache.host.evidence import watch
 from enginecache.host.surroundings import Things, are_telling, surroundings
+from enginecache.pipeline.request import Ask, GetAsk, Model, Request
 from enginecache.pipeline.resolve import Resolved
 from enginecache.pipeline.results import Entry
 from enginecache.storage.storage import Storage
@@ -66,6 +67,11 @@ class Name(NamedTuple):
     def ask(self) -> dict[str, Any]:
         """Return the request by keyword, in new containers."""
         return {name: _thawed(value) for name, value in self.asked}
+
+
+def request_of(name: Name | None, model: Model, ask: GetAsk) -> Request:
+    """Return the request, read from the values in its name if it has one."""
+    return Request.of(model, ask) if name is None else Request.of(name.path, cast("Ask", name.ask()))
 
 
 class Situation(NamedTuple):

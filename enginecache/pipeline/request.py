@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast, get_args
 
 from enginecache.config import BACKENDS, Backend, require_choice, require_seconds
 from enginecache.errors import OptionError, ProfileError, shown
@@ -211,6 +211,11 @@ def _choice(name: str, value: Any, choices: Sequence[str]) -> Any:
     if value is not None:
         require_choice(name, value, choices)
     return value
+
+
+def given(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> GetAsk:
+    """Return the keywords of a call that are not at their defaults."""
+    return cast("GetAsk", {name: values[name] for name, default in defaults.items() if values[name] is not default})
 
 
 _KEYWORDS = GetAsk.__required_keys__ | GetAsk.__optional_keys__

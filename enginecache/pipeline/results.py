@@ -227,3 +227,12 @@ class Explanation:
             "last_failure": self.failure or None,
             "last_failure_log": None if self.failure_log is None else str(self.failure_log),
         }
+
+
+def failed_check(record: EntryRecord) -> tuple[Reason, ...]:
+    """Return a warning for an engine that failed its check. Cheap for the others: every hit asks."""
+    if record.check_json is None or '"verdict":"failed"' not in record.check_json:
+        return ()
+    check = record.check or {}
+    when, why = str(check.get("checked_at"))[:10], check.get("reason")
+    return (Reason("warning", f"this engine failed a check on {when}: {why}"),)
