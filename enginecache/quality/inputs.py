@@ -6,7 +6,10 @@ same; for inputs whose values mean something (indices, masks) from a range; or a
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,7 +113,7 @@ def check_ranges(inputs: Sequence[ModelInput], ranges: Ranges) -> None:
         if name not in known:
             listed = ", ".join(known) or "none"
             raise OptionError(f"a range for {name!r}, which is not an input of the model", f"Its inputs: {listed}.")
-        if not low <= high or high - low == float("inf"):
+        if not low <= high or not math.isfinite(high - low):
             raise OptionError(
                 f"the range {low:g}:{high:g} of input {name!r} is empty or endless",
                 "Give two finite numbers, the smaller one first.",
@@ -194,6 +197,8 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
     import numpy as np
 
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its writer
+            raise OptionError(f"{path} is not a regular file", _SAVE)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise OptionError(f"{path} is not an .npz file", _SAVE)
@@ -203,10 +208,15 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Any]:
             if missing:
                 have = ", ".join(stored.files) or "nothing"
                 raise OptionError(f"{path} has no array for the input {', '.join(missing)}; it has {have}", _SAVE)
-            return {name: stored[name] for name in names}
+            arrays = {name: stored[name] for name in names}
+            raw = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+            if raw:  # numpy gives the bytes of a member in another form
+                raise OptionError(f"{path}: {raw[0]!r} is no array", _SAVE)
+            return arrays
     except OSError as error:
         raise OptionError(f"{path} cannot be read: {error.strerror or error}", _SAVE) from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+    # RuntimeError: an encrypted archive, or a compression that Python does not know.
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
         if isinstance(error, OptionError):
             raise
         reason = "it holds Python objects, which are never unpickled" if "pickle" in str(error) else error

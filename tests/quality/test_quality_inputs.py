@@ -1,3 +1,7 @@
+import io
+import os
+import zipfile
+
 import builder_models
 import check_models as models
 import numpy as np
@@ -127,6 +131,7 @@ def test_what_is_no_range_is_refused_with_the_form(text):
         ({"x": (2, 1)}, "empty"),
         ({"i": (0, 0.5)}, "integers"),
         ({"x": (-1e308, 1e308)}, "endless"),
+        ({"x": (float("inf"), float("inf"))}, "endless"),
     ],
 )
 def test_range_that_does_not_fit_the_model_is_refused(ranges, said):
@@ -177,6 +182,33 @@ def test_file_that_is_no_npz_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(OptionError, match=r"inputs\.npz"):
         point_of_file(path, [X], BATCHES)
+
+
+def archive(*, flags=0, compression=0):
+    """A zip archive with a member that is no array."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("x", b"hello")
+    content = bytearray(packed.getvalue())
+    central = content.index(b"PK\x01\x02")
+    for place in (6, central + 8):
+        content[place] |= flags
+    for place in (8, central + 10):
+        content[place] |= compression
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [archive(), archive(flags=1), archive(compression=99)])
+def test_archive_without_readable_arrays_is_refused(tmp_path, content):
+    (tmp_path / "inputs.npz").write_bytes(content)
+    with pytest.raises(OptionError, match=r"inputs\.npz"):
+        point_of_file(tmp_path / "inputs.npz", [X], BATCHES)
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "inputs.npz")
+    with pytest.raises(OptionError, match="not a regular file"):
+        point_of_file(tmp_path / "inputs.npz", [X], BATCHES)
 
 
 def test_pickle_in_a_file_is_not_run(tmp_path):
