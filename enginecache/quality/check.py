@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from enginecache.environment import passed, snapshot
-from enginecache.errors import CheckUnavailableError, ModelChangedError, OptionError, shown
+from enginecache.errors import (
+    CheckUnavailableError,
+    EngineCacheError,
+    ModelChangedError,
+    OptionError,
+    StoreError,
+    shown,
+)
 from enginecache.files.os_errors import describe_os_error
 from enginecache.files.plain import from_plain, to_plain
 from enginecache.files.units import time_json, utc_now
@@ -185,9 +192,16 @@ class Checker:
             ModelChangedError: The model's files are no longer those of its identity.
             CheckUnavailableError: ONNX Runtime or cuda-bindings is not installed.
             InterpreterError: There is no Python to run a child with.
+            StoreError: The folder cannot be written, or was deleted meanwhile.
         """
         require_packages(subject.device)
-        return _Run(self, subject, options, folder).check()
+        try:
+            return _Run(self, subject, options, folder).check()
+        except OSError as error:
+            if isinstance(error, EngineCacheError):
+                raise
+            what, fix = describe_os_error(error, "the arrays of a check cannot be written or read", folder)
+            raise StoreError(what, fix) from error
 
     def run_child(self, module: str, request: dict[str, Any], device: Device | None) -> dict[str, Any]:
         """Run a child, and return its last report; ``event`` is ``died`` or ``timeout`` where it gave none.
@@ -235,6 +249,8 @@ def _report_of(
         what = f"its process ended {describe_status(status)}"
         if is_out_of_memory(tail) or is_from_outside(status, tail):
             return {"event": "failed", "what": f"{what}: out of memory, or ended from outside"}
+        if status >= 0:  # an exception, of a full disk for one: no engine ends a process so
+            return {"event": "failed", "what": f"{what}: {tail[-1] if tail else 'without a word'}"}
         return {"event": "died", "what": what, "after": last.get("event", "")}
 
 

@@ -1,7 +1,9 @@
 """The engine's half without a GPU: an engine of numpy, whose memory is this process's. On GPU hosts see tests/gpu."""
 
+import contextlib
 import ctypes
 import enum
+import shutil
 from types import SimpleNamespace
 
 import check_models as models
@@ -9,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from enginecache.errors import CheckUnavailableError, NoDeviceError
+from enginecache.errors import CheckUnavailableError, NoDeviceError, StoreError
 from enginecache.host.devices import list_devices
 from enginecache.quality import execute
-from enginecache.quality.check import EXECUTE, CheckOptions
+from enginecache.quality.check import EXECUTE, Checker, CheckOptions
 from enginecache.quality.driver import Driver, DriverError
 from enginecache.quality.execute import Execution
 
@@ -274,6 +276,33 @@ def test_end_of_the_engines_process_decides(tmp_path, monkeypatch, report, verdi
     found = checked(tmp_path, monkeypatch, report)
     assert (found.verdict, found.scope, found.device) == (verdict, "engine", "NVIDIA L4")
     assert said in found.reason
+
+
+@pytest.mark.parametrize(("status", "event"), [(1, "failed"), (0, "failed"), (-11, "died"), (-9, "failed")])
+def test_only_a_crash_is_the_engines_and_no_exception(monkeypatch, status, event):
+    class Worker:
+        def reports(self):
+            return iter([{"event": "running"}])
+
+        def wait(self):
+            return status
+
+        def not_ready(self, _status, _tail):
+            return None
+
+    monkeypatch.setattr("enginecache.quality.check.running_worker", lambda *_, **__: contextlib.nullcontext(Worker()))
+    assert Checker().run_child(EXECUTE, {}, None)["event"] == event
+
+
+def test_folder_that_is_deleted_during_a_check_is_an_error_and_no_verdict(tmp_path, monkeypatch):
+    def run_child(checker, _module, request, _device):
+        shutil.rmtree(request["folder"])
+        return checker.report
+
+    monkeypatch.setattr(ScriptedChecker, "run_child", run_child)
+    monkeypatch.setattr("enginecache.quality.check._Run._compute_reference", lambda _: {"outputs": ["y"]})
+    with pytest.raises(StoreError, match="the arrays of a check"):
+        checked(tmp_path, monkeypatch, {"event": "done"})
 
 
 def test_all_work_on_the_gpu_is_asked_of_the_engines_stream():
