@@ -205,14 +205,13 @@ class EngineCache(PortableEngines):
         before = self._hits.situation(name) if self.remembers_hits else None
         with self._storage.reader.connected():
             resolved = self._resolve(request)
-            if checks is not None:
-                policy = checks.prepare(resolved, policy)
             found = Miss((REBUILD,)) if policy.rebuild else self._lookup.serve(resolved.key, resolved.accept)
             if isinstance(found, Match) and checks is None:
                 return self._hits.keep(name, before, resolved, self._entry(found, resolved, started))
             if isinstance(found, Miss) and policy.offline:
                 raise self._lookup.offline_error(resolved, found)
         if isinstance(found, Miss):
+            policy = policy if checks is None else checks.prepare(resolved, policy)
             found = self._builds.build_once(resolved, found, policy)
         if checks is not None:
             found = checks.require(found, resolved, offline=policy.offline)

@@ -11,6 +11,7 @@ from typing import Any
 
 from enginecache.config import Config
 from enginecache.errors import CheckError, ModelError, NotCachedError, OptionError, RegistryError, StoreError
+from enginecache.files.os_errors import describe_os_error
 from enginecache.host.devices import Device
 from enginecache.host.targets import Target
 from enginecache.host.toolchain import Toolchain
@@ -39,6 +40,7 @@ _NO_FOLDER = Path("/")
 
 _REBUILD = "Build it again with --rebuild and --check, or check it again with `enginecache check`."
 _NOT_PUBLISHED = "Nothing was published."
+_NO_PLACE = "no folder for the arrays of a check can be made"
 
 
 def stored_check(record: EntryRecord) -> Check | None:
@@ -110,7 +112,11 @@ class EntryChecks:
         )
         subject = Subject(request, plan, self._device_for(plan, request.device), _converted(request.work_dir))
         folder = request.work_dir / "check"
-        folder.mkdir()
+        try:
+            folder.mkdir()
+            folder.chmod(self._storage.root.folder_mode)
+        except OSError as error:
+            raise StoreError(*describe_os_error(error, _NO_PLACE, folder, in_cache=True)) from error
         check = self._checker.check(subject, self._options, folder)
         if check.verdict == "failed":
             what = f"the engine of {request.source.name} {check}"
@@ -127,7 +133,8 @@ class EntryChecks:
         record, check = found.record, stored_check(found.record)
         if check is None or not self._is_enough(check, record, found):
             if offline and self._requires:
-                why = "was not checked" if check is None else str(check)
+                why = "was not checked" if check is None or check.verdict == "passed" else str(check)
+                why += " with these inputs or this tolerance" if self._options != CheckOptions() else ""
                 what = f"the stored engine {record.key[:12]} {why}"
                 fix = "Leave --offline out, or check it where it was built: `enginecache check` with the same options."
                 raise NotCachedError(what, fix)
@@ -161,7 +168,7 @@ class EntryChecks:
         plugins: Sequence[PluginLibrary] = (),
         device: Device | None = None,
     ) -> tuple[EntryRecord, Check]:
-        """Check a stored engine, and keep the result with it.
+        """Check a stored engine, and keep the result with it, unless the last one shows more.
 
         Args:
             record: The entry.
@@ -175,9 +182,12 @@ class EntryChecks:
 
         Raises:
             ModelError: It was built from another model.
-            OptionError: The inputs or the tolerance do not fit the model.
+            OptionError: The inputs or the tolerance do not fit the model, or it was built with other plugins.
             CheckUnavailableError: A package is missing.
         """
+        if plugins and {plugin.digest for plugin in plugins} != set(record.fields["options"]["plugins"]):
+            message = f"the engine {record.key[:12]} was built with other plugin libraries than these"
+            raise OptionError(message, "Give the very libraries that it was built with, with --plugin.")
         if not _is_of(record, identity):
             what = f"the engine {record.key[:12]} was built from another model ({record.model_name}) than {source.name}"
             raise ModelError(what, "Name the model that it was built from.")
@@ -188,6 +198,13 @@ class EntryChecks:
             check = self._checker.check(Subject(build, plan, device), self._options, folder)
         # The answer is known, and a cache that is read-only cannot keep it.
         with contextlib.suppress(StoreError, RegistryError):
+            current = self._storage.registry.find(record.key)
+            if (
+                current is not None
+                and current.build_id == record.build_id
+                and _shows_less(check, stored_check(current))
+            ):
+                return current, check
             record = self._storage.record_check(record, check.to_text())
         return record, check
 
@@ -197,8 +214,12 @@ class EntryChecks:
         with contextlib.ExitStack() as held:
             try:
                 inside = tempfile.TemporaryDirectory(prefix="check-", dir=self._storage.root.tmp)
+                Path(inside.name).chmod(self._storage.root.folder_mode)  # for a prune by another user of the group
             except OSError:  # read-only
-                inside = tempfile.TemporaryDirectory(prefix="enginecache-check-")
+                try:
+                    inside = tempfile.TemporaryDirectory(prefix="enginecache-check-")
+                except OSError as error:
+                    raise StoreError(*describe_os_error(error, _NO_PLACE, tempfile.gettempdir())) from error
             yield Path(held.enter_context(inside))
 
     @contextlib.contextmanager
@@ -214,6 +235,11 @@ class EntryChecks:
         """Return the GPU to run the plan on: the chosen one, else that which is here, if the plan reaches it."""
         found = self._find_device() if device is None else device
         return found if found is not None and plan.reach.covers_one(found.compute_capability) else None
+
+
+def _shows_less(check: Check, known: Check | None) -> bool:
+    """Return whether a result must not replace the one that is known: a graph is no engine, and no verdict is none."""
+    return known is not None and check.weight < known.weight
 
 
 def _is_of(record: EntryRecord, identity: ModelIdentity) -> bool:

@@ -117,6 +117,11 @@ class Check:
         return tuple(worst.values())
 
     @property
+    def weight(self) -> int:
+        """Return how much it shows: 0 for nothing, 1 of the graph, 2 of the engine."""
+        return 0 if self.verdict == "uninformative" else 1 if self.scope == "graph" else 2
+
+    @property
     def largest_error(self) -> float:
         """Return the largest of the errors that decide; 0 without numbers."""
         return max((output.error for output in self.worst), default=0.0)

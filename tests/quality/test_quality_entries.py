@@ -1,6 +1,7 @@
 """Checks of the cache's engines, by a fake builder and, in this process, the graph's half of the check."""
 
 import sqlite3
+import stat
 from dataclasses import replace
 
 import check_models as models
@@ -11,7 +12,7 @@ from models import linear, save
 
 from enginecache import CheckError, CheckOptions, CheckUnavailableError, ModelError, NotCachedError, OptionError
 from enginecache.host.targets import ComputeCapability
-from enginecache.quality.entries import EntryChecks
+from enginecache.quality.entries import EntryChecks, stored_check
 from enginecache.storage.names import is_temporary_folder
 from enginecache.storage.registry.rows import AnswerRecord
 from enginecache.trt.build.codec import CONVERTED_NAME, CONVERTED_WEIGHTS_NAME
@@ -214,6 +215,64 @@ def test_package_that_is_missing_is_exit_8_before_a_build(open_cache, model, mon
     with pytest.raises(CheckUnavailableError, match="pip install 'onnxruntime"):
         open_cache(builder).get(model, check=True, **HALF)
     assert builder.count == 0
+
+
+def test_engine_that_passed_is_served_where_nothing_is_installed_that_checks(open_cache, model, monkeypatch):
+    cache = open_cache()
+    cache.get(model, check=True, **HALF)
+    monkeypatch.setattr("enginecache.quality.check.find_spec", lambda _name: None)
+    for offline in (True, False):
+        assert cache.get(model, require_check=True, offline=offline, **HALF).outcome == "hit"
+    with pytest.raises(NotCachedError):
+        cache.get(model, require_check=True, offline=True, dims={"batch": (1, 2, 3)}, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_kept"),
+    [
+        (("failed", "engine"), ("passed", "graph"), True),
+        (("passed", "engine"), ("uninformative", "engine"), True),
+        (("passed", "graph"), ("uninformative", "graph"), True),
+        (("passed", "engine"), ("failed", "engine"), False),
+        (("failed", "graph"), ("passed", "engine"), False),
+        (("uninformative", "engine"), ("passed", "graph"), False),
+    ],
+)
+def test_result_that_shows_less_replaces_none(open_cache, model, monkeypatch, before, after, is_kept):
+    cache = open_cache()
+    entry = cache.get(model, check=True, **HALF)
+    known = stored_check(entry.record)
+    for verdict, scope in (before, after):
+        found = replace(known, verdict=verdict, scope=scope)
+        monkeypatch.setattr(models.HereChecker, "check", lambda *_, found=found: found)
+        if (verdict, scope) == before:
+            cache._storage.record_check(entry.record, found.to_text())
+        else:
+            assert cache.check(entry, model).verdict == verdict
+    now = stored_check(cache.find(entry.key))
+    assert (now.verdict, now.scope) == (before if is_kept else after)
+
+
+def test_check_with_other_plugins_than_those_of_the_engine_is_refused(open_cache, model, tmp_path):
+    cache = open_cache()
+    entry = cache.get(model, **HALF)
+    (tmp_path / "other.so").write_bytes(b"\x7fELF")
+    with pytest.raises(OptionError, match="built with other plugin libraries"):
+        cache.check(entry, model, plugins=[tmp_path / "other.so"])
+    assert verdict_of(cache, entry) is None
+
+
+def test_folders_of_a_check_in_a_shared_cache_are_the_groups_too(open_cache, model, monkeypatch):
+    modes, cache = [], open_cache(shared="group")
+    check = models.HereChecker.check
+
+    def look(checker, subject, options, folder):
+        modes.append(stat.S_IMODE(folder.stat().st_mode))
+        return check(checker, subject, options, folder)
+
+    monkeypatch.setattr(models.HereChecker, "check", look)
+    cache.check(cache.get(model, check=True, **HALF), model)
+    assert modes == [cache.root.folder_mode] * 2
 
 
 @pytest.mark.parametrize(("capability", "is_missed"), [((8, 9), True), ((9, 0), False)])
