@@ -17,6 +17,7 @@ from enginecache.cache import EngineCache
 from enginecache.config import Settings
 from enginecache.errors import LoadError, NotCachedError, ProfileError
 from enginecache.files import fingerprint
+from enginecache.files.canonical import canonical_json
 from enginecache.host import evidence
 from enginecache.pipeline import hit_cache
 from enginecache.pipeline.request import Request
@@ -402,7 +403,7 @@ def test_the_registry_is_asked_until_another_change_would_show(monkeypatch, chan
 def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, monkeypatch):
     time.sleep(SETTLE_NS / 1e9 + 0.05)
     asked = []
-    monkeypatch.setattr(type(served._storage.reader), "has_entry", lambda *of: asked.append(of) or True)
+    monkeypatch.setattr(type(served._storage.reader), "is_current", lambda *of: asked.append(of) or True)
     now_s = time.monotonic() + hit_cache.LOOK_EVERY_S
     monkeypatch.setattr(hit_cache, "time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns))
     for seconds in range(1, 4):
@@ -410,6 +411,21 @@ def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, mon
             assert served.get(model, **ASK).outcome == "hit"
         assert len(asked) == seconds
         now_s += hit_cache.LOOK_EVERY_S
+
+
+def test_hit_is_looked_up_anew_when_its_check_is_another(served, open_cache, model):
+    entry = served.get(model, **ASK)
+    failed = {
+        "verdict": "failed",
+        "scope": "engine",
+        "digest": entry.digest,
+        "checked_at": "2026-12-01",
+        "reason": "NaN",
+    }
+    open_cache()._storage.record_check(entry.record, canonical_json(failed))
+    again = served.get(model, **ASK)
+    assert [reason.code for reason in again.reasons] == ["exact", "warning"]
+    assert again.record.check == failed
 
 
 def test_waiters_of_a_published_engine_do_not_take_the_lock(open_cache, model):

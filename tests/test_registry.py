@@ -869,12 +869,33 @@ def test_a_registry_that_is_none_is_an_error_with_the_way_out(sqlite_path, spoil
     registry.remember("blob", BIG, {"digest": "x"})
 
 
-def test_an_entry_is_there_by_its_key_and_by_its_attempt(registry):
+def test_an_entry_is_current_by_its_key_its_attempt_and_its_check(registry):
     record = publish(registry, "a")
     assert registry.has_entry(record.key)
-    assert registry.has_entry(record.key, record.build_id)
-    assert not registry.has_entry(record.key, attempt("a", 2).id)
     assert not registry.has_entry(attempt("b").key)
+    assert registry.is_current(record)
+    assert not registry.is_current(dataclasses.replace(record, build_id=attempt("a", 2).id))
+    assert not registry.is_current(dataclasses.replace(record, key=attempt("b").key))
+    registry.record_check(record.key, record.build_id, "{}")
+    assert not registry.is_current(record)
+    assert registry.is_current(dataclasses.replace(record, check_json="{}"))
+
+
+def test_answer_that_was_given_before_a_check_is_not_remembered_after_it(registry):
+    record = publish(registry, "a")
+    answer = AnswerRecord("a" * 64, record.key, record.build_id, b"", b"", b"", "f" * 64)
+
+    def count() -> int:
+        with registry._database.looking() as connection:
+            return connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    registry.record_check(record.key, record.build_id, "{}")
+    registry.remember_answer(answer, record.check_json)
+    assert count() == 0
+    registry.remember_answer(answer, "{}")
+    assert count() == 1
+    registry.restore([record])  # as an import after a prune
+    assert count() == 0
 
 
 def test_answers_go_with_their_entries_and_the_newest_are_kept(registry, monkeypatch):

@@ -95,6 +95,7 @@ def remember(
     seal = seal_of(command, entry.key, watched, said, printed)
     Storage(cache.root).reader.remember_answer(
         AnswerRecord(command, entry.key, entry.record.build_id, watched, said, printed, seal, entry.siblings),
+        entry.record.check_json,
     )
     return True
 

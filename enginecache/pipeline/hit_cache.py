@@ -261,7 +261,7 @@ class RecentHits:
         hit.checked = None
         record = hit.entry.record
         is_settled = _are_settled(state)
-        if not self._reader.has_entry(record.key, record.build_id):
+        if not self._reader.is_current(record):
             return False
         siblings = hit.entry.siblings
         if siblings is not None and self._reader.siblings(record.model_digest) != siblings:

@@ -299,6 +299,7 @@ def _put_entry(connection: sa.Connection, entry: EntryRecord) -> None:
     replaced = connection.scalar(sa.select(entries.c.digest).where(entries.c.key == entry.key))
     connection.execute(upsert(entries, row))
     connection.execute(sa.delete(set_asides).where(set_asides.c.key == entry.key))
+    connection.execute(sa.delete(answers).where(answers.c.key == entry.key))  # they say what the check was before
     _drop_blob_if_unnamed(connection, replaced)
 
 

@@ -85,11 +85,20 @@ class Memos(Session):
         with contextlib.suppress(RegistryError), self._noting() as connection:
             self._keep(connection, row)
 
-    def remember_answer(self, answer: AnswerRecord) -> None:
-        """Keep an answer, in place of the one to the same command line; a busy registry just forgets."""
+    def remember_answer(self, answer: AnswerRecord, check_json: str | None = None) -> None:
+        """Keep an answer, in place of the one to the same command line; a busy registry just forgets.
+
+        Args:
+            answer: The answer.
+            check_json: The check of its entry as it was when the answer was given. With another by now it is not kept:
+                another check deletes the answers that were given before it.
+        """
         row = {**vars(answer), "boot": self._boot, "at": time_text(utc_now())}
         forgotten = {"boot": self._boot, "others": MAX_OF_OTHER_BOOTS, "all": MAX_ANSWERS}
         with contextlib.suppress(RegistryError), self._noting() as connection:
+            checked = connection.execute("SELECT check_json FROM entries WHERE key = ?", (answer.key,)).fetchone()
+            if checked is not None and checked[0] != check_json:
+                return
             _replace(connection, "answers", row, ("command",))
             connection.execute(_FORGET_ANSWERS, forgotten)
 

@@ -44,6 +44,7 @@ _FIND_PREFIX = f"""
     ORDER BY entries.key
 """  # noqa: S608
 """A range, not LIKE: it uses the primary key's index, and no character of the prefix is special."""
+_CURRENT = "SELECT build_id, check_json FROM entries WHERE key = ?"
 _SIBLINGS = "SELECT build_id FROM entries WHERE model_digest = ? ORDER BY key"
 
 
@@ -66,11 +67,16 @@ class RegistryReader(Memos):
                 _require_seal(records[0])
         return records[0] if records else None
 
-    def has_entry(self, key: str, build_id: str | None = None) -> bool:
-        """Return whether the key has an entry, and if an attempt is named, whether it is of that."""
+    def has_entry(self, key: str) -> bool:
+        """Return whether the key has an entry."""
         with self._looking() as connection:
-            found = connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone()
-        return found is not None and build_id in {None, found[0]}
+            return connection.execute("SELECT build_id FROM entries WHERE key = ?", (key,)).fetchone() is not None
+
+    def is_current(self, record: EntryRecord) -> bool:
+        """Return whether the key still has this entry, with the same check of its numbers."""
+        with self._looking() as connection:
+            found = connection.execute(_CURRENT, (record.key,)).fetchone()
+        return bool(found == (record.build_id, record.check_json))
 
     def siblings(self, model_digest: str) -> str:
         """Return the attempts that made the model's entries, in the order of their keys, joined by commas."""
