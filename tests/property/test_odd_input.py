@@ -35,7 +35,7 @@ from enginecache.errors import EngineCacheError, OptionError, shown
 from enginecache.pipeline.results import Entry
 
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 130}
-WITH_DATA_AND_A_CODE = {"doctor", "verify", "explain"}
+WITH_DATA_AND_A_CODE = {"check", "doctor", "verify", "explain", "inspect"}
 """Their exit code is about what they print; the others fail without a result."""
 
 ODD_WORDS = r"""
@@ -178,6 +178,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @given(command_lines())
 @example(["get", "--dim", "batch=\udcff", "--json", "model.onnx"])
 @example(["get", "--dir", "\0", "model.onnx"])
+@example(["inspect", "--json", "cache"])
+@example(["inspect", "--loads-here", "--json", "model.onnx"])
+@example(["check", "--json", "KEY", "--model", "model.onnx"])
 def test_no_command_line_leaves_a_traceback(place, line):
     line = [place.key if word == "KEY" else word for word in line]
     check(place.run(line), line)
