@@ -79,7 +79,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "A cache of TensorRT engines: `enginecache get model.onnx` prints the path of an engine that is right for this "
-        "model, these shapes and options, this TensorRT and this GPU, and builds it where there is none.\n\n"
+        "model, these shapes and options, this TensorRT and this GPU, and builds it if none is stored.\n\n"
         "Exit codes: 0 ok, 1 unexpected failure, 2 usage or bad input, 3 not in the cache, 4 integrity findings, "
         "5 timed out waiting for another builder, 6 registry unavailable, 7 TensorRT refused or failed the build, "
         "8 no usable TensorRT or GPU, 9 the engine failed its check, 130 interrupted.\n\n"

@@ -68,7 +68,8 @@ def get(
     require_check: Annotated[
         bool,
         typer.Option(
-            "--require-check", help="Refuse an engine without a passed check; check a stored one first, if need be."
+            "--require-check",
+            help="Refuse an engine without a passed check; check a stored one first if needed.",
         ),
     ] = False,
     inputs: Inputs = None,
@@ -78,7 +79,7 @@ def get(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors and warnings.")] = False,
 ) -> None:
-    """Print the path of the engine for MODEL; build it if need be.
+    """Print the path of the engine for MODEL; build it first if needed.
 
     Standard output carries only the path, so that the command can stand inside another one.
 
