@@ -226,8 +226,8 @@ def import_(
     """Take the engines of a bundle into the cache.
 
     The cache is made if there is none. All of the bundle is verified before anything is stored: what is wrong
-    anywhere in it refuses the whole. It is taken whole or not at all, also if the power fails, and replaces no engine that is
-    stored. Import only what you trust: to load an engine is to run code, and a bundle is not signed.
+    anywhere in it refuses the whole. It is taken whole or not at all, also if the power fails, and replaces no
+    engine that is stored. Import only what you trust: to load an engine is to run code, and a bundle is not signed.
 
     A line for each engine: key, model, bytes, and imported; there (the same was stored before); or kept (another
     engine was stored under the key, and stays).
