@@ -12,6 +12,7 @@ import pytest
 from fakes import FakeBuilder, fake_place
 from models import linear, save
 from mounts import Image
+from records import check_of
 
 from enginecache.cache import EngineCache
 from enginecache.config import Settings
@@ -415,13 +416,7 @@ def test_the_row_is_asked_for_once_a_second_and_no_more_often(served, model, mon
 
 def test_hit_is_looked_up_anew_when_its_check_is_another(served, open_cache, model):
     entry = served.get(model, **ASK)
-    failed = {
-        "verdict": "failed",
-        "scope": "engine",
-        "digest": entry.digest,
-        "checked_at": "2026-12-01",
-        "reason": "NaN",
-    }
+    failed = check_of(entry.digest, verdict="failed", reason="NaN")
     open_cache()._storage.record_check(entry.record, canonical_json(failed))
     again = served.get(model, **ASK)
     assert [reason.code for reason in again.reasons] == ["exact", "warning"]

@@ -14,7 +14,7 @@ from models import linear, save
 
 from enginecache.files.canonical import key_digest
 from enginecache.host.targets import ComputeCapability, DeviceModel, Target
-from enginecache.key.key import KEY_VERSION, EngineKey
+from enginecache.key.key import KEY_VERSION, EngineKey, is_key_form
 from enginecache.key.options import BuildOptions, PluginLibrary
 from enginecache.key.precision import Conversion
 from enginecache.key.profiles import Profile, ShapeRange
@@ -134,6 +134,7 @@ def test_golden_keys_stay(name):
     key, digest = GOLDEN_3[name]
     assert KEY_VERSION == 3
     assert key.digest == digest
+    assert is_key_form(json.loads(key.text))
 
 
 def test_canonical_json_is_written_out():

@@ -29,6 +29,7 @@ from enginecache.exchange.loads_here import is_same_release
 from enginecache.files.canonical import Fields, canonical_json
 from enginecache.files.digest import BUFFER_BYTES, SMALL_BYTES, StreamDigest, digest_of
 from enginecache.files.units import format_size
+from enginecache.key.key import KEY_VERSION, is_key_form
 from enginecache.storage.registry.rows import EntryRecord
 
 INDEX_NAME = "enginecache-bundle.json"
@@ -286,7 +287,11 @@ def _record(fields: Fields) -> EntryRecord:
     record = EntryRecord.from_json(fields)
     if record.flaw:
         raise ValueError(record.flaw)
-    flavour = record.fields.get("toolchain", {}).get("flavour", record.backend)
+    if record.key_version != KEY_VERSION:
+        return record  # which the import refuses, and says so
+    if not is_key_form(record.fields):
+        raise ValueError("its key is not one of enginecache's")
+    flavour = record.fields["toolchain"].get("flavour")
     if flavour != record.backend:
         raise ValueError(f"its key is of {flavour}, and it says {record.backend}")
     return record

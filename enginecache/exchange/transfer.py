@@ -25,6 +25,7 @@ from enginecache.exchange.foreign import open_regular
 from enginecache.files.os_errors import describe_os_error, shell_path
 from enginecache.key.key import KEY_VERSION
 from enginecache.storage.blobs import StagedBlob
+from enginecache.storage.durable import sync_folder
 from enginecache.storage.registry.rows import EntryRecord
 from enginecache.storage.space import SLACK_BYTES, require_room
 from enginecache.storage.storage import BlobState, Storage
@@ -94,6 +95,7 @@ def export_bundle(storage: Storage, records: Sequence[EntryRecord], target: Path
                 os.fsync(file.fileno())
                 size_bytes = file.tell()
             temporary.replace(target)
+            sync_folder(target.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()

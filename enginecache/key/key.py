@@ -8,7 +8,9 @@ settings, Python version, order of mappings, None against omitted.
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from enginecache.files.canonical import Fields, canonical_json, key_digest
 from enginecache.host.targets import Target
@@ -125,3 +127,59 @@ def _target_fields(target: Target) -> Fields:
         "and_later": target.and_later,
         "device": None if device is None else {"name": device.name, "sm_count": device.sm_count},
     }
+
+
+def is_key_form(fields: object) -> bool:
+    """Return whether values from outside have the form that :meth:`EngineKey.fields` gives, with ``adopted`` or not."""
+    if not isinstance(fields, dict) or set(fields) - {"adopted"} != _FIELDS:
+        return False
+    options, target, profiles = fields["options"], fields["target"], fields["profiles"]
+    return (
+        _are_texts(fields["model"], _PARTS)
+        and isinstance(fields.get("adopted", {}), dict)
+        and isinstance(fields["conversion"], dict | None)
+        and isinstance(fields["toolchain"], dict)
+        and _are_texts(fields["environment"])
+        and isinstance(options, dict)
+        and options.keys() == _OPTIONS.keys()
+        and all(isinstance(options[name], list) == isinstance(_OPTIONS[name], list) for name in _OPTIONS)
+        and isinstance(profiles, list)
+        and all(isinstance(profile, dict) and all(map(_is_range, profile.values())) for profile in profiles)
+        and isinstance(target, dict)
+        and target.keys() == {"compute_capabilities", "and_later", "device"}
+        and _is_target(target["compute_capabilities"])
+        and (target["device"] is None or _is_device(target["device"]))
+    )
+
+
+_FIELDS = {"model", "profiles", "options", "conversion", "toolchain", "target", "environment"}
+_PARTS = {"structure", "weights", "value_info"}
+_OPTIONS = BuildOptions().keyed()
+
+
+def _are_texts(values: Any, names: Collection[str] | None = None) -> bool:
+    is_mapping = isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+    return is_mapping and (names is None or set(values) == names)
+
+
+def _is_range(shapes: Any) -> bool:
+    return (
+        isinstance(shapes, dict)
+        and shapes.get("kind") in ("shape", "values")
+        and all(_are_numbers(shapes.get(corner)) for corner in ("min", "opt", "max"))
+        and len({len(shapes[corner]) for corner in ("min", "opt", "max")}) == 1
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)
+
+
+def _is_target(value: Any) -> bool:
+    return value == "portable" or (
+        isinstance(value, list) and all(_are_numbers(one) and len(one) == 2 for one in value)
+    )
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and type(value.get("sm_count")) is int

@@ -233,6 +233,7 @@ def failed_check(record: EntryRecord) -> tuple[Reason, ...]:
     """Return a warning for an engine that failed its check. Cheap for the others: every hit asks."""
     if record.check_json is None or '"verdict":"failed"' not in record.check_json:
         return ()
-    check = record.check or {}
-    when, why = str(check.get("checked_at"))[:10], check.get("reason")
-    return (Reason("warning", f"this engine failed a check on {when}: {why}"),)
+    check = record.check
+    if check is None:
+        return ()
+    return (Reason("warning", f"this engine failed a check on {check['checked_at'][:10]}: {check['reason']}"),)

@@ -9,6 +9,7 @@ import pytest
 from fakes import H100, TOOLCHAIN, fake_cache
 from foreign_files import H200, ep_context, old_plan, rtx_plan, torch_tensorrt, trt_plan, ultralytics
 from models import linear, save
+from records import check_of
 
 from enginecache.errors import BackendError, InvalidInputError, NotCachedError
 from enginecache.host.toolchain import ToolchainFinding
@@ -97,10 +98,10 @@ def test_check_on_a_gpu_that_passed_makes_an_adopted_engine_a_hit(cache, plan, m
     record = cache.adopt(plan, model, dims=DIMS).record
 
     def check(**values):
-        found = {"verdict": "passed", "scope": "engine", "digest": record.digest, **values}
+        found = {**check_of(record.digest), **values}
         cache._storage.record_check(cache.find(record.key), json.dumps(found))
 
-    for short in ({"verdict": "failed"}, {"scope": "graph"}, {"digest": "0" * 64}):
+    for short in ({"verdict": "failed"}, {"scope": "graph"}, {"digest": "0" * 64}, {"reason": None}):
         check(**short)
         with pytest.raises(NotCachedError):
             cache.get(model, dims=DIMS, offline=True)

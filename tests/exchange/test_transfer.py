@@ -15,7 +15,7 @@ from models import linear, save
 from enginecache.errors import BundleError, IntegrityError, InvalidInputError, NotCachedError, OptionError, StoreError
 from enginecache.exchange.bundle import INDEX_NAME, bundle_index, member_header, member_name
 from enginecache.exchange.transfer import export_bundle, import_bundle
-from enginecache.files.canonical import canonical_json
+from enginecache.files.canonical import canonical_json, key_digest
 
 ASKS = [{"dims": {"batch": (1, 2, 4)}}, {"dims": {"batch": (1, 2, 8)}}, {"dims": {"batch": (1, 2, 16)}}]
 
@@ -353,6 +353,10 @@ def edited_index(found, edit, *, is_sealed=True):
         (lambda body: body["entries"].reverse(), "not as it was written"),
         (lambda body: body["plans"].pop(), "not as it was written"),
         (lambda body: body["plans"][0].update(size_bytes=1 << 60), "not as it was written"),
+        (lambda body: body["entries"][0].update(created_at="0001-01-01T00:00:00+00:00"), "created_at is"),
+        (lambda body: body["entries"][0].update(created_at="9999-12-31T23:59:59+00:00"), "created_at is"),
+        (lambda body: body["entries"][0].update(model_name="\ud800"), "model_name is"),
+        (lambda body: body["entries"][0].update(build_seconds=10**400), "build_seconds is"),
         (lambda body: body.update(more=1), "not as it was written"),
         (lambda body: body.update(entries=[]), "no engines"),
         (lambda body: body.update(entries=7), "not one"),
@@ -413,12 +417,36 @@ def test_bundle_of_a_newer_format_says_so(source, plans, closed, tmp_path):
 
 
 def test_keys_of_another_version_are_refused(source, plans, closed, tmp_path):
-    from enginecache.files.canonical import key_digest
-
     (first, *_) = records(source)
     old = dataclasses.replace(first, key_version=99, key=key_digest(99, first.key_json), seal=None)
     data = rewritten([old], plans={old.digest: plans[old.digest]})
     refused(closed, tmp_path / "b.tar", data, "version 99", InvalidInputError)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"profiles": [5]},
+        {"profiles": [{"x": {"min": [1], "opt": [1], "max": [1, 2], "kind": "shape"}}]},
+        {"target": {}},
+        {"target": {"compute_capabilities": 89, "and_later": False, "device": None}},
+        {"options": 5},
+        {"options": {}},
+        {"environment": ["x"]},
+        {"conversion": "fp16"},
+        {"toolchain": 5},
+        {"adopted": True},
+        {"more": 1},
+    ],
+)
+def test_key_of_another_form_is_refused(values, source, plans, closed, tmp_path):
+    """Nobody could ask for it, and everybody who asks for its model would meet it."""
+    (first, *_) = records(source)
+    text = canonical_json({**first.fields, **values})
+    odd = dataclasses.replace(first, key_json=text, key=key_digest(first.key_version, text), seal=None)
+    refused(
+        closed, tmp_path / "b.tar", rewritten([odd], plans={odd.digest: plans[odd.digest]}), "its key is not one of"
+    )
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,9 @@ def publish(registry: Registry, name: str, number: int = 1, **values: Any) -> En
     registry.start_build(attempt(name, number))
     registry.publish(record)
     return record
+
+
+def check_of(digest: str, **values: object) -> dict[str, object]:
+    """The result of a check of a plan, as plain JSON values."""
+    found = {"verdict": "passed", "scope": "engine", "digest": digest, "reference": "onnxruntime 1.32.0", "reason": ""}
+    return {**found, "checked_at": "2026-12-01T05:00:00Z", "tolerance": 0.05, "device": None, "outputs": [], **values}

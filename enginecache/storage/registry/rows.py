@@ -123,10 +123,10 @@ class EntryRecord:
 
     @property
     def check(self) -> Fields | None:
-        """Result of the last check as plain JSON values; None where there is none, or it is of another plan."""
+        """Result of the last check as plain JSON values; None where it is missing, damaged, or of another plan."""
         with contextlib.suppress(ValueError, RecursionError):
             found = None if self.check_json is None else json.loads(self.check_json)
-            if isinstance(found, dict) and found.get("digest") == self.digest:
+            if isinstance(found, dict) and found.get("digest") == self.digest and _is_check(found):
                 return found
         return None
 
@@ -217,7 +217,7 @@ _SEALED = (
 Form = Callable[[Any], bool]
 
 
-def _text(pattern: str = ".*") -> Form:
+def _text(pattern: str = "[^\ud800-\udfff]*") -> Form:  # half a character cannot be stored
     is_match = re.compile(pattern, re.DOTALL).fullmatch
     return lambda value: isinstance(value, str) and is_match(value) is not None
 
@@ -231,7 +231,10 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_duration(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    try:
+        return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    except OverflowError:  # an integer that is too large for a number of seconds
+        return False
 
 
 @functools.lru_cache
@@ -257,11 +260,33 @@ _FORMS: dict[str, Form] = {
     "driver_version": _or_none(_text()),
     "build_id": _text("[0-9a-f]{32}"),
     "build_seconds": _is_duration,
-    "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None,
+    # Not the ends of the calendar: whoever adds to such a time, or moves it to another zone, leaves it.
+    "created_at": lambda value: isinstance(value, dt.datetime) and value.tzinfo is not None and 1 < value.year < 9999,
     "timing_cache_digest": _or_none(_text(_DIGEST.pattern)),
     "check_json": _or_none(_text()),
     "seal": _or_none(_text()),
 }
+
+
+_CHECK_FORMS: dict[str, Form] = {
+    "verdict": _text("passed|failed|uninformative"),
+    "scope": _text("engine|graph"),
+    "reference": _text(),
+    "reason": _text(),
+    "checked_at": _text(),
+    "tolerance": _is_duration,
+    "device": _or_none(_text()),
+    "outputs": lambda value: isinstance(value, list) and all(map(_is_output, value)),
+}
+"""Of a check, as far as others read it than :mod:`enginecache.quality.result`."""
+
+
+def _is_output(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and _is_duration(value.get("error"))
+
+
+def _is_check(found: Fields) -> bool:
+    return all(is_right(found.get(name)) for name, is_right in _CHECK_FORMS.items())
 
 
 class Standing(NamedTuple):
