@@ -47,6 +47,7 @@ from enginecache.files.units import utc_now
 from enginecache.host.devices import Device
 from enginecache.host.targets import ComputeCapability, Reach, Target
 from enginecache.host.toolchain import Toolchain
+from enginecache.key.key import KEY_VERSION
 from enginecache.model import ModelSource, identify
 from enginecache.pipeline.load import EngineLoader, Loading
 from enginecache.pipeline.placement import Placement
@@ -303,7 +304,8 @@ def linear(path: Path, size: int = 8) -> Path:
 def filled(folder: Path, count: int) -> EngineCache:
     """A cache with so many entries: rows, plans and records of a few bytes, logs, and notes of use."""
     cache = open_cache(folder)
-    resolved = cache._resolve(Request.of(linear(folder / "seed.onnx"), ASK))  # type: ignore[arg-type]
+    cache.make()
+    resolved = cache._resolve(Request.of(linear(folder.with_suffix(".onnx")), ASK))  # type: ignore[arg-type]
     fields = resolved.key.fields()
     now = utc_now()
     records = []
@@ -314,9 +316,9 @@ def filled(folder: Path, count: int) -> EngineCache:
         digest = hashlib.blake2b(f"plan {number}".encode(), digest_size=32).hexdigest()
         records.append(
             EntryRecord(
-                key=key_digest(2, text),
+                key=key_digest(KEY_VERSION, text),
                 key_json=text,
-                key_version=2,
+                key_version=KEY_VERSION,
                 model_digest=structure,
                 model_name=f"model-{number}.onnx",
                 digest=digest,
