@@ -704,6 +704,15 @@ def fail_after_a_write(registry: Registry) -> None:
     raise OptionError("what", "fix")
 
 
+def test_reading_within_a_transaction_of_a_block_does_not_end_it(registry):
+    record = publish(registry, "a")
+    with registry.connected():
+        with registry._database.writing() as connection:
+            connection.exec_driver_sql("UPDATE entries SET check_json = 'x'")
+            assert registry.find(record.key) == record
+        assert registry.find(record.key).check_json == "x"
+
+
 def test_an_exception_closes_the_connection_of_a_block(registry, opened):
     with pytest.raises(OptionError), registry.connected():
         fail_after_a_write(registry)

@@ -127,7 +127,8 @@ class Database:
     def _connect(self) -> _Connection:
         place, file = _here(), _identity(self.path)
         kept = self._kept.get(place)
-        if kept is not None:
+        is_busy = kept is not None and kept.in_transaction  # which a second one on it would end
+        if kept is not None and not is_busy:
             if kept.file == file:
                 return kept
             self._kept[place] = None
@@ -136,7 +137,7 @@ class Database:
         # IMMEDIATE.
         connection = sqlite3.connect(self.path, timeout=self._busy_timeout_s, isolation_level=None, factory=_Connection)
         connection.file = file
-        if place in self._kept:
+        if place in self._kept and not is_busy:
             connection.is_kept = True
             self._kept[place] = connection
         return connection
