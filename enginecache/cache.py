@@ -275,6 +275,7 @@ class EngineCache(PortableEngines):
         require_choice("if_unloadable", if_unloadable, IF_UNLOADABLE)
         # Once: what is built in its place must be of the same request, whatever other threads change meanwhile.
         started = time.monotonic()
+        self._storage.look(self.config.shared)
         checks = self._checks(ask)
         name = None if checks else self._hits.name(model, ask)
         request, policy = request_of(name, model, ask), Policy.of(ask)

@@ -989,3 +989,11 @@ def test_reason_codes_are_those_of_the_code_and_each_is_described():
     assert used == {*enginecache.REASON_CODES}
     assert re.findall(r"\bReason\(\s*(?!\"|WIDER_REACH|NamedTuple)\w+", code) == []
     assert used <= {*re.findall(r"``(\w+)``", inspect.getdoc(enginecache.Reason))}
+
+
+def test_load_sees_a_cache_that_another_process_made_since_it_was_opened(open_cache, model):
+    cache = open_cache()
+    open_cache().get(model, dims={"batch": (1, 2, 4)})
+    with pytest.raises(NotCachedError, match="the nearest stored engine"):
+        cache.load(model, dims={"batch": (1, 2, 5)}, offline=True)
+    assert cache.root.is_made
