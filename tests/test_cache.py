@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from fakes import H100, TOOLCHAIN, FakeBuilder
+from fakes import H100, TOOLCHAIN, FakeBuilder, fake_cache
 from models import linear, save
 from waiting import LIMIT_S
 
@@ -991,9 +991,9 @@ def test_reason_codes_are_those_of_the_code_and_each_is_described():
     assert used <= {*re.findall(r"``(\w+)``", inspect.getdoc(enginecache.Reason))}
 
 
-def test_load_sees_a_cache_that_another_process_made_since_it_was_opened(open_cache, model):
-    cache = open_cache()
-    open_cache().get(model, dims={"batch": (1, 2, 4)})
+def test_load_sees_a_cache_that_another_process_made_since_it_was_opened(model, tmp_path):
+    cache, other = fake_cache(tmp_path / "new"), fake_cache(tmp_path / "new")
+    other.get(model, dims={"batch": (1, 2, 4)})
     with pytest.raises(NotCachedError, match="the nearest stored engine"):
         cache.load(model, dims={"batch": (1, 2, 5)}, offline=True)
     assert cache.root.is_made
