@@ -305,7 +305,7 @@ def test_explain_names_the_nearest_engine_and_every_differing_field(cli, model):
     ran = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--verbose")
     assert f"refused     {got['key']}  model.onnx\n" in ran.out
     assert "  options.optimization_level: asked 5, stored 3\n" in ran.out
-    assert "  it runs on compute capability 8.9, and 12.0 is asked\n" in ran.out
+    assert "  it runs on compute capability 8.9, and 12.0 is asked for\n" in ran.out
     (candidate,) = cli("explain", model, *BATCH, "--target", "sm_120", "--opt-level", "5", "--json").json["candidates"]
     assert candidate["verdict"] == "refused"
     assert [reason["code"] for reason in candidate["reasons"]] == ["reach", "differs"]
